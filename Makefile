@@ -1,0 +1,43 @@
+# Everything runs from .venv, made on first use: with uv when it is there, else with pip.
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(shell command -v uv 2>/dev/null)
+SETUP := .venv/.installed
+
+.PHONY: demo test lint types truth test-oldest clean
+
+$(SETUP): setup.cfg pyproject.toml constraints.txt
+ifeq ($(UV),)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --upgrade pip uv
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install -q -c constraints.txt -e '.[dev,torchattacks]'
+else
+	test -x $(BIN)/python || uv venv -q --python $(PYTHON) .venv
+	VIRTUAL_ENV=.venv uv pip install -q -c constraints.txt -e '.[dev,torchattacks]'
+endif
+	touch $@
+
+demo: $(SETUP)
+	$(BIN)/robench demo
+
+test: $(SETUP)
+	$(BIN)/python -m pytest
+
+# The authors' published weights and real CIFAR-10 images, in full (needs ../shared/data or $$ROBENCH_DATA).
+truth: $(SETUP)
+	$(BIN)/python -m pytest -m truth --timeout 3600 -rs -s
+
+lint: $(SETUP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy reads the built tree: the editable mapping of attacks/ to robench.attacks is invisible to it.
+types: $(SETUP)
+	rm -rf build && mkdir -p build/typed
+	$(BIN)/python -c "import shutil,sys; sys.exit(0 if shutil.which('uv') else 1)" \
+	  && VIRTUAL_ENV=.venv uv pip install -q --no-deps --target build/typed . \
+	  || VIRTUAL_ENV=.venv $(BIN)/uv pip install -q --no-deps --target build/typed .
+	cd build/typed && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../setup.cfg -p robench
+
+clean:
+	rm -rf .venv build dist demo

@@ -1,0 +1,5 @@
+"""Attacks: one file each. `ATTACKS` finds them."""
+
+from robench.attacks._base import ATTACKS, Attack, Crafted
+
+__all__ = ["ATTACKS", "Attack", "Crafted"]

@@ -1,0 +1,141 @@
+"""What an attack is, and the contract that holds for all of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import ClassVar, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from robench.attacks._ascent import gradient
+from robench.core import linf
+from robench.core.errors import RobenchError
+from robench.core.frozen import frozen
+from robench.core.losses import LOSSES
+from robench.core.registry import Registry
+from robench.core.rng import Draws
+
+
+class Crafted(NamedTuple):
+    """What a call of an attack returns.
+
+    Attributes:
+        images: (B,C,H,W), in the ball and in the box.
+        linf: ℓ∞ distance to the clean image, (B,).
+        zero_gradient: True where the gradient of the loss at the returned image is exactly zero, (B,). On a sample
+            that is still classified correctly this means that the attack had nothing to follow.
+    """
+
+    images: Tensor
+    linf: Tensor
+    zero_gradient: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """An ℓ∞ attack: frozen, keyword-only, one method to write, `perturb`.
+
+    ε is an argument of the call, so that one attack draws a whole curve; restarts are made by the evaluator through
+    `Draws.restart`.
+
+    Attributes:
+        loss: name of the loss that is ascended, in `robench.core.losses.LOSSES`.
+        version: raise it when the images that the same fields give change; cells of the old version are not reused.
+    """
+
+    name: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+
+    loss: str = "ce"
+
+    def __post_init__(self) -> None:
+        LOSSES.get(self.loss)
+        for item in fields(self):
+            if item.name in ("steps", "restarts") and getattr(self, item.name) < 1:
+                raise RobenchError(
+                    f"expected `{item.name}` of attack {self.name or type(self).__name__!r} to be at least 1, "
+                    f"got {getattr(self, item.name)}"
+                )
+
+    @abstractmethod
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
+        """Adversarial images (B,C,H,W); the caller projects, checks and judges them.
+
+        Args:
+            model: in eval mode, without parameter gradients; images -> logits (B,K) or log-probabilities.
+            images: float in [0, 1], (B,C,H,W). Not to be changed.
+            labels: int64 (B,).
+            eps: one radius per image, (B,).
+            draws: the only source of randomness.
+        """
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether another restart gives other images; where False, evaluators make one."""
+        return True
+
+    @final
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, eps: float | Tensor, draws: Draws | None = None
+    ) -> Crafted:
+        """Crafts on ``model`` and enforces the contract whatever the plug-in did.
+
+        Args:
+            images: float in [0, 1], (B,C,H,W); labels: int64 (B,).
+            eps: ℓ∞ radius in [0, 1], a number or (B,).
+            draws: keyed draws; by default samples 0..B−1 of seed 0.
+
+        Raises:
+            RobenchError: ε or images out of range, or a plug-in that returns another shape or NaN.
+        """
+        if images.ndim != 4 or labels.shape != (len(images),):
+            raise RobenchError(
+                f"expected `images` (B,C,H,W) and `labels` (B,), got {tuple(images.shape)} and {tuple(labels.shape)}"
+            )
+        if not bool(((images >= 0) & (images <= 1)).all()):
+            raise RobenchError(
+                f"expected `images` in [0, 1], got [{images.min():.3g}, {images.max():.3g}]; "
+                f"divide uint8 by 255 and normalise inside the model"
+            )
+        radius = linf.as_eps(eps, images)
+        draws = draws or Draws.of(range(len(images)))
+        lower, upper = linf.bounds(images, radius)
+        with frozen(model):
+            raw = self.perturb(model, images.clone(), labels, radius, draws).detach()
+            if raw.shape != images.shape or raw.dtype != images.dtype:
+                raise RobenchError(
+                    f"attack {self.label!r} returned {tuple(raw.shape)} of {raw.dtype}, "
+                    f"expected {tuple(images.shape)} of {images.dtype}"
+                )
+            # A NaN stays a NaN under clamp.
+            crafted = torch.minimum(torch.maximum(raw, lower), upper)
+            if not bool(torch.isfinite(crafted).all()):
+                raise RobenchError(f"attack {self.label!r} returned an image that is not finite")
+            slope = gradient(lambda z: LOSSES.get(self.loss)(model(z), labels), crafted)
+        zero = slope.abs().flatten(1).amax(dim=1) == 0
+        return Crafted(crafted, linf.distance(crafted, images), zero)
+
+    @property
+    def label(self) -> str:
+        """The name and every field but the loss that is not at its default, as the command line takes it."""
+        changed = [
+            f"{item.name}={getattr(self, item.name):g}"
+            if isinstance(getattr(self, item.name), float)
+            else f"{item.name}={getattr(self, item.name)}"
+            for item in fields(self)
+            if item.name != "loss" and getattr(self, item.name) != item.default
+        ]
+        return ":".join([self.name, *changed])
+
+    def manifest(self) -> dict[str, object]:
+        """Everything that determines the images, for keys and manifests."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            **{item.name: getattr(self, item.name) for item in fields(self)},
+        }
+
+
+ATTACKS: Registry[type[Attack]] = Registry("attack", package="robench.attacks", group="robench.attacks")

@@ -1,0 +1,83 @@
+"""What a defense is: one loss, and what it needs from the training loop."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from robench.core.ensemble import Ensemble
+from robench.core.errors import RobenchError
+from robench.core.registry import Registry
+from robench.core.rng import Stream
+
+Terms = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch, augmented, on the device.
+
+    Attributes:
+        images: (B,C,H,W) in [0, 1]; labels: int64 (B,).
+        paired: images of a second, independent shuffle, (B,C,H,W), for defenses with ``paired = True``.
+        draws: this step's draws; epoch_draws: the same for every step of an epoch. The only sources of randomness.
+    """
+
+    images: Tensor
+    labels: Tensor
+    draws: Stream
+    epoch_draws: Stream
+    paired: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defense(ABC):
+    """A defense: frozen, keyword-only, one method to write, `loss`. Its recipe is data, in `robench/recipes`.
+
+    Attributes:
+        version: raise it when training with the same fields gives other weights.
+        paired: whether `Batch.paired` is filled.
+        start: ``baseline``: training starts from a trained Baseline of the same size and seed, made or reused by the
+            trainer. ``scratch``: from random weights.
+        min_members: the smallest ensemble the objective is defined for.
+    """
+
+    name: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+    paired: ClassVar[bool] = False
+    start: ClassVar[Literal["scratch", "baseline"]] = "scratch"
+    min_members: ClassVar[int] = 1
+
+    @abstractmethod
+    def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
+        """Yields named scalar terms; their sum over all yields is the loss.
+
+        Each yield is back-propagated at once and its graph freed, so a loss that splits by member needs the memory
+        of one member. Parameters are updated only after the last yield.
+
+        Args:
+            ensemble: in train mode; ``ensemble.members[i](images)`` gives logits (B,K).
+        """
+
+    def check(self, *, members: int, classes: int) -> None:
+        """Raises RobenchError where this ensemble size or data set cannot be trained."""
+        if members < self.min_members:
+            raise RobenchError(
+                f"expected `n` of defense {self.name!r} to be at least {self.min_members}, got {members}; "
+                f"try --n {max(3, self.min_members)}"
+            )
+
+    def manifest(self) -> dict[str, object]:
+        """Everything that determines the loss, for keys and manifests."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            **{item.name: getattr(self, item.name) for item in fields(self)},
+        }
+
+
+DEFENSES: Registry[type[Defense]] = Registry("defense", package="robench.defenses", group="robench.defenses")

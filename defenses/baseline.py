@@ -1,0 +1,21 @@
+"""Members trained alone, on clean images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+
+from robench.core.ensemble import Ensemble
+from robench.defenses._base import DEFENSES, Batch, Defense, Terms
+
+
+@DEFENSES.register("baseline")
+@dataclass(frozen=True, kw_only=True)
+class Baseline(Defense):
+    """Σ_i CE(z_i(x), y): no defense, and the surrogates of the black-box threat."""
+
+    def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
+        for member in ensemble.members:
+            yield {"ce": F.cross_entropy(member(batch.images), batch.labels)}

@@ -1,0 +1,93 @@
+"""DVERGE: each member learns to resist the distilled features of the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from robench.attacks._distill import distill
+from robench.core.ensemble import Ensemble
+from robench.core.errors import RobenchError
+from robench.core.features import depth
+from robench.core.frozen import BatchNormMode, batchnorm
+from robench.defenses._base import DEFENSES, Batch, Defense, Terms
+
+
+@DEFENSES.register("dverge")
+@dataclass(frozen=True, kw_only=True)
+class Dverge(Defense):
+    """Σ_i Σ_{j≠i} CE(z_i(x'_j), y_s) (Yang et al. 2020, eq. 3, https://arxiv.org/abs/2009.14720).
+
+    x'_j is distilled on member j from a source (x_s, y_s) towards a second image x; both come from independent
+    shuffles and are augmented; pairs of the same class are kept. The sum over j is not divided by N − 1, as in the
+    authors' code, so the effective rate grows with N. Deviation from their code: f^l(x) is computed once per batch
+    instead of at every step, so that with ``craft_bn="train"`` running statistics move 11 times per distillation, not
+    20.
+
+    Attributes:
+        eps: radius of the distillation.
+        steps: its steps, of size ε/steps.
+        layer: a fixed feature layer, 1 .. depth; 0 draws one for every ``layer_per``. Members of different depth L_i
+            share the draw u ~ U(0, 1): l_i = 1 + ⌊u·L_i⌋.
+        layer_per: how often the layer is drawn.
+        craft_bn: BatchNorm while distilling, see `robench.core.frozen.batchnorm`.
+    """
+
+    paired: ClassVar[bool] = True
+    start: ClassVar[Literal["scratch", "baseline"]] = "baseline"
+    min_members: ClassVar[int] = 2
+
+    eps: float = 0.07
+    steps: int = 10
+    layer: int = 0
+    layer_per: Literal["epoch", "batch"] = "epoch"
+    craft_bn: BatchNormMode = "train"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eps <= 1:
+            raise RobenchError(f"expected `eps` of defense {self.name!r} in (0, 1], got {self.eps}")
+        if self.steps < 1 or self.layer < 0:
+            raise RobenchError(
+                f"expected `steps` >= 1 and `layer` >= 0 of defense {self.name!r}, got {self.steps} and {self.layer}"
+            )
+
+    def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
+        distilled = self.distilled(ensemble, batch)
+        for i, member in enumerate(ensemble.members):
+            # One by one, in ascending j: a concatenation would change the batch statistics.
+            terms = [
+                F.cross_entropy(member(images), batch.labels) for j, images in enumerate(distilled) if j != i
+            ]
+            yield {"distilled": sum(terms[1:], terms[0])}
+
+    def distilled(self, ensemble: Ensemble, batch: Batch) -> list[Tensor]:
+        """x'_j (B,C,H,W) of every member j, all made before any update."""
+        assert batch.paired is not None
+        draws = batch.epoch_draws if self.layer_per == "epoch" else batch.draws
+        position = float(draws.uniform((1,), "layer"))
+        images = []
+        for member in ensemble.members:
+            layers = depth(member, batch.images[:1])
+            if self.layer > layers:
+                raise RobenchError(
+                    f"expected `layer` of defense {self.name!r} in 0..{layers} for this model, got {self.layer}"
+                )
+            layer = self.layer or 1 + math.floor(position * layers)
+            with batchnorm(member, self.craft_bn):
+                images.append(
+                    distill(
+                        member,
+                        batch.images,
+                        batch.paired,
+                        layer,
+                        eps=self.eps,
+                        steps=self.steps,
+                        step_ratio=1 / self.steps,
+                    )
+                )
+        return images

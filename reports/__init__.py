@@ -1,0 +1,1 @@
+"""Figures and tables: pure functions of the table of outcomes."""

@@ -1,0 +1,1 @@
+"""robench: the adversarial robustness of ensembles, measured so that the number can be checked."""

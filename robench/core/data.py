@@ -1,0 +1,343 @@
+"""Data sets as uint8 tensors, known by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from robench.core.errors import RobenchError
+from robench.core.models import ModelSpec
+from robench.core.registry import Registry
+from robench.core.store import read_tensors, tensors_hash, write_tensors
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images uint8 (M,C,H,W) and labels int64 (M,); an image's index here is its identity."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> Split:
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set.
+
+    Attributes:
+        name: how the user names it (``cifar10``, ``folder:PATH``).
+        mean, std: normalisation per channel, in units of [0, 1]; it lives in the models, not in the images.
+        fingerprint: SHA-256 over all images and labels.
+        classes: name of each class.
+        recipe: the recipe that training takes by default.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+    fingerprint: str
+    recipe: str
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def identity(self) -> str:
+        """What keys hold: an official data set's name, else the content; a path is neither."""
+        return self.name if ":" not in self.name else self.fingerprint[:16]
+
+    @property
+    def label(self) -> str:
+        """A name for files and figures, without a path."""
+        return self.name if ":" not in self.name else f"{self.name.partition(':')[0]}-{self.fingerprint[:8]}"
+
+    def model(self, name: str) -> ModelSpec:
+        """The spec of a registered model for this data set."""
+        return ModelSpec(
+            name=name,
+            num_classes=self.num_classes,
+            in_channels=self.train.images.shape[1],
+            mean=self.mean,
+            std=self.std,
+        )
+
+    def subset(self, samples: int, kind: str, seed: int = 0) -> Tensor:
+        """Indices of test images, int64, ascending.
+
+        Args:
+            samples: how many; all where there are fewer.
+            kind: ``first``; ``random``, keyed by ``seed``; or ``paper``, the DVERGE authors' white-box subset
+                ``random.seed(0); random.sample(range(10000), 1000)``, cut to its first ``samples``.
+
+        Raises:
+            RobenchError: unknown kind, or the paper's subset of a test set that has not 10,000 images.
+        """
+        import random
+
+        from robench.core.rng import Stream
+
+        total = len(self.test)
+        if samples < 1:
+            raise RobenchError(f"expected `samples` to be at least 1, got {samples}")
+        if kind == "first":
+            return torch.arange(min(samples, total))
+        if kind == "random":
+            return Stream(("subset", seed)).permutation(total)[:samples].sort().values
+        if kind == "paper":
+            if total != 10000:
+                raise RobenchError(f"the paper's subset is of 10000 test images, {self.label} has {total}; use first")
+            chosen = random.Random(0).sample(range(10000), 1000)[:samples]
+            return torch.tensor(sorted(chosen))
+        raise RobenchError(f"expected `subset` to be first, random or paper, got {kind!r}")
+
+
+def to_images(pixels: Tensor) -> Tensor:
+    """uint8 (B,C,H,W) -> float32 in [0, 1]."""
+    return pixels.to(torch.float32) / 255
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a data set may read, download and keep what it decoded."""
+
+    folder: Path = Path("data")
+
+    @property
+    def cache(self) -> Path:
+        base = os.environ.get("ROBENCH_CACHE") or os.environ.get("XDG_CACHE_HOME")
+        return (Path(base) if base else Path.home() / ".cache") / "robench" / "datasets"
+
+
+Loader = Callable[[Place], Data]
+
+DATASETS: Registry[Loader] = Registry("dataset", group="robench.datasets")
+
+
+def load(name: str, folder: Path | str = "data") -> Data:
+    """A registered data set, ``folder:PATH`` or ``npz:PATH``.
+
+    Args:
+        folder: where official data sets are kept and downloaded to.
+
+    Raises:
+        RobenchError: unknown name, missing or damaged files, no network.
+    """
+    kind, colon, path = name.partition(":")
+    if colon and kind == "folder":
+        return _folder(Path(path), Place(Path(folder)))
+    if colon and kind == "npz":
+        return _npz(Path(path))
+    if colon:
+        raise RobenchError(f"expected `dataset` to be a name, folder:PATH or npz:PATH, got {name!r}")
+    return DATASETS.get(name)(Place(Path(folder)))
+
+
+def make(
+    name: str,
+    train: tuple[npt.ArrayLike, npt.ArrayLike],
+    test: tuple[npt.ArrayLike, npt.ArrayLike],
+    *,
+    classes: Iterable[str] | None = None,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    recipe: str = "generic",
+) -> Data:
+    """Checks arrays and makes a data set of them.
+
+    Args:
+        train, test: images uint8 (M,C,H,W) or (M,H,W), and integer labels (M,).
+        statistics: mean and standard deviation per channel in [0, 1]; by default those of the training images.
+
+    Raises:
+        RobenchError: other types or shapes, labels out of range.
+    """
+    splits = {part: _split(name, part, *arrays) for part, arrays in (("train", train), ("test", test))}
+    if splits["train"].images.shape[1:] != splits["test"].images.shape[1:]:
+        raise RobenchError(f"{name}: train and test images differ in shape; make them equal")
+    count = int(max(split.labels.max() for split in splits.values())) + 1
+    names = tuple(classes) if classes is not None else tuple(str(label) for label in range(count))
+    if count > len(names) or len(names) < 2:
+        raise RobenchError(f"{name}: expected labels in 0..{len(names) - 1} and at least 2 classes, got {count - 1}")
+    if statistics is None:
+        pixels = splits["train"].images.to(torch.float64).transpose(0, 1).flatten(1) / 255
+        mean = tuple(round(value, 4) for value in pixels.mean(dim=1).tolist())
+        std = tuple(round(value, 4) or 1.0 for value in pixels.std(dim=1).tolist())
+    else:
+        mean, std = statistics
+    tensors = {f"{part}.{field}": getattr(s, field) for part, s in splits.items() for field in ("images", "labels")}
+    return Data(name, splits["train"], splits["test"], mean, std, names, tensors_hash(tensors), recipe)
+
+
+def _split(name: str, part: str, images: npt.ArrayLike, labels: npt.ArrayLike) -> Split:
+    pixels, classes = np.asarray(images), np.asarray(labels)
+    if pixels.ndim == 3:
+        pixels = pixels[:, None]
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
+        raise RobenchError(
+            f"{name}: expected {part} images as uint8 (M,C,H,W) with 1 or 3 channels, got {pixels.dtype} {pixels.shape}"
+        )
+    if classes.shape != (len(pixels),) or not np.issubdtype(classes.dtype, np.integer) or not len(classes):
+        raise RobenchError(
+            f"{name}: expected {len(pixels)} integer {part} labels, got {classes.dtype} {classes.shape}"
+        )
+    if int(classes.min()) < 0:
+        raise RobenchError(f"{name}: expected {part} labels from 0, got {classes.min()}")
+    return Split(torch.from_numpy(np.ascontiguousarray(pixels)), torch.from_numpy(classes.astype(np.int64)))
+
+
+@DATASETS.register("digits")
+def _digits(place: Place) -> Data:
+    """1,797 handwritten digits of 8x8 pixels, shipped with scikit-learn: 1,297 to train, 500 to test."""
+    from sklearn.datasets import load_digits
+
+    from robench.core.rng import Stream
+
+    raw = load_digits()
+    images = np.round(raw.images * (255 / 16)).astype(np.uint8)
+    order = Stream(("digits",)).permutation(len(images)).numpy()
+    train, test = order[:1297], order[1297:]
+    return make("digits", (images[train], raw.target[train]), (images[test], raw.target[test]), recipe="digits")
+
+
+@dataclass(frozen=True)
+class _Official:
+    """A data set of torchvision: its class there, arguments for the two splits, normalisation."""
+
+    dataset: str
+    train: dict[str, Any]
+    test: dict[str, Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    recipe: str = "cifar10"
+
+
+_BY_FLAG: tuple[dict[str, Any], dict[str, Any]] = ({"train": True}, {"train": False})
+_OFFICIAL = {
+    "cifar10": _Official("CIFAR10", *_BY_FLAG, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": _Official("CIFAR100", *_BY_FLAG, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "svhn": _Official(
+        "SVHN", {"split": "train"}, {"split": "test"}, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), "generic"
+    ),
+    "mnist": _Official("MNIST", *_BY_FLAG, (0.1307,), (0.3081,), "generic"),
+    "fashion-mnist": _Official("FashionMNIST", *_BY_FLAG, (0.2860,), (0.3530,), "generic"),
+}
+
+
+def _official(name: str, place: Place) -> Data:
+    spec = _OFFICIAL[name]
+    try:
+        from torchvision import datasets
+    except (ImportError, RuntimeError) as error:
+        raise RobenchError(
+            f"data set {name!r} needs torchvision, which does not import here ({error}); install torch and torchvision "
+            f"together, from one index: pip install torch torchvision"
+        ) from error
+    parts = []
+    for arguments in (spec.train, spec.test):
+        try:
+            part = getattr(datasets, spec.dataset)(root=place.folder / name, download=True, **arguments)
+        except Exception as error:  # torchvision raises RuntimeError, URLError and OSError alike
+            raise RobenchError(
+                f"data set {name!r} is not complete in {place.folder / name} and cannot be downloaded ({error}); put the "
+                f"official files there, or name your own: --dataset npz:PATH or folder:PATH"
+            ) from error
+        pixels = np.asarray(part.data)
+        if pixels.ndim == 4 and pixels.shape[-1] == 3:
+            pixels = pixels.transpose(0, 3, 1, 2)
+        parts.append((pixels, np.asarray(part.labels if hasattr(part, "labels") else part.targets)))
+        classes = getattr(part, "classes", None)
+    return make(name, *parts, classes=classes, statistics=(spec.mean, spec.std), recipe=spec.recipe)
+
+
+for _name in _OFFICIAL:
+    DATASETS.register(_name)(partial(_official, _name))
+
+
+def _npz(path: Path) -> Data:
+    """x_train, y_train, x_test, y_test, images uint8 (M,C,H,W)."""
+    wanted = ("x_train", "y_train", "x_test", "y_test")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [name for name in wanted if name not in file]
+            if missing:
+                raise RobenchError(f"{path} lacks {', '.join(missing)}; expected arrays {', '.join(wanted)}")
+            arrays = [file[name] for name in wanted]
+    except FileNotFoundError as error:
+        raise RobenchError(f"{path} does not exist; expected an .npz with {', '.join(wanted)}") from error
+    except RobenchError:
+        raise
+    except Exception as error:  # numpy, zipfile and zlib each raise their own
+        raise RobenchError(f"{path} cannot be read as .npz without pickle ({error})") from error
+    return make(f"npz:{path}", (arrays[0], arrays[1]), (arrays[2], arrays[3]))
+
+
+def _folder(path: Path, place: Place) -> Data:
+    """``train/<class>/*`` and ``test/<class>/*``, images of one size, decoded once."""
+    listing: dict[str, list[tuple[Path, int]]] = {}
+    for part in ("train", "test"):
+        if not (path / part).is_dir():
+            raise RobenchError(f"{path / part} does not exist; expected {path}/train/<class>/* and test/<class>/*")
+    classes = sorted(entry.name for entry in (path / "train").iterdir() if entry.is_dir())
+    digest = hashlib.sha256()
+    for part in ("train", "test"):
+        extra = {entry.name for entry in (path / part).iterdir() if entry.is_dir()} - set(classes)
+        if extra:
+            raise RobenchError(f"{path / part} has classes that train has not: {', '.join(sorted(extra))}")
+        listing[part] = []
+        for label, name in enumerate(classes):
+            for file in sorted((path / part / name).glob("*")):
+                status = file.stat()
+                digest.update(f"{part}/{name}/{file.name}:{status.st_size}:{status.st_mtime_ns};".encode())
+                listing[part].append((file, label))
+        if not listing[part]:
+            raise RobenchError(f"{path / part} holds no images; expected {path / part}/<class>/*")
+    cache = place.cache / f"folder-{digest.hexdigest()[:24]}.safetensors"
+    if cache.exists():
+        tensors, _ = read_tensors(cache)
+    else:
+        tensors = {}
+        for part, files in listing.items():
+            tensors[f"{part}.images"] = torch.from_numpy(np.stack(_decoded([file for file, _ in files])))
+            tensors[f"{part}.labels"] = torch.tensor([label for _, label in files])
+        write_tensors(cache, tensors)
+    return make(
+        f"folder:{path}",
+        (tensors["train.images"].numpy(), tensors["train.labels"].numpy()),
+        (tensors["test.images"].numpy(), tensors["test.labels"].numpy()),
+        classes=classes,
+    )
+
+
+def _decoded(files: list[Path]) -> list[npt.NDArray[np.uint8]]:
+    from PIL import Image, UnidentifiedImageError
+
+    images: list[npt.NDArray[np.uint8]] = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+        except (OSError, UnidentifiedImageError) as error:
+            raise RobenchError(f"{file} cannot be decoded as an image ({error}); remove or replace it") from error
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        if images and pixels.shape != images[0].shape:
+            raise RobenchError(f"{file} has shape {pixels.shape}, {files[0]} has {images[0].shape}; make them equal")
+        images.append(pixels)
+    return images

@@ -1,0 +1,18 @@
+"""The one exception users see, and the wording it keeps: parameter, owner, allowed, received, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RobenchError(ValueError):
+    """A mistake that the user can mend; the command line prints it on one line and exits with 2."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> RobenchError:
+    """The error for a name that is not registered, with its nearest neighbours."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    suggestion = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}."
+    return RobenchError(f"unknown {kind} {name!r}; {suggestion}{' ' + hint if hint else ''}")

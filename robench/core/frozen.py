@@ -1,0 +1,72 @@
+"""The context in which a model is attacked, and the BatchNorm modes in which training crafts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+BatchNormMode = Literal["train", "batch", "eval"]
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """Eval mode and no parameter gradients within; every mode, hook and gradient flag as before afterwards."""
+    modules = list(model.modules())
+    modes = [module.training for module in modules]
+    hooks = [{name: dict(getattr(module, name)) for name in _HOOKS} for module in modules]
+    parameters = list(model.parameters())
+    flags = [parameter.requires_grad for parameter in parameters]
+    try:
+        model.eval()
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield model
+    finally:
+        for module, mode, kept in zip(modules, modes, hooks, strict=True):
+            module.training = mode
+            for name, entries in kept.items():
+                current = getattr(module, name)
+                current.clear()
+                current.update(entries)
+        for parameter, flag in zip(parameters, flags, strict=True):
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def batchnorm(model: nn.Module, mode: BatchNormMode) -> Iterator[None]:
+    """How BatchNorm behaves while training crafts on ``model``.
+
+    ``train``: batch statistics, running ones move (the DVERGE authors' code). ``batch``: batch statistics, running
+    ones stay. ``eval``: running statistics. Modes are restored on leaving.
+    """
+    if mode == "train":
+        yield
+        return
+    modules = list(model.modules())
+    kept = [(module.training, getattr(module, "track_running_stats", None)) for module in modules]
+    try:
+        if mode == "eval":
+            model.eval()
+        else:
+            for module in modules:
+                if isinstance(module, _NormBase):
+                    module.track_running_stats = False
+        yield
+    finally:
+        for module, (training, tracked) in zip(modules, kept, strict=True):
+            module.training = training
+            if isinstance(module, _NormBase) and tracked is not None:
+                module.track_running_stats = tracked

@@ -1,0 +1,178 @@
+"""CIFAR networks, other people's networks, and the normalisation that lives inside every model."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from robench.core.errors import RobenchError
+from robench.core.registry import Registry
+
+
+class Factory(Protocol):
+    """Makes a network: images (B, in_channels, S, S), normalised -> logits (B, num_classes)."""
+
+    def __call__(self, *, num_classes: int, in_channels: int) -> nn.Module: ...
+
+
+MODELS: Registry[Factory] = Registry("model", group="robench.models")
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions and a skip; the shortcut is a 1x1 convolution where the shape changes."""
+
+    def __init__(self, in_width: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_width, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU()
+        self.downsample: nn.Module | None = None
+        if stride != 1 or in_width != width:
+            self.downsample = nn.Sequential(nn.Conv2d(in_width, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = x if self.downsample is None else self.downsample(x)
+        branch = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.relu(branch + skip)  # type: ignore[no-any-return]
+
+
+class ResNet(nn.Module):
+    """The 6n+2-layer residual network for small images (He et al. 2016, §4.2), with 1x1-convolution shortcuts.
+
+    ResNet-20 has 272,474 parameters; parameter names are those of torchvision and of the DVERGE checkpoints.
+    """
+
+    def __init__(self, depth: int, *, num_classes: int, in_channels: int, widths: Sequence[int] = (16, 32, 64)) -> None:
+        super().__init__()
+        blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU()
+        self.layer1 = self._stage(widths[0], widths[0], blocks, 1)
+        self.layer2 = self._stage(widths[0], widths[1], blocks, 2)
+        self.layer3 = self._stage(widths[1], widths[2], blocks, 2)
+        self.fc = nn.Linear(widths[2], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @staticmethod
+    def _stage(in_width: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+        return nn.Sequential(
+            _Block(in_width, width, stride), *(_Block(width, width, 1) for _ in range(blocks - 1))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+
+for _depth in (8, 14, 20, 32, 56):
+    MODELS.register(f"resnet{_depth}")(partial(ResNet, _depth))
+
+
+class Normalized(nn.Module):
+    """A network with its normalisation inside: images in [0, 1] (B,C,H,W) -> logits (B,K)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model((images - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """All that is needed to build a member's architecture again; kept in the manifest of a run.
+
+    Attributes:
+        name: a registered name (``resnet20``, ``torchvision/resnet18``, ``timm/...``), or, from the command line
+            and Python alone, ``package.module:factory``.
+        negative_slope: slope of the activations below zero; 0 is ReLU, GAL trains with 0.1.
+    """
+
+    name: str
+    num_classes: int
+    in_channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    negative_slope: float = 0.0
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> ModelSpec:
+        """The spec that a manifest holds."""
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+    def manifest(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def replace(self, **changes: Any) -> ModelSpec:
+        return replace(self, **changes)
+
+
+def build(spec: ModelSpec, key: int, *, trusted: bool = False) -> Normalized:
+    """A member with initial weights drawn from ``key`` alone; torch's global generator is left as it was.
+
+    Args:
+        trusted: allow ``package.module:factory``, which imports and runs that code. True only for names that the
+            user typed; a manifest is data and may not name code.
+
+    Raises:
+        RobenchError: unknown name, a factory that does not take ``num_classes`` and ``in_channels``, or an untrusted
+            ``package.module:factory``.
+    """
+    factory = _imported(spec.name, trusted) if ":" in spec.name else MODELS.get(spec.name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key)
+        try:
+            model = factory(num_classes=spec.num_classes, in_channels=spec.in_channels)
+        except TypeError as error:
+            raise RobenchError(
+                f"model {spec.name!r} cannot be built ({error}); its factory must take `num_classes` and `in_channels`"
+            ) from error
+    if spec.negative_slope:
+        _leak(model, spec.negative_slope)
+    return Normalized(model, spec.mean, spec.std)
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _leak(model: nn.Module, slope: float) -> None:
+    """Replaces every ReLU module by a LeakyReLU of that slope."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, nn.LeakyReLU(slope, inplace=child.inplace))
+
+
+def _imported(name: str, trusted: bool) -> Callable[..., nn.Module]:
+    if not trusted:
+        raise RobenchError(
+            f"model {name!r} names code, which a file may not; type it yourself: --model {name}, or register it under "
+            f"the entry point `robench.models`"
+        )
+    module_name, _, attribute = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise RobenchError(f"model {name!r} cannot be imported ({error}); expected package.module:factory") from error
+    if not callable(factory):
+        raise RobenchError(f"model {name!r} is a {type(factory).__name__}, expected a factory that can be called")
+    return factory  # type: ignore[no-any-return]

@@ -1,0 +1,185 @@
+"""Runs: a folder each, with a manifest, weights and, beside them, what was measured on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from robench.core.ensemble import Ensemble
+from robench.core.errors import RobenchError, unknown
+from robench.core.models import ModelSpec, build
+from robench.core.provenance import versions
+from robench.core.store import checked_name, read_json, read_tensors, tensors_hash, write_json, write_tensors
+
+Role = Literal["target", "surrogate"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        manifest: what `record` wrote.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def defense(self) -> str:
+        return str(self.manifest["defense"]["name"])
+
+    @property
+    def n(self) -> int:
+        return len(self.manifest["members"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.manifest["seed"])
+
+    @property
+    def role(self) -> str:
+        return str(self.manifest["role"])
+
+    @property
+    def weights(self) -> str:
+        """SHA-256 of the weights by content."""
+        return str(self.manifest["weights"])
+
+    @property
+    def specs(self) -> list[ModelSpec]:
+        return [ModelSpec.of(values) for values in self.manifest["members"]]
+
+    def load(self, *, trusted: bool = False) -> Ensemble:
+        """The ensemble, in eval mode on the CPU.
+
+        Args:
+            trusted: see `robench.core.models.build`.
+
+        Raises:
+            RobenchError: weights that are absent, damaged, or not those that the manifest names.
+        """
+        tensors, _ = read_tensors(self.folder / "weights.safetensors")
+        if tensors_hash(tensors) != self.weights:
+            raise RobenchError(
+                f"the weights of run {self.name!r} are not those that its manifest names; "
+                f"remove {self.folder} and train or import again"
+            )
+        ensemble = Ensemble(build(spec, 0, trusted=trusted) for spec in self.specs)
+        load_state(ensemble, tensors, self.name)
+        return ensemble.eval()
+
+
+class Runs:
+    """The folder that holds all runs."""
+
+    def __init__(self, root: Path | str = "runs") -> None:
+        self.root = Path(root)
+
+    def folder(self, name: str) -> Path:
+        return self.root / checked_name(name)
+
+    def names(self) -> list[str]:
+        """Names of finished runs, sorted."""
+        if not self.root.is_dir():
+            return []
+        return sorted(path.parent.name for path in self.root.glob("*/manifest.json"))
+
+    def get(self, name: str) -> Run:
+        """A finished run; RobenchError where there is none of that name."""
+        path = self.folder(name) / "manifest.json"
+        if not path.exists():
+            raise unknown("run", name, self.names(), f"Runs are read from {self.root}; --runs names another folder.")
+        manifest = read_json(path)
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise RobenchError(f"{path} is not a manifest of format {FORMAT}; train or import the run again")
+        return Run(path.parent, manifest)
+
+    def all(self) -> list[Run]:
+        return [self.get(name) for name in self.names()]
+
+    def save(
+        self,
+        name: str,
+        ensemble: Ensemble,
+        *,
+        members: Iterable[ModelSpec],
+        defense: Mapping[str, Any],
+        seed: int,
+        role: Role,
+        data: Mapping[str, str] | None,
+        ancestors: Iterable[Mapping[str, Any]] = (),
+        key: str | None = None,
+        more: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """Writes weights and, last, the manifest: a run with a manifest is whole.
+
+        Args:
+            ancestors: ``{"run", "weights", "members"}`` of every run that this one's weights come from.
+            key: the task's key, for a trained run.
+        """
+        folder = self.folder(name)
+        tensors = ensemble.state_dict()
+        write_tensors(folder / "weights.safetensors", tensors)
+        manifest = {
+            "format": FORMAT,
+            "name": name,
+            "defense": dict(defense),
+            "seed": seed,
+            "role": role,
+            "members": [spec.manifest() for spec in members],
+            "weights": tensors_hash(tensors),
+            "member_weights": member_hashes(ensemble),
+            "data": dict(data) if data else None,
+            "ancestors": [dict(ancestor) for ancestor in ancestors],
+            "key": key,
+            "versions": versions(),
+            **(more or {}),
+        }
+        write_json(folder / "manifest.json", manifest)
+        return Run(folder, manifest)
+
+
+def member_hashes(ensemble: Ensemble) -> list[str]:
+    """The hash of each member's parameters and buffers, so that shared members are found across ensembles."""
+    return [tensors_hash(member.state_dict()) for member in ensemble.members]
+
+
+def lineage(run: Run) -> list[dict[str, Any]]:
+    """What a child of ``run`` records as its ancestors: the run and its own ancestors."""
+    own = {"run": run.name, "weights": run.weights, "members": run.manifest["member_weights"]}
+    return [own, *run.manifest["ancestors"]]
+
+
+def load_state(module: nn.Module, tensors: Mapping[str, Tensor], owner: str) -> None:
+    """Loads a state dict completely, or says in one line what does not fit."""
+    wanted = module.state_dict()
+    missing = sorted(wanted.keys() - tensors.keys())
+    extra = sorted(tensors.keys() - wanted.keys())
+    if missing or extra:
+        lacks = f"lacks {missing[0]!r} ({len(missing)} in all)" if missing else ""
+        has = f"has {extra[0]!r} ({len(extra)} in all) too many" if extra else ""
+        raise RobenchError(
+            f"the weights of {owner!r} do not fit the model: it {' and '.join(filter(None, (lacks, has)))}; "
+            f"choose the architecture with --model"
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            raise RobenchError(
+                f"the weights of {owner!r} do not fit the model: {name!r} is {tuple(tensor.shape)}, "
+                f"expected {tuple(wanted[name].shape)}; choose the architecture with --model"
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise RobenchError(f"the weights of {owner!r} are not finite: {name!r} holds NaN or infinity")
+    module.load_state_dict(dict(tensors))

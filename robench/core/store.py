@@ -1,0 +1,152 @@
+"""Files that are whole or absent: atomic writes, safetensors, Parquet, hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from robench.core.errors import RobenchError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def checked_name(name: str, what: str = "run") -> str:
+    """``name``, if it can be the name of a folder that stays where it belongs.
+
+    Raises:
+        RobenchError: otherwise.
+    """
+    if not _NAME.fullmatch(name) or name.strip(".") == "":
+        raise RobenchError(f"expected the name of a {what} to match [A-Za-z0-9._-]+, got {name!r}")
+    return name
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary file beside ``path`` that takes its name when the block ends well, and vanishes when it does not.
+
+    Raises:
+        RobenchError: the folder cannot be written, or the disk is full.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes a private file; give it what the user's umask says.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    except OSError as error:
+        raise RobenchError(f"cannot write {path} ({error.strerror or error}); free or choose another place") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises RobenchError where the file is absent or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RobenchError(f"{path} does not exist") from error
+    except (OSError, ValueError) as error:
+        raise RobenchError(f"{path} is damaged ({error}); remove it and run the same command again") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """safetensors with string metadata."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with atomic(path) as temporary:
+        try:
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+                temporary,
+                metadata=dict(metadata or {}),
+            )
+        except SafetensorError as error:  # a full disk arrives as one of these
+            raise OSError(str(error)) from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; RobenchError where it is absent or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise RobenchError(f"{path} does not exist") from error
+    except (SafetensorError, OSError) as error:
+        raise RobenchError(f"{path} is damaged ({error}); remove it and run the same command again") from error
+
+
+def write_frame(folder: Path, frame: pd.DataFrame) -> Path:
+    """Writes ``frame`` as Parquet under a name that holds the hash of its bytes: damage shows on reading."""
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False, compression="zstd")
+    path = folder / f"part-{hashlib.sha256(buffer.getvalue()).hexdigest()[:24]}.parquet"
+    with atomic(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+    return path
+
+
+def read_frame(path: Path) -> pd.DataFrame | None:
+    """The rows of a file that `write_frame` made; None where the bytes are not those that were written."""
+    import pandas as pd
+
+    content = path.read_bytes()
+    if path.name != f"part-{hashlib.sha256(content).hexdigest()[:24]}.parquet":
+        return None
+    return pd.read_parquet(io.BytesIO(content))
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_key(value: Any) -> str:
+    """The hash of a JSON value, 16 hex digits: the key of a task or a cell."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """The hash of named tensors by content, whatever file they are in."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

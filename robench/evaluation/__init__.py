@@ -1,0 +1,1 @@
+"""Evaluation: threats become cells, cells become rows."""

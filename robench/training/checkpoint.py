@@ -1,0 +1,96 @@
+"""The state of a training that was cut off, as one safetensors file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robench.core.ensemble import Ensemble
+from robench.core.errors import RobenchError
+from robench.core.store import read_tensors, tensors_hash, write_tensors
+
+
+@dataclass
+class State:
+    """Where training stands, and what its epochs gave.
+
+    Attributes:
+        epoch: the current one, from 0; step: steps done in it.
+        sums: the loss's terms, summed over these steps, on the device.
+        history: per finished epoch the learning rate and the mean of each term.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.step += 1
+
+    def close(self, rate: float) -> None:
+        """Ends the epoch."""
+        means = {name: float(value) / self.step for name, value in self.sums.items()}
+        self.history.append({"epoch": self.epoch + 1, "lr": rate, "terms": means})
+        self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
+
+
+class Checkpoint:
+    """Weights, optimiser and `State` of one task; nothing else is needed, as every draw is keyed."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path = path
+        self.key = key
+
+    def save(self, ensemble: Ensemble, optimizer: torch.optim.Optimizer, state: State) -> None:
+        tensors = {f"model.{name}": value for name, value in ensemble.state_dict().items()}
+        for index, values in optimizer.state_dict()["state"].items():
+            tensors.update({f"optimizer.{index}.{name}": value for name, value in values.items()})
+        tensors.update({f"sums.{name}": value for name, value in state.sums.items()})
+        progress = {"epoch": state.epoch, "step": state.step, "history": state.history}
+        metadata = {"key": self.key, "hash": tensors_hash(tensors), "progress": json.dumps(progress)}
+        write_tensors(self.path, tensors, metadata)
+
+    def load(
+        self, ensemble: Ensemble, optimizer: torch.optim.Optimizer, notice: Callable[[str], None]
+    ) -> State:
+        """Restores weights and optimiser in place; the state from the start where there is no usable file.
+
+        Raises:
+            RobenchError: the file belongs to other settings.
+        """
+        if not self.path.exists():
+            return State()
+        try:
+            tensors, metadata = read_tensors(self.path)
+        except RobenchError as error:
+            notice(f"{error}: starting over")
+            return State()
+        if metadata.get("hash") != tensors_hash(tensors):
+            notice(f"{self.path} is damaged: starting over")
+            return State()
+        if metadata["key"] != self.key:
+            raise RobenchError(
+                f"{self.path} is of a training with other settings; give this one --name, or remove {self.path.parent}"
+            )
+        ensemble.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+        entries: dict[int, dict[str, Tensor]] = {}
+        sums = {}
+        for name, value in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "optimizer":
+                index, _, entry = rest.partition(".")
+                entries.setdefault(int(index), {})[entry] = value
+            elif kind == "sums":
+                sums[rest] = value.to(next(ensemble.parameters()).device)
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
+        progress = json.loads(metadata["progress"])
+        return State(progress["epoch"], progress["step"], sums, progress["history"])

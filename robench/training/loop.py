@@ -1,0 +1,208 @@
+"""The one training loop: data on the device, keyed draws, exact resume."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robench.core.data import Data, Split, to_images
+from robench.core.ensemble import Ensemble
+from robench.core.errors import RobenchError
+from robench.core.models import build
+from robench.core.rng import Stream
+from robench.core.runs import Run, Runs, lineage, load_state
+from robench.defenses import Batch
+from robench.training.checkpoint import Checkpoint, State
+from robench.training.recipes import Recipe
+from robench.training.task import Task
+
+#: Seconds between checkpoints: what a kill costs at most, beyond one step.
+CHECKPOINT_SECONDS = 30.0
+
+
+class Progress(Protocol):
+    """How far a job is; the command line draws a bar from it."""
+
+    def __call__(self, done: int, total: int, what: str) -> None: ...
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """A `Progress` that shows nothing."""
+
+
+def ensure(
+    task: Task,
+    data: Data,
+    runs: Runs,
+    *,
+    device: torch.device,
+    trusted: bool = False,
+    progress: Progress = silent,
+    notice: Callable[[str], None] = lambda text: None,
+) -> Run:
+    """The finished run of ``task``: reused where it is complete, resumed where it was cut off, else trained.
+
+    The Baseline that a defense starts from is made the same way, first.
+
+    Raises:
+        RobenchError: the name is taken by another task, or the loss is no longer finite.
+    """
+    if task.name in runs.names():
+        run = runs.get(task.name)
+        if run.manifest["key"] != task.key:
+            raise RobenchError(
+                f"run {task.name!r} exists with other settings; give this one --name, or remove {run.folder}"
+            )
+        notice(f"{task.name} is complete")
+        return run
+    parent = None
+    if task.start is not None:
+        parent = ensure(
+            task.start, data, runs, device=device, trusted=trusted, progress=progress, notice=notice
+        )
+    elif task.init != "scratch":
+        parent = runs.get(task.init)
+    return _train(task, data, runs, parent, device, trusted, progress, notice)
+
+
+def _train(
+    task: Task,
+    data: Data,
+    runs: Runs,
+    parent: Run | None,
+    device: torch.device,
+    trusted: bool,
+    progress: Progress,
+    notice: Callable[[str], None],
+) -> Run:
+    stream = Stream((task.role, task.defense.name, task.n, task.seed))
+    ensemble = Ensemble(
+        build(spec, stream.key("weights", i), trusted=trusted) for i, spec in enumerate(task.members)
+    )
+    if parent is not None:
+        load_state(ensemble, parent.load(trusted=trusted).state_dict(), parent.name)
+    ensemble.to(device, memory_format=torch.channels_last)
+    train = data.train.to(device)
+    optimizer = make_optimizer(task.recipe, ensemble)
+    checkpoint = Checkpoint(runs.folder(task.name) / "checkpoint.safetensors", task.key)
+    state = checkpoint.load(ensemble, optimizer, notice)
+    if state.step:
+        notice(f"{task.name} resumes at epoch {state.epoch + 1} of {task.recipe.epochs}")
+    steps = len(train) // task.recipe.batch_size
+    if steps == 0:
+        raise RobenchError(
+            f"expected `batch_size` of at most {len(train)} training images, got {task.recipe.batch_size}"
+        )
+    total = task.recipe.epochs * steps
+    saved = time.monotonic()
+    ensemble.train()
+    while state.epoch < task.recipe.epochs:
+        rate = task.recipe.rate(state.epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for batch in batches(train, task.recipe, stream, state.epoch, task.defense.paired, state.step):
+            state.add(train_step(ensemble, optimizer, task, batch))
+            progress(state.epoch * steps + state.step, total, task.name)
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                checkpoint.save(ensemble, optimizer, state)
+                saved = time.monotonic()
+        state.close(rate)
+        if not all(math.isfinite(value) for value in state.history[-1]["terms"].values()):
+            raise RobenchError(
+                f"the loss of {task.name!r} is not finite after epoch {state.epoch}; try a smaller --lr"
+            )
+    run = runs.save(
+        task.name,
+        ensemble.eval().to("cpu", memory_format=torch.contiguous_format),
+        members=task.members,
+        defense=task.defense.manifest(),
+        seed=task.seed,
+        role=task.role,
+        data={"name": data.label, "fingerprint": data.fingerprint},
+        ancestors=lineage(parent) if parent else (),
+        key=task.key,
+        more={"recipe": task.recipe.model_dump(mode="json"), "history": state.history},
+    )
+    checkpoint.path.unlink(missing_ok=True)
+    return run
+
+
+def make_optimizer(recipe: Recipe, ensemble: Ensemble) -> torch.optim.Optimizer:
+    """One optimiser over all members: equal to one each, as no member's gradient holds another's loss."""
+    parameters = list(ensemble.parameters())
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(parameters, recipe.lr, eps=recipe.adam_eps, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+def train_step(
+    ensemble: Ensemble, optimizer: torch.optim.Optimizer, task: Task, batch: Batch
+) -> dict[str, Tensor]:
+    """One update; the loss's named terms, each a scalar that stays on the device."""
+    optimizer.zero_grad(set_to_none=True)
+    sums: dict[str, Tensor] = {}
+    for terms in task.defense.loss(ensemble, batch):
+        values = list(terms.values())
+        sum(values[1:], values[0]).backward()  # type: ignore[no-untyped-call]
+        for name, value in terms.items():
+            sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+    optimizer.step()
+    return sums
+
+
+def batches(
+    split: Split, recipe: Recipe, stream: Stream, epoch: int, paired: bool, first: int = 0
+) -> Iterator[Batch]:
+    """The augmented batches of one epoch, from step ``first``; the last, incomplete one is left out.
+
+    Everything random is drawn from the epoch's and the step's keys, so that an epoch can be entered anywhere.
+    """
+    size = recipe.batch_size
+    device = split.images.device
+    epoch_draws = stream.within("epoch", epoch)
+    shuffles = [epoch_draws.permutation(len(split), "order", name).to(device) for name in ("first", "second")[: 1 + paired]]
+    moves = [
+        epoch_draws.uniform((len(split), 3), "augment", name).to(device) for name in ("first", "second")[: 1 + paired]
+    ]
+    for step in range(first, len(split) // size):
+        draws = epoch_draws.within("step", step)
+        indices = [shuffle[step * size : (step + 1) * size] for shuffle in shuffles]
+        views = [
+            noisy(augment(to_images(split.images[index]), move[index], recipe), recipe, draws.within(str(which)))
+            for which, (index, move) in enumerate(zip(indices, moves, strict=True))
+        ]
+        views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+        yield Batch(views[0], split.labels[indices[0]], draws, epoch_draws, views[1] if paired else None)
+
+
+def augment(images: Tensor, draws: Tensor, recipe: Recipe) -> Tensor:
+    """Random crop after zero-padding, and flip, per image, on the device.
+
+    Args:
+        draws: uniform in (0, 1), (B,3): row, column, flip.
+    """
+    if recipe.pad:
+        height, width = images.shape[-2:]
+        reach = 2 * recipe.pad + 1
+        rows = (draws[:, 0] * reach).long()[:, None] + torch.arange(height, device=images.device)
+        columns = (draws[:, 1] * reach).long()[:, None] + torch.arange(width, device=images.device)
+        padded = F.pad(images, [recipe.pad] * 4)
+        which = torch.arange(len(images), device=images.device)[:, None, None]
+        images = padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    if recipe.flip:
+        images = torch.where((draws[:, 2] < 0.5).view(-1, 1, 1, 1), images.flip(3), images)
+    return images
+
+
+def noisy(images: Tensor, recipe: Recipe, draws: Stream) -> Tensor:
+    """Gaussian noise on the whole batch with the recipe's probability, not clamped (GAL)."""
+    if not recipe.noise or float(draws.uniform((1,), "noise?")) >= recipe.noise_probability:
+        return images
+    uniform = draws.uniform(images.shape, "noise").to(images.device)
+    return images + recipe.noise * 2**0.5 * torch.erfinv(2 * uniform - 1)

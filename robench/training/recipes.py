@@ -1,0 +1,155 @@
+"""Recipes: a data set's constants, as validated data."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from robench.core.errors import RobenchError, unknown
+from robench.defenses import DEFENSES, Defense
+
+
+class Recipe(BaseModel):
+    """How to train: everything but the loss. Frozen; unknown keys are errors.
+
+    Attributes:
+        milestones: fractions of all epochs at which the rate is multiplied by ``gamma``.
+        pad: random crop after zero-padding by this many pixels; flip: random horizontal flip.
+        noise: standard deviation of Gaussian noise that is added to a batch with ``noise_probability``, not clamped.
+        negative_slope: of every activation; 0 is ReLU.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=2)
+    optimizer: Literal["sgd", "adam"]
+    lr: float = Field(gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    adam_eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(ge=0)
+    milestones: tuple[float, ...] = ()
+    gamma: float = Field(0.1, gt=0)
+    pad: int = Field(0, ge=0)
+    flip: bool = False
+    noise: float = Field(0.0, ge=0)
+    noise_probability: float = Field(1.0, ge=0, le=1)
+    negative_slope: float = Field(0.0, ge=0, lt=1)
+
+    def rate(self, epoch: int) -> float:
+        """The learning rate of an epoch, from 0."""
+        return float(self.lr * self.gamma ** sum(epoch >= round(part * self.epochs) for part in self.milestones))
+
+
+class _Size(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    up_to: int
+    fields: dict[str, Any]
+
+
+class _ForDefense(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
+    sizes: tuple[_Size, ...] = ()
+
+
+class Evaluation(BaseModel):
+    """A data set's ε grids: of the curves, and of the transferability matrix."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    eps: tuple[float, ...]
+    transfer_eps: tuple[float, ...]
+
+
+class RecipeFile(BaseModel):
+    """One file of `robench/recipes`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    train: dict[str, Any]
+    evaluation: Evaluation
+    defenses: dict[str, _ForDefense] = {}
+
+    def resolve(self, defense: str, n: int, overrides: Mapping[str, Any]) -> tuple[Recipe, Defense]:
+        """The recipe and the defense, after the file's own values for this defense and size and the user's.
+
+        Args:
+            overrides: by name, of fields of the recipe or of the defense; strings are converted.
+
+        Raises:
+            RobenchError: unknown defense, unknown name, or a value out of range.
+        """
+        cls = DEFENSES.get(defense)
+        special = self.defenses.get(defense, _ForDefense())
+        values = dict(special.fields)
+        for size in sorted(special.sizes, key=lambda size: -size.up_to):
+            if n <= size.up_to:
+                values.update(size.fields)
+        train = {**self.train, **special.train}
+        own = {field.name for field in fields(cls)}
+        for name, value in overrides.items():
+            # A defense's field wins over a recipe's of the same name: it is the nearer one.
+            if name in own:
+                values[name] = value
+            elif name in Recipe.model_fields:
+                train[name] = value
+            else:
+                raise unknown(f"setting of defense {defense!r}", name, own | Recipe.model_fields.keys())
+        return _validated(Recipe, train, "the recipe"), construct(cls, values, f"defense {defense!r}")
+
+
+def construct(cls: type[Any], values: Mapping[str, Any], owner: str) -> Any:
+    """A plug-in dataclass from named values, strings converted to the fields' types.
+
+    Raises:
+        RobenchError: unknown name or a value of the wrong type.
+    """
+    known = {field.name: field for field in fields(cls)}
+    hints = _hints(cls)
+    converted = {}
+    for name, value in values.items():
+        if name not in known:
+            raise unknown(f"field of {owner}", name, known)
+        try:
+            converted[name] = TypeAdapter(hints[name]).validate_python(value)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise RobenchError(f"{name!r} of {owner}: {problem['msg'].lower()}, got {value!r}") from error
+    return cls(**converted)
+
+
+@cache
+def recipe_file(name: str) -> RecipeFile:
+    """A file of `robench/recipes`, by name; RobenchError where there is none."""
+    folder = files("robench.recipes")
+    known = sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    if name not in known:
+        raise unknown("recipe", name, known)
+    return RecipeFile.model_validate(tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8")))
+
+
+@cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    from typing import get_type_hints
+
+    return get_type_hints(cls)
+
+
+def _validated(model: type[Recipe], values: Mapping[str, Any], owner: str) -> Recipe:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(str(part) for part in problem["loc"])
+        raise RobenchError(f"{name!r} of {owner}: {problem['msg'].lower()}, got {problem['input']!r}") from error

@@ -1,0 +1,128 @@
+"""What one training is, before it exists: names and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from robench.core.data import Data
+from robench.core.errors import RobenchError
+from robench.core.models import ModelSpec
+from robench.core.runs import Role
+from robench.core.store import checked_name, content_key
+from robench.defenses import Defense
+from robench.training.recipes import Recipe, recipe_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A training, fully resolved: the same task gives the same weights.
+
+    Attributes:
+        init: ``scratch``, or the name of the run that the weights start from, or ``baseline``: the Baseline of the
+            same data, models, size, seed and role, which `start` describes.
+        start: the task of that Baseline.
+    """
+
+    data: str
+    data_label: str
+    defense: Defense
+    n: int
+    seed: int
+    role: Role
+    members: tuple[ModelSpec, ...]
+    recipe: Recipe
+    init: str
+    start: Task | None
+    given_name: str | None = None
+    customised: bool = False
+
+    def manifest(self) -> dict[str, Any]:
+        """Everything that determines the weights."""
+        return {
+            "data": self.data,
+            "defense": self.defense.manifest(),
+            "n": self.n,
+            "seed": self.seed,
+            "role": self.role,
+            "members": [spec.manifest() for spec in self.members],
+            "recipe": self.recipe.model_dump(mode="json"),
+            "init": self.init,
+            "start": self.start.key if self.start else None,
+        }
+
+    @property
+    def key(self) -> str:
+        return content_key(self.manifest())
+
+    @property
+    def name(self) -> str:
+        """The given name, or one that says what it is; with a part of the key where anything is not the default."""
+        if self.given_name:
+            return self.given_name
+        models = list(dict.fromkeys(spec.name.replace("/", ".").replace(":", ".") for spec in self.members))
+        parts = [self.data_label, "+".join(models).replace("+", "_"), self.defense.name, f"n{self.n}", f"s{self.seed}"]
+        if self.role == "surrogate":
+            parts.append("surrogate")
+        if self.customised:
+            parts.append(self.key[:6])
+        return checked_name("-".join(parts))
+
+
+def resolve(
+    data: Data,
+    defense: str,
+    n: int,
+    *,
+    seed: int = 0,
+    role: Role = "target",
+    models: Sequence[str] = (),
+    recipe: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    init: str | None = None,
+    name: str | None = None,
+) -> Task:
+    """The task that a user's words mean.
+
+    Args:
+        models: registered names; one for all members, or one each. The recipe's by default.
+        recipe: name of a recipe file; the data set's by default.
+        overrides: fields of the recipe or the defense.
+        init: ``scratch``, ``baseline`` or the name of a run; the defense's own start by default.
+
+    Raises:
+        RobenchError: whatever cannot be trained.
+    """
+    if n < 1:
+        raise RobenchError(f"expected `n` to be at least 1, got {n}")
+    if seed < 0:
+        raise RobenchError(f"expected `seed` to be at least 0, got {seed}")
+    file = recipe_file(recipe or data.recipe)
+    settings, loss = file.resolve(defense, n, overrides or {})
+    loss.check(members=n, classes=data.num_classes)
+    names = list(models) or [file.model]
+    if len(names) not in (1, n):
+        raise RobenchError(f"expected one model, or one for each of the {n} members, got {len(names)}")
+    names = names * n if len(names) == 1 else names
+    members = tuple(data.model(each).replace(negative_slope=settings.negative_slope) for each in names)
+    chosen = init or loss.start
+    start = None
+    if chosen == "baseline":
+        start = resolve(data, "baseline", n, seed=seed, role=role, models=models, recipe=recipe)
+        if settings.negative_slope:
+            start = replace(start, members=members, customised=True)
+    return Task(
+        data=data.identity,
+        data_label=data.label,
+        defense=loss,
+        n=n,
+        seed=seed,
+        role=role,
+        members=members,
+        recipe=settings,
+        init=chosen,
+        start=start,
+        given_name=checked_name(name) if name else None,
+        customised=bool(overrides) or bool(recipe) or (bool(init) and init != loss.start),
+    )
