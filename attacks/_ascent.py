@@ -57,7 +57,7 @@ def ascend(
     for step in range(steps):
         slope = gradient(lambda point, step=step: objective(point, step), z)  # type: ignore[misc]
         if velocity is not None:
-            length = slope.abs().sum(dim=(1, 2, 3), keepdim=True).clamp_(min=1e-12)
+            length = torch.linalg.vector_norm(slope, 1, dim=(1, 2, 3), keepdim=True).clamp_(min=1e-12)
             slope = velocity.mul_(momentum).addcdiv_(slope, length)
         z = torch.addcmul(z, alpha, slope.sign()).clamp_(lower, upper)
     return z

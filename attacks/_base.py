@@ -43,10 +43,12 @@ class Attack(ABC):
     Attributes:
         loss: name of the loss that is ascended, in `robench.core.losses.LOSSES`.
         version: raise it when the images that the same fields give change; cells of the old version are not reused.
+        batch_dependent: whether an image depends on which others share its batch; false for robench's own attacks.
     """
 
     name: ClassVar[str] = ""
     version: ClassVar[int] = 1
+    batch_dependent: ClassVar[bool] = False
 
     loss: str = "ce"
 
@@ -88,31 +90,40 @@ class Attack(ABC):
             draws: keyed draws; by default samples 0..B−1 of seed 0.
 
         Raises:
-            RobenchError: ε or images out of range, or a plug-in that returns another shape or NaN.
+            RobenchError: ε, images or labels out of range, draws for another batch, or a plug-in that returns
+                another shape or NaN.
         """
         if images.ndim != 4 or labels.shape != (len(images),):
             raise RobenchError(
                 f"expected `images` (B,C,H,W) and `labels` (B,), got {tuple(images.shape)} and {tuple(labels.shape)}"
             )
+        radius = linf.as_eps(eps, images)
         if not bool(((images >= 0) & (images <= 1)).all()):
             raise RobenchError(
                 f"expected `images` in [0, 1], got [{images.min():.3g}, {images.max():.3g}]; "
                 f"divide uint8 by 255 and normalise inside the model"
             )
-        radius = linf.as_eps(eps, images)
         draws = draws or Draws.of(range(len(images)))
+        if len(draws.samples) != len(images):
+            raise RobenchError(
+                f"expected `draws` of {len(images)} samples, one per image, got {len(draws.samples)}; "
+                f"pass Draws.of(indices of the images in their data set)"
+            )
         lower, upper = linf.bounds(images, radius)
         with frozen(model):
-            raw = self.perturb(model, images.clone(), labels, radius, draws).detach()
-            if raw.shape != images.shape or raw.dtype != images.dtype:
-                raise RobenchError(
-                    f"attack {self.label!r} returned {tuple(raw.shape)} of {raw.dtype}, "
-                    f"expected {tuple(images.shape)} of {images.dtype}"
-                )
-            # A NaN stays a NaN under clamp.
-            crafted = torch.minimum(torch.maximum(raw, lower), upper)
-            if not bool(torch.isfinite(crafted).all()):
-                raise RobenchError(f"attack {self.label!r} returned an image that is not finite")
+            _check_labels(model, images, labels)
+            raw = self.perturb(model, images.clone(), labels.clone(), radius, draws).detach()
+        if raw.shape != images.shape or raw.dtype != images.dtype:
+            raise RobenchError(
+                f"attack {self.label!r} returned {tuple(raw.shape)} of {raw.dtype}, "
+                f"expected {tuple(images.shape)} of {images.dtype}"
+            )
+        # A NaN stays a NaN under clamp.
+        crafted = torch.minimum(torch.maximum(raw, lower), upper)
+        if not bool(torch.isfinite(crafted).all()):
+            raise RobenchError(f"attack {self.label!r} returned an image that is not finite")
+        # Frozen anew: a plug-in may have left its own modes and hooks.
+        with frozen(model):
             slope = gradient(lambda z: LOSSES.get(self.loss)(model(z), labels), crafted)
         zero = slope.abs().flatten(1).amax(dim=1) == 0
         return Crafted(crafted, linf.distance(crafted, images), zero)
@@ -121,7 +132,7 @@ class Attack(ABC):
     def label(self) -> str:
         """The name and every field but the loss that is not at its default, as the command line takes it."""
         changed = [
-            f"{item.name}={getattr(self, item.name):g}"
+            f"{item.name}={getattr(self, item.name):.12g}"
             if isinstance(getattr(self, item.name), float)
             else f"{item.name}={getattr(self, item.name)}"
             for item in fields(self)
@@ -136,6 +147,25 @@ class Attack(ABC):
             "version": self.version,
             **{item.name: getattr(self, item.name) for item in fields(self)},
         }
+
+
+def _check_labels(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """Raises for labels that the model has no output for: on a GPU torch would end the process over them."""
+    try:
+        with torch.no_grad():
+            logits = model(images)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RobenchError(
+            f"the model does not take `images` {tuple(images.shape)} of {images.dtype} on {images.device}: {error}"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise RobenchError(f"expected the model to return logits ({len(images)},K), got {got}")
+    if labels.dtype != torch.int64 or not bool(((labels >= 0) & (labels < logits.shape[1])).all()):
+        found = labels.unique().tolist()[:10]  # type: ignore[no-untyped-call]
+        raise RobenchError(f"expected `labels` int64 in 0..{logits.shape[1] - 1}, got {labels.dtype} {found}")
 
 
 ATTACKS: Registry[type[Attack]] = Registry("attack", package="robench.attacks", group="robench.attacks")

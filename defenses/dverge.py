@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
+from weakref import WeakKeyDictionary
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from robench.attacks._distill import distill
 from robench.core.ensemble import Ensemble
@@ -55,15 +57,16 @@ class Dverge(Defense):
             raise RobenchError(
                 f"expected `steps` >= 1 and `layer` >= 0 of defense {self.name!r}, got {self.steps} and {self.layer}"
             )
+        if self.layer and self.layer_per != "epoch":
+            raise RobenchError(
+                f"`layer_per` of defense {self.name!r} has no effect with a fixed `layer` {self.layer}; drop one"
+            )
 
     def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
         distilled = self.distilled(ensemble, batch)
         for i, member in enumerate(ensemble.members):
-            # One by one, in ascending j: a concatenation would change the batch statistics.
-            terms = [
-                F.cross_entropy(member(images), batch.labels) for j, images in enumerate(distilled) if j != i
-            ]
-            yield {"distilled": sum(terms[1:], terms[0])}
+            others = [images for j, images in enumerate(distilled) if j != i]
+            yield {"distilled": resistance(member, others, batch.labels)}
 
     def distilled(self, ensemble: Ensemble, batch: Batch) -> list[Tensor]:
         """x'_j (B,C,H,W) of every member j, all made before any update."""
@@ -72,7 +75,7 @@ class Dverge(Defense):
         position = float(draws.uniform((1,), "layer"))
         images = []
         for member in ensemble.members:
-            layers = depth(member, batch.images[:1])
+            layers = _depth(member, batch.images)
             if self.layer > layers:
                 raise RobenchError(
                     f"expected `layer` of defense {self.name!r} in 0..{layers} for this model, got {self.layer}"
@@ -91,3 +94,18 @@ class Dverge(Defense):
                     )
                 )
         return images
+
+
+def resistance(member: nn.Module, distilled: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Σ_j CE(z(x'_j), y_s) of one member, in ascending j: a concatenation would change the batch statistics."""
+    return torch.stack([F.cross_entropy(member(images), labels) for images in distilled]).sum()
+
+
+#: Found once per network, as it costs a forward pass and is not a matter of weights; forgotten with the network.
+_DEPTHS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+
+def _depth(member: nn.Module, images: Tensor) -> int:
+    if member not in _DEPTHS:
+        _DEPTHS[member] = depth(member, images[:1])
+    return _DEPTHS[member]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from torch import Tensor
 from robench.core.errors import RobenchError
 from robench.core.models import ModelSpec
 from robench.core.registry import Registry
+from robench.core.rng import Stream
 from robench.core.store import read_tensors, tensors_hash, write_tensors
 
 
@@ -80,34 +82,32 @@ class Data:
             std=self.std,
         )
 
-    def subset(self, samples: int, kind: str, seed: int = 0) -> Tensor:
-        """Indices of test images, int64, ascending.
+    def order(self, kind: str, seed: int = 0) -> Tensor:
+        """Indices of test images, int64, in the order in which samples are taken.
 
         Args:
-            samples: how many; all where there are fewer.
             kind: ``first``; ``random``, keyed by ``seed``; or ``paper``, the DVERGE authors' white-box subset
-                ``random.seed(0); random.sample(range(10000), 1000)``, cut to its first ``samples``.
+                ``random.seed(0); random.sample(range(10000), 1000)``.
 
         Raises:
             RobenchError: unknown kind, or the paper's subset of a test set that has not 10,000 images.
         """
-        import random
-
-        from robench.core.rng import Stream
-
         total = len(self.test)
-        if samples < 1:
-            raise RobenchError(f"expected `samples` to be at least 1, got {samples}")
         if kind == "first":
-            return torch.arange(min(samples, total))
+            return torch.arange(total)
         if kind == "random":
-            return Stream(("subset", seed)).permutation(total)[:samples].sort().values
+            return Stream(("subset", seed)).permutation(total)
         if kind == "paper":
             if total != 10000:
                 raise RobenchError(f"the paper's subset is of 10000 test images, {self.label} has {total}; use first")
-            chosen = random.Random(0).sample(range(10000), 1000)[:samples]
-            return torch.tensor(sorted(chosen))
+            return torch.tensor(random.Random(0).sample(range(10000), 1000))
         raise RobenchError(f"expected `subset` to be first, random or paper, got {kind!r}")
+
+    def subset(self, samples: int, kind: str = "first", seed: int = 0) -> Tensor:
+        """The first ``samples`` of `order`, or all where there are fewer, ascending."""
+        if samples < 1:
+            raise RobenchError(f"expected `samples` to be at least 1, got {samples}")
+        return self.order(kind, seed)[:samples].sort().values
 
 
 def to_images(pixels: Tensor) -> Tensor:
@@ -128,6 +128,9 @@ class Place:
 
 
 Loader = Callable[[Place], Data]
+
+#: A label beyond this is a mistake, not a class.
+MAX_CLASSES = 1 << 16
 
 DATASETS: Registry[Loader] = Registry("dataset", group="robench.datasets")
 
@@ -186,29 +189,47 @@ def make(
     return Data(name, splits["train"], splits["test"], mean, std, names, tensors_hash(tensors), recipe)
 
 
+class Constants(NamedTuple):
+    """What a model must know of a data set, without its images."""
+
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def constants(name: str, folder: Path | str = "data") -> Constants:
+    """The constants of a data set; an official one is not downloaded for them."""
+    if name in _OFFICIAL:
+        official = _OFFICIAL[name]
+        return Constants(official.num_classes, official.mean, official.std)
+    data = load(name, folder)
+    return Constants(data.num_classes, data.mean, data.std)
+
+
 def _split(name: str, part: str, images: npt.ArrayLike, labels: npt.ArrayLike) -> Split:
-    pixels, classes = np.asarray(images), np.asarray(labels)
+    try:
+        pixels, classes = np.asarray(images), np.asarray(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RobenchError(f"{name}: expected arrays as {part} images and labels ({error})") from error
     if pixels.ndim == 3:
         pixels = pixels[:, None]
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or not pixels.size:
         raise RobenchError(
             f"{name}: expected {part} images as uint8 (M,C,H,W) with 1 or 3 channels, got {pixels.dtype} {pixels.shape}"
         )
     if classes.shape != (len(pixels),) or not np.issubdtype(classes.dtype, np.integer) or not len(classes):
+        raise RobenchError(f"{name}: expected {len(pixels)} integer {part} labels, got {classes.dtype} {classes.shape}")
+    if int(classes.min()) < 0 or int(classes.max()) >= MAX_CLASSES:
         raise RobenchError(
-            f"{name}: expected {len(pixels)} integer {part} labels, got {classes.dtype} {classes.shape}"
+            f"{name}: expected {part} labels in 0..{MAX_CLASSES - 1}, got {classes.min()}..{classes.max()}"
         )
-    if int(classes.min()) < 0:
-        raise RobenchError(f"{name}: expected {part} labels from 0, got {classes.min()}")
     return Split(torch.from_numpy(np.ascontiguousarray(pixels)), torch.from_numpy(classes.astype(np.int64)))
 
 
 @DATASETS.register("digits")
 def _digits(place: Place) -> Data:
     """1,797 handwritten digits of 8x8 pixels, shipped with scikit-learn: 1,297 to train, 500 to test."""
-    from sklearn.datasets import load_digits
-
-    from robench.core.rng import Stream
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
     raw = load_digits()
     images = np.round(raw.images * (255 / 16)).astype(np.uint8)
@@ -227,12 +248,13 @@ class _Official:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     recipe: str = "cifar10"
+    num_classes: int = 10
 
 
 _BY_FLAG: tuple[dict[str, Any], dict[str, Any]] = ({"train": True}, {"train": False})
 _OFFICIAL = {
     "cifar10": _Official("CIFAR10", *_BY_FLAG, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "cifar100": _Official("CIFAR100", *_BY_FLAG, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "cifar100": _Official("CIFAR100", *_BY_FLAG, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), num_classes=100),
     "svhn": _Official(
         "SVHN", {"split": "train"}, {"split": "test"}, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), "generic"
     ),
@@ -244,11 +266,11 @@ _OFFICIAL = {
 def _official(name: str, place: Place) -> Data:
     spec = _OFFICIAL[name]
     try:
-        from torchvision import datasets
+        from torchvision import datasets  # type: ignore[import-untyped]
     except (ImportError, RuntimeError) as error:
         raise RobenchError(
-            f"data set {name!r} needs torchvision, which does not import here ({error}); install torch and torchvision "
-            f"together, from one index: pip install torch torchvision"
+            f"data set {name!r} needs torchvision, which does not import here ({_line(error)}); install torch and "
+            f"torchvision together, from one index: pip install torch torchvision"
         ) from error
     parts = []
     for arguments in (spec.train, spec.test):
@@ -256,8 +278,8 @@ def _official(name: str, place: Place) -> Data:
             part = getattr(datasets, spec.dataset)(root=place.folder / name, download=True, **arguments)
         except Exception as error:  # torchvision raises RuntimeError, URLError and OSError alike
             raise RobenchError(
-                f"data set {name!r} is not complete in {place.folder / name} and cannot be downloaded ({error}); put the "
-                f"official files there, or name your own: --dataset npz:PATH or folder:PATH"
+                f"data set {name!r} is not complete in {place.folder / name} and cannot be downloaded "
+                f"({_line(error)}); put the official files there, or name your own: --dataset npz:PATH or folder:PATH"
             ) from error
         pixels = np.asarray(part.data)
         if pixels.ndim == 4 and pixels.shape[-1] == 3:
@@ -265,6 +287,10 @@ def _official(name: str, place: Place) -> Data:
         parts.append((pixels, np.asarray(part.labels if hasattr(part, "labels") else part.targets)))
         classes = getattr(part, "classes", None)
     return make(name, *parts, classes=classes, statistics=(spec.mean, spec.std), recipe=spec.recipe)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 for _name in _OFFICIAL:
@@ -296,7 +322,8 @@ def _folder(path: Path, place: Place) -> Data:
         if not (path / part).is_dir():
             raise RobenchError(f"{path / part} does not exist; expected {path}/train/<class>/* and test/<class>/*")
     classes = sorted(entry.name for entry in (path / "train").iterdir() if entry.is_dir())
-    digest = hashlib.sha256()
+    # Sizes and times alone may be those of other images: an unpacked archive gives all files one time.
+    digest = hashlib.sha256(os.fsencode(path.resolve()) + repr(classes).encode(errors="backslashreplace"))
     for part in ("train", "test"):
         extra = {entry.name for entry in (path / part).iterdir() if entry.is_dir()} - set(classes)
         if extra:
@@ -305,25 +332,35 @@ def _folder(path: Path, place: Place) -> Data:
         for label, name in enumerate(classes):
             for file in sorted((path / part / name).glob("*")):
                 status = file.stat()
-                digest.update(f"{part}/{name}/{file.name}:{status.st_size}:{status.st_mtime_ns};".encode())
+                entry = f"{part}/{name}/{file.name}:{status.st_size}:{status.st_mtime_ns};"
+                digest.update(entry.encode(errors="surrogateescape"))
                 listing[part].append((file, label))
         if not listing[part]:
             raise RobenchError(f"{path / part} holds no images; expected {path / part}/<class>/*")
     cache = place.cache / f"folder-{digest.hexdigest()[:24]}.safetensors"
-    if cache.exists():
-        tensors, _ = read_tensors(cache)
-    else:
-        tensors = {}
+    tensors = _cached(cache)
+    if not tensors:
         for part, files in listing.items():
             tensors[f"{part}.images"] = torch.from_numpy(np.stack(_decoded([file for file, _ in files])))
             tensors[f"{part}.labels"] = torch.tensor([label for _, label in files])
-        write_tensors(cache, tensors)
+        write_tensors(cache, tensors, {"hash": tensors_hash(tensors)})
     return make(
         f"folder:{path}",
         (tensors["train.images"].numpy(), tensors["train.labels"].numpy()),
         (tensors["test.images"].numpy(), tensors["test.labels"].numpy()),
         classes=classes,
     )
+
+
+def _cached(path: Path) -> dict[str, Tensor]:
+    """What a cache file holds; nothing where it is absent or damaged."""
+    if not path.exists():
+        return {}
+    try:
+        tensors, metadata = read_tensors(path)
+    except RobenchError:
+        return {}
+    return tensors if metadata.get("hash") == tensors_hash(tensors) else {}
 
 
 def _decoded(files: list[Path]) -> list[npt.NDArray[np.uint8]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from robench.core.errors import RobenchError
+from robench.core.models import Normalized
 
 #: Modules that count as activations; a functional call (`F.relu`) cannot be seen from outside.
 ACTIVATIONS = (
@@ -45,6 +46,8 @@ def depth(model: nn.Module, image: Tensor) -> int:
     Raises:
         RobenchError: a model without activation modules.
     """
+    if isinstance(model, Normalized):
+        return depth(model.model, model.normalize(image))
     own = _own(model)
     if own is not None:
         return int(own.depth)
@@ -79,6 +82,8 @@ def features(model: nn.Module, images: Tensor, layer: int) -> Tensor:
     Raises:
         RobenchError: a layer that the forward pass does not reach.
     """
+    if isinstance(model, Normalized):
+        return features(model.model, model.normalize(images), layer)
     own = _own(model)
     if own is not None:
         return own.features(images, layer)  # type: ignore[no-any-return]

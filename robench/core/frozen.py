@@ -17,6 +17,7 @@ _HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
     "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
     "_forward_pre_hooks_with_kwargs",
 )
 

@@ -12,15 +12,20 @@ def as_eps(eps: float | Tensor, images: Tensor) -> Tensor:
     """ε as one value per image, shape (B,), in the images' dtype and on their device.
 
     Raises:
-        RobenchError: ε outside [0, 1] or of a shape other than () and (B,).
+        RobenchError: ε outside [0, 1], NaN, or of a shape other than () and (B,); images that are not floating point.
     """
-    if isinstance(eps, Tensor):
-        if eps.shape != (len(images),):
-            raise RobenchError(f"expected `eps` to be a number or of shape ({len(images)},), got {tuple(eps.shape)}")
-        return eps.to(images)
-    if not 0 <= eps <= 1:
-        raise RobenchError(f"expected `eps` in [0, 1], in units of a pixel in [0, 1], got {eps}; 8/255 is 0.03137")
-    return torch.full((len(images),), eps, dtype=images.dtype, device=images.device)
+    if not images.is_floating_point():
+        raise RobenchError(f"expected `images` as float in [0, 1], got {images.dtype}; divide uint8 by 255")
+    try:
+        values = eps if isinstance(eps, Tensor) else torch.as_tensor(eps, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RobenchError(f"expected `eps` to be a number or of shape ({len(images)},), got {eps!r}") from error
+    if values.shape not in ((), (len(images),)):
+        raise RobenchError(f"expected `eps` to be a number or of shape ({len(images)},), got {tuple(values.shape)}")
+    if values.is_complex() or not bool(((values >= 0) & (values <= 1)).all()):
+        got = eps if values.ndim == 0 else values.tolist()
+        raise RobenchError(f"expected `eps` in [0, 1], in units of a pixel in [0, 1], got {got}; 8/255 is 0.03137")
+    return values.to(images).expand(len(images)).clone()
 
 
 def bounds(images: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:

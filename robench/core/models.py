@@ -66,9 +66,7 @@ class ResNet(nn.Module):
 
     @staticmethod
     def _stage(in_width: int, width: int, blocks: int, stride: int) -> nn.Sequential:
-        return nn.Sequential(
-            _Block(in_width, width, stride), *(_Block(width, width, 1) for _ in range(blocks - 1))
-        )
+        return nn.Sequential(_Block(in_width, width, stride), *(_Block(width, width, 1) for _ in range(blocks - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
@@ -92,8 +90,12 @@ class Normalized(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
+    def normalize(self, images: Tensor) -> Tensor:
+        """What the network sees of images in [0, 1], (B,C,H,W)."""
+        return (images - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+
     def forward(self, images: Tensor) -> Tensor:
-        return self.model((images - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1))  # type: ignore[no-any-return]
+        return self.model(self.normalize(images))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +117,11 @@ class ModelSpec:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> ModelSpec:
-        """The spec that a manifest holds."""
-        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        """The spec that a manifest holds; RobenchError where it holds something else."""
+        try:
+            return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        except (KeyError, TypeError) as error:
+            raise RobenchError(f"a manifest describes a model wrongly ({error}); got {values!r}") from error
 
     def manifest(self) -> dict[str, Any]:
         return asdict(self)
@@ -134,19 +139,22 @@ def build(spec: ModelSpec, key: int, *, trusted: bool = False) -> Normalized:
 
     Raises:
         RobenchError: unknown name, a factory that does not take ``num_classes`` and ``in_channels``, or an untrusted
-            ``package.module:factory``.
+            ``package.module:factory``; a slope for a network without ReLU modules.
     """
     factory = _imported(spec.name, trusted) if ":" in spec.name else MODELS.get(spec.name)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key)
+        torch.default_generator.manual_seed(key)  # torch.manual_seed would reseed the GPUs too
         try:
             model = factory(num_classes=spec.num_classes, in_channels=spec.in_channels)
         except TypeError as error:
             raise RobenchError(
                 f"model {spec.name!r} cannot be built ({error}); its factory must take `num_classes` and `in_channels`"
             ) from error
-    if spec.negative_slope:
-        _leak(model, spec.negative_slope)
+    if spec.negative_slope and not _leak(model, spec.negative_slope):
+        raise RobenchError(
+            f"model {spec.name!r} has no nn.ReLU modules, so `negative_slope` {spec.negative_slope} changes nothing; "
+            f"set it to 0"
+        )
     return Normalized(model, spec.mean, spec.std)
 
 
@@ -154,12 +162,17 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _leak(model: nn.Module, slope: float) -> None:
-    """Replaces every ReLU module by a LeakyReLU of that slope."""
-    for module in model.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.ReLU):
-                setattr(module, name, nn.LeakyReLU(slope, inplace=child.inplace))
+def _leak(model: nn.Module, slope: float) -> int:
+    """Replaces every ReLU module by a LeakyReLU of that slope; returns how many places had one."""
+    # One ReLU may stand in several places.
+    places = [
+        (name, module)
+        for name, module in model.named_modules(remove_duplicate=False)
+        if name and isinstance(module, nn.ReLU)
+    ]
+    for name, module in places:
+        model.set_submodule(name, nn.LeakyReLU(slope, inplace=module.inplace))
+    return len(places)
 
 
 def _imported(name: str, trusted: bool) -> Callable[..., nn.Module]:
@@ -171,7 +184,7 @@ def _imported(name: str, trusted: bool) -> Callable[..., nn.Module]:
     module_name, _, attribute = name.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise RobenchError(f"model {name!r} cannot be imported ({error}); expected package.module:factory") from error
     if not callable(factory):
         raise RobenchError(f"model {name!r} is a {type(factory).__name__}, expected a factory that can be called")

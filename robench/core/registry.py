@@ -30,6 +30,7 @@ class Registry(Generic[T]):
         self._group = group
         self._items: dict[str, T] = {}
         self._families: dict[str, tuple[Callable[[str], T], Callable[[], Iterable[str]]]] = {}
+        self._loaded: set[str] = set()
         self._discovered = False
 
     def register(self, name: str) -> Callable[[U], U]:
@@ -93,19 +94,32 @@ class Registry(Generic[T]):
         return {point.name: point for point in entry_points(group=self._group)}
 
     def _load(self, point: EntryPoint) -> T:
+        if point.name in self._loaded:
+            return self._items[point.name]
+        rivals = {other.value for other in entry_points(group=self._group) if other.name == point.name}
+        if len(rivals) > 1:
+            raise RobenchError(
+                f"{self.kind} {point.name!r} is registered by {' and by '.join(sorted(rivals))}; uninstall one of them"
+            )
+        package = point.dist.name if point.dist else point.value
+        before = self._items.get(point.name)
+        try:
+            item = point.load()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise RobenchError(
+                f"{self.kind} {point.name!r} of package {package!r} fails to load ({reason}); "
+                f"repair or uninstall that package"
+            ) from error
+        if before is not None and before is not item and getattr(before, "__module__", None) != point.module:
+            raise RobenchError(
+                f"{self.kind} {point.name!r} of package {package!r} has a name that is taken; "
+                f"rename it there or uninstall that package"
+            )
+        # The module may have registered itself with the decorator while it was imported.
         if point.name not in self._items:
-            try:
-                item = point.load()
-            except Exception as error:
-                package = point.dist.name if point.dist else point.value
-                reason = f"{type(error).__name__}: {error}"
-                raise RobenchError(
-                    f"{self.kind} {point.name!r} of package {package!r} fails to load ({reason}); "
-                    f"repair or uninstall that package"
-                ) from error
-            # The module may have registered itself with the decorator while it was imported.
-            if point.name not in self._items:
-                self._add(point.name, item)
+            self._add(point.name, item)
+        self._loaded.add(point.name)
         return self._items[point.name]
 
     def _add(self, name: str, item: object) -> None:
@@ -117,8 +131,13 @@ class Registry(Generic[T]):
         if self._discovered:
             return
         self._discovered = True
-        if self._package is not None:
+        if self._package is None:
+            return
+        try:
             package = importlib.import_module(self._package)
             for module in pkgutil.iter_modules(package.__path__):
                 if not module.name.startswith("_"):
                     importlib.import_module(f"{self._package}.{module.name}")
+        except BaseException:
+            self._discovered = False  # the next look-up fails alike, instead of with half of the names
+            raise

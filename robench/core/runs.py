@@ -20,6 +20,8 @@ Role = Literal["target", "surrogate"]
 
 FORMAT = 1
 
+_REQUIRED = {"defense", "seed", "role", "members", "weights", "member_weights", "data", "ancestors", "key"}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -104,6 +106,9 @@ class Runs:
         manifest = read_json(path)
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise RobenchError(f"{path} is not a manifest of format {FORMAT}; train or import the run again")
+        missing = sorted(_REQUIRED - manifest.keys())
+        if missing:
+            raise RobenchError(f"{path} lacks {', '.join(missing)}; train or import the run again")
         return Run(path.parent, manifest)
 
     def all(self) -> list[Run]:
@@ -148,7 +153,7 @@ class Runs:
             **(more or {}),
         }
         write_json(folder / "manifest.json", manifest)
-        return Run(folder, manifest)
+        return self.get(name)
 
 
 def member_hashes(ensemble: Ensemble) -> list[str]:

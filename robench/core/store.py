@@ -30,8 +30,8 @@ def checked_name(name: str, what: str = "run") -> str:
     Raises:
         RobenchError: otherwise.
     """
-    if not _NAME.fullmatch(name) or name.strip(".") == "":
-        raise RobenchError(f"expected the name of a {what} to match [A-Za-z0-9._-]+, got {name!r}")
+    if not _NAME.fullmatch(name) or name.strip(".") == "" or len(name) > 200:
+        raise RobenchError(f"expected the name of a {what} to match [A-Za-z0-9._-]{{1,200}}, got {name!r}")
     return name
 
 

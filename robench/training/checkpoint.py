@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
-from robench.core.store import read_tensors, tensors_hash, write_tensors
+from robench.core.store import content_key, read_tensors, tensors_hash, write_tensors
 
 
 @dataclass
@@ -55,13 +55,11 @@ class Checkpoint:
         for index, values in optimizer.state_dict()["state"].items():
             tensors.update({f"optimizer.{index}.{name}": value for name, value in values.items()})
         tensors.update({f"sums.{name}": value for name, value in state.sums.items()})
-        progress = {"epoch": state.epoch, "step": state.step, "history": state.history}
-        metadata = {"key": self.key, "hash": tensors_hash(tensors), "progress": json.dumps(progress)}
+        progress = json.dumps({"epoch": state.epoch, "step": state.step, "history": state.history})
+        metadata = {"key": self.key, "progress": progress, "hash": _hash(tensors, self.key, progress)}
         write_tensors(self.path, tensors, metadata)
 
-    def load(
-        self, ensemble: Ensemble, optimizer: torch.optim.Optimizer, notice: Callable[[str], None]
-    ) -> State:
+    def load(self, ensemble: Ensemble, optimizer: torch.optim.Optimizer, notice: Callable[[str], None]) -> State:
         """Restores weights and optimiser in place; the state from the start where there is no usable file.
 
         Raises:
@@ -74,7 +72,7 @@ class Checkpoint:
         except RobenchError as error:
             notice(f"{error}: starting over")
             return State()
-        if metadata.get("hash") != tensors_hash(tensors):
+        if metadata.get("hash") != _hash(tensors, metadata.get("key"), metadata.get("progress")):
             notice(f"{self.path} is damaged: starting over")
             return State()
         if metadata["key"] != self.key:
@@ -94,3 +92,8 @@ class Checkpoint:
         optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
         progress = json.loads(metadata["progress"])
         return State(progress["epoch"], progress["step"], sums, progress["history"])
+
+
+def _hash(tensors: Mapping[str, Tensor], key: str | None, progress: str | None) -> str:
+    """Over all that the file holds: a flipped digit of the step number is damage, too."""
+    return content_key([tensors_hash(tensors), key, progress])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,25 +14,16 @@ from robench.core.data import Data, Split, to_images
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.models import build
+from robench.core.progress import Progress, silent
 from robench.core.rng import Stream
 from robench.core.runs import Run, Runs, lineage, load_state
 from robench.defenses import Batch
-from robench.training.checkpoint import Checkpoint, State
+from robench.training.checkpoint import Checkpoint
 from robench.training.recipes import Recipe
 from robench.training.task import Task
 
 #: Seconds between checkpoints: what a kill costs at most, beyond one step.
 CHECKPOINT_SECONDS = 30.0
-
-
-class Progress(Protocol):
-    """How far a job is; the command line draws a bar from it."""
-
-    def __call__(self, done: int, total: int, what: str) -> None: ...
-
-
-def silent(done: int, total: int, what: str) -> None:
-    """A `Progress` that shows nothing."""
 
 
 def ensure(
@@ -63,9 +53,7 @@ def ensure(
         return run
     parent = None
     if task.start is not None:
-        parent = ensure(
-            task.start, data, runs, device=device, trusted=trusted, progress=progress, notice=notice
-        )
+        parent = ensure(task.start, data, runs, device=device, trusted=trusted, progress=progress, notice=notice)
     elif task.init != "scratch":
         parent = runs.get(task.init)
     return _train(task, data, runs, parent, device, trusted, progress, notice)
@@ -82,12 +70,10 @@ def _train(
     notice: Callable[[str], None],
 ) -> Run:
     stream = Stream((task.role, task.defense.name, task.n, task.seed))
-    ensemble = Ensemble(
-        build(spec, stream.key("weights", i), trusted=trusted) for i, spec in enumerate(task.members)
-    )
+    ensemble = Ensemble(build(spec, stream.key("weights", i), trusted=trusted) for i, spec in enumerate(task.members))
     if parent is not None:
         load_state(ensemble, parent.load(trusted=trusted).state_dict(), parent.name)
-    ensemble.to(device, memory_format=torch.channels_last)
+    ensemble.to(device).to(memory_format=torch.channels_last)
     train = data.train.to(device)
     optimizer = make_optimizer(task.recipe, ensemble)
     checkpoint = Checkpoint(runs.folder(task.name) / "checkpoint.safetensors", task.key)
@@ -114,12 +100,10 @@ def _train(
                 saved = time.monotonic()
         state.close(rate)
         if not all(math.isfinite(value) for value in state.history[-1]["terms"].values()):
-            raise RobenchError(
-                f"the loss of {task.name!r} is not finite after epoch {state.epoch}; try a smaller --lr"
-            )
+            raise RobenchError(f"the loss of {task.name!r} is not finite after epoch {state.epoch}; try a smaller --lr")
     run = runs.save(
         task.name,
-        ensemble.eval().to("cpu", memory_format=torch.contiguous_format),
+        ensemble.eval().to("cpu").to(memory_format=torch.contiguous_format),
         members=task.members,
         defense=task.defense.manifest(),
         seed=task.seed,
@@ -141,9 +125,7 @@ def make_optimizer(recipe: Recipe, ensemble: Ensemble) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
 
 
-def train_step(
-    ensemble: Ensemble, optimizer: torch.optim.Optimizer, task: Task, batch: Batch
-) -> dict[str, Tensor]:
+def train_step(ensemble: Ensemble, optimizer: torch.optim.Optimizer, task: Task, batch: Batch) -> dict[str, Tensor]:
     """One update; the loss's named terms, each a scalar that stays on the device."""
     optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
@@ -156,9 +138,7 @@ def train_step(
     return sums
 
 
-def batches(
-    split: Split, recipe: Recipe, stream: Stream, epoch: int, paired: bool, first: int = 0
-) -> Iterator[Batch]:
+def batches(split: Split, recipe: Recipe, stream: Stream, epoch: int, paired: bool, first: int = 0) -> Iterator[Batch]:
     """The augmented batches of one epoch, from step ``first``; the last, incomplete one is left out.
 
     Everything random is drawn from the epoch's and the step's keys, so that an epoch can be entered anywhere.
@@ -166,7 +146,9 @@ def batches(
     size = recipe.batch_size
     device = split.images.device
     epoch_draws = stream.within("epoch", epoch)
-    shuffles = [epoch_draws.permutation(len(split), "order", name).to(device) for name in ("first", "second")[: 1 + paired]]
+    shuffles = [
+        epoch_draws.permutation(len(split), "order", name).to(device) for name in ("first", "second")[: 1 + paired]
+    ]
     moves = [
         epoch_draws.uniform((len(split), 3), "augment", name).to(device) for name in ("first", "second")[: 1 + paired]
     ]

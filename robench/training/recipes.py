@@ -9,9 +9,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from robench.core.errors import RobenchError, unknown
+from robench.core.plugins import construct
 from robench.defenses import DEFENSES, Defense
 
 
@@ -25,7 +26,7 @@ class Recipe(BaseModel):
         negative_slope: of every activation; 0 is ReLU.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2)
@@ -109,26 +110,6 @@ class RecipeFile(BaseModel):
         return _validated(Recipe, train, "the recipe"), construct(cls, values, f"defense {defense!r}")
 
 
-def construct(cls: type[Any], values: Mapping[str, Any], owner: str) -> Any:
-    """A plug-in dataclass from named values, strings converted to the fields' types.
-
-    Raises:
-        RobenchError: unknown name or a value of the wrong type.
-    """
-    known = {field.name: field for field in fields(cls)}
-    hints = _hints(cls)
-    converted = {}
-    for name, value in values.items():
-        if name not in known:
-            raise unknown(f"field of {owner}", name, known)
-        try:
-            converted[name] = TypeAdapter(hints[name]).validate_python(value)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            raise RobenchError(f"{name!r} of {owner}: {problem['msg'].lower()}, got {value!r}") from error
-    return cls(**converted)
-
-
 @cache
 def recipe_file(name: str) -> RecipeFile:
     """A file of `robench/recipes`, by name; RobenchError where there is none."""
@@ -137,13 +118,6 @@ def recipe_file(name: str) -> RecipeFile:
     if name not in known:
         raise unknown("recipe", name, known)
     return RecipeFile.model_validate(tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8")))
-
-
-@cache
-def _hints(cls: type[Any]) -> dict[str, Any]:
-    from typing import get_type_hints
-
-    return get_type_hints(cls)
 
 
 def _validated(model: type[Recipe], values: Mapping[str, Any], owner: str) -> Recipe:

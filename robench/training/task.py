@@ -8,7 +8,7 @@ from typing import Any
 
 from robench.core.data import Data
 from robench.core.errors import RobenchError
-from robench.core.models import ModelSpec
+from robench.core.models import MODELS, ModelSpec
 from robench.core.runs import Role
 from robench.core.store import checked_name, content_key
 from robench.defenses import Defense
@@ -105,6 +105,9 @@ def resolve(
     if len(names) not in (1, n):
         raise RobenchError(f"expected one model, or one for each of the {n} members, got {len(names)}")
     names = names * n if len(names) == 1 else names
+    for each in names:
+        if ":" not in each:
+            MODELS.get(each)
     members = tuple(data.model(each).replace(negative_slope=settings.negative_slope) for each in names)
     chosen = init or loss.start
     start = None

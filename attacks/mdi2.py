@@ -1,0 +1,98 @@
+"""Momentum ascent through random resizing and padding."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robench.attacks._ascent import ascend, uniform_start
+from robench.attacks._base import ATTACKS, Attack
+from robench.core.errors import RobenchError
+from robench.core.losses import LOSSES
+from robench.core.rng import Draws
+
+
+@ATTACKS.register("mdi2")
+@dataclass(frozen=True, kw_only=True)
+class MDI2(Attack):
+    """M-DI²-FGSM (Xie et al. 2019, https://arxiv.org/abs/1803.06978, eq. 4–6).
+
+    At each step each image is, with probability p, resized (nearest neighbour) to r ~ U{⌈smallest·S⌉..S} and padded
+    with zeros at a random offset, back to S. The paper resizes 299 pixels to 299..330 and pads to 330; networks for
+    small images take one size, so that here S stays and the content shrinks by up to 1/8, about as much.
+
+    Attributes:
+        steps: gradient steps.
+        step_ratio: step size over ε.
+        momentum: μ of the velocity.
+        probability: p, drawn per image and step.
+        smallest: least side of the content over that of the image. The sides of an image that is not square shrink
+            together.
+        random_start: start from x + U(−ε, ε) instead of x; the paper does not.
+    """
+
+    steps: int = 100
+    step_ratio: float = 0.2
+    momentum: float = 1.0
+    probability: float = 0.5
+    smallest: float = 0.875
+    random_start: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.probability <= 1:
+            raise RobenchError(f"expected `probability` of attack {self.name!r} in [0, 1], got {self.probability}")
+        if not 0 < self.smallest <= 1:
+            raise RobenchError(f"expected `smallest` of attack {self.name!r} in (0, 1], got {self.smallest}")
+
+    @property
+    def stochastic(self) -> bool:
+        return self.random_start or (self.probability > 0 and self.smallest < 1)
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
+        loss = LOSSES.get(self.loss)
+        start = None
+        if self.random_start:
+            start = uniform_start(images, eps, draws.uniform("start", images.shape[1:], images))
+        # In float32 whatever the images are in, so that every dtype sees the same geometry.
+        unit = draws.uniform("diversity", (self.steps, 4), images.new_empty(0, dtype=torch.float32))
+        return ascend(
+            lambda z, step: loss(model(diversify(z, unit[:, step], self.probability, self.smallest)), labels),
+            images,
+            eps,
+            steps=self.steps,
+            step_ratio=self.step_ratio,
+            momentum=self.momentum,
+            start=start,
+        )
+
+
+def diversify(images: Tensor, unit: Tensor, probability: float, smallest: float) -> Tensor:
+    """D(x; p): each image resized and padded, or not, (B,C,H,W); differentiable in the images.
+
+    One gather: every pixel reads at most one source pixel, and none is read twice, so that the gradient is exact and
+    does not depend on the order of atomic additions.
+
+    Args:
+        unit: uniform in (0, 1), (B, 4): whether, how small, from the top, from the left.
+    """
+    applied = unit[:, 0] < probability
+    row, inside_rows = _axis(images.shape[2], smallest, applied, unit[:, 1], unit[:, 2])
+    column, inside_columns = _axis(images.shape[3], smallest, applied, unit[:, 1], unit[:, 3])
+    source = (row[:, :, None] * images.shape[3] + column[:, None, :]).flatten(1)
+    inside = (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
+    flat = images.flatten(2)
+    return flat.gather(2, source[:, None].expand_as(flat)).view(images.shape) * inside
+
+
+def _axis(size: int, smallest: float, applied: Tensor, shrink: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Per position of the output the source position, int64, and whether it lies in the content, both (B, size)."""
+    least = math.ceil(smallest * size - 1e-9)  # .7 * 10 is a little more than 7 in floats
+    side = torch.where(applied, least + (shrink * (size - least + 1)).long(), size)[:, None]
+    position = torch.arange(size, device=shrink.device) - (shift[:, None] * (size - side + 1)).long()
+    # In integers: interpolate's "nearest" rounds the scale first and is off by one at some sizes.
+    source = (position * size // side).clamp(0, size - 1)
+    return source, (position >= 0) & (position < side)

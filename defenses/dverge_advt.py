@@ -1,0 +1,63 @@
+"""DVERGE+AdvT: DVERGE, with each member also trained against attacks on itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+
+from robench.attacks._training import check, craft
+from robench.core.ensemble import Ensemble
+from robench.core.errors import RobenchError
+from robench.defenses._base import DEFENSES, Batch, Terms
+from robench.defenses.dverge import Dverge, resistance
+
+
+@DEFENSES.register("dverge-advt")
+@dataclass(frozen=True, kw_only=True)
+class DvergeAdvT(Dverge):
+    """Σ_i [λ Σ_{j≠i} CE(z_i(x'_j), y_s) + CE(z_i(x_adv,i), y_s)] (Yang et al. 2020,
+    https://arxiv.org/abs/2009.14720).
+
+    x'_j as in DVERGE; x_adv,i = PGD on member i alone from x_s.
+
+    Attributes:
+        weight: λ.
+        advt_eps: radius of the PGD; ``eps`` is the distillation's.
+        advt_steps: its steps, of size ``advt_step_ratio``·ε, from a random start; ``steps`` are the distillation's.
+        craft_bn: of both.
+    """
+
+    weight: float = 1.0
+    advt_eps: float = 8 / 255
+    advt_steps: int = 10
+    advt_step_ratio: float = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.name, "advt_", self.advt_eps, self.advt_steps, self.advt_step_ratio)
+        if self.weight < 0:
+            raise RobenchError(f"expected `weight` of defense {self.name!r} to be at least 0, got {self.weight}")
+
+    def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
+        distilled = self.distilled(ensemble, batch)
+        adversarial = [
+            craft(
+                member,
+                batch.images,
+                batch.labels,
+                batch.draws.within("advt", i),
+                eps=self.advt_eps,
+                steps=self.advt_steps,
+                step_ratio=self.advt_step_ratio,
+                craft_bn=self.craft_bn,
+            )
+            for i, member in enumerate(ensemble.members)
+        ]
+        for i, member in enumerate(ensemble.members):
+            others = [images for j, images in enumerate(distilled) if j != i]
+            yield {
+                "distilled": self.weight * resistance(member, others, batch.labels),
+                "adversarial": F.cross_entropy(member(adversarial[i]), batch.labels),
+            }

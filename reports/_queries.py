@@ -1,0 +1,117 @@
+"""The few queries that figures and tables share, on the tidy frame of outcomes."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import stats
+
+from robench.core.errors import RobenchError
+
+COLUMNS = (
+    "target", "defense", "n", "seed", "threat", "surrogate", "attack", "loss", "eps", "restart", "member", "sample",
+    "correct",
+)  # fmt: skip
+#: What makes a point of a curve, and a run of it.
+POINT = ["threat", "defense", "n", "eps"]
+_RUN = [*POINT, "seed", "target"]
+
+
+def tidy(frame: pd.DataFrame) -> pd.DataFrame:
+    """``frame``, checked; targets that share defense, size and seed go under their own names, never averaged.
+
+    Raises:
+        RobenchError: a column is missing.
+    """
+    missing = [name for name in COLUMNS if name not in frame.columns]
+    if missing:
+        raise RobenchError(f"expected a table of outcomes, got one without the column {missing[0]!r}")
+    rivals = ambiguous(frame)
+    if not rivals:
+        return frame
+    rival = frame["target"].isin(rivals)
+    return frame.assign(defense=frame["defense"].astype(object).where(~rival, frame["target"]))
+
+
+def ambiguous(frame: pd.DataFrame) -> list[str]:
+    """Targets that share defense, size and seed with another one, sorted."""
+    targets = frame[["target", "defense", "n", "seed"]].drop_duplicates()
+    return sorted(targets.loc[targets.duplicated(["defense", "n", "seed"], keep=False), "target"])
+
+
+def wilson(accuracy: npt.ArrayLike, samples: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The 95 % interval (Wilson 1927) of proportions on that many samples each."""
+    p, n = np.asarray(accuracy, dtype=np.float64), np.asarray(samples, dtype=np.float64)
+    z = float(stats.norm.ppf(0.975))
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # Rounding must not put the interval beside its own estimate at 0 and 1.
+    return np.minimum(np.clip(centre - half, 0, 1), p), np.maximum(np.clip(centre + half, 0, 1), p)
+
+
+def survived(frame: pd.DataFrame, *threats: str) -> pd.DataFrame:
+    """One row per run, ε and sample: `correct` under every attack of the threat, and `versions`, how many they were."""
+    rows = tidy(frame)
+    rows = rows[rows["threat"].isin(threats)]
+    verdicts = rows.groupby([*_RUN, "sample"], observed=True)["correct"].agg(["all", "size"]).reset_index()
+    verdicts = verdicts.rename(columns={"all": "correct", "size": "versions"})
+    # Of no rows at all, pandas makes columns of strings.
+    return verdicts.astype({"n": "int64", "seed": "int64", "eps": "float64", "correct": "bool", "versions": "int64"})
+
+
+def accuracies(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """One row per threat, defense, size and ε from `survived`.
+
+    `accuracy` is the mean over seeds; `low` and `high` are Wilson's for that accuracy on `samples` images: what other
+    images would change. `sd`, over `seeds`, is what other trainings would; NaN for one seed.
+    """
+    runs = verdicts.groupby(_RUN, observed=True).agg(
+        accuracy=("correct", "mean"), samples=("correct", "size"), versions=("versions", "min")
+    )
+    points = (
+        runs.reset_index()
+        .groupby(POINT, observed=True)
+        .agg(
+            accuracy=("accuracy", "mean"),
+            sd=("accuracy", "std"),
+            seeds=("accuracy", "size"),
+            samples=("samples", "min"),
+            versions=("versions", "min"),
+        )
+        .reset_index()
+    )
+    points["low"], points["high"] = wilson(points["accuracy"], points["samples"])
+    return points
+
+
+def paired(left: pd.Series, right: pd.Series) -> float:
+    """The exact p-value, two-sided, that two accuracies differ, on the images that both have.
+
+    McNemar's test for one seed each. Several seeds: the sign test on each image's mean over seeds, since verdicts of
+    one image by several seeds are not independent.
+
+    Args:
+        left, right: correct, indexed by (seed, sample).
+    """
+    means = pd.concat([left.groupby("sample").mean(), right.groupby("sample").mean()], axis=1, join="inner")
+    difference = means.iloc[:, 0] - means.iloc[:, 1]
+    wins, losses = int((difference > 1e-9).sum()), int((difference < -1e-9).sum())
+    if wins + losses == 0:
+        return 1.0
+    return float(stats.binomtest(wins, wins + losses, 0.5).pvalue)
+
+
+def transfer_rates(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per run, ε, source and member: `rate`, the share of samples that an attack on the source takes from it.
+
+    A sample is taken if any start takes it.
+    """
+    rows = tidy(frame)
+    rows = rows[rows["threat"] == "transfer"]
+    pair = ["defense", "n", "seed", "target", "eps", "surrogate", "member"]
+    held = rows.groupby([*pair, "sample"], observed=True)["correct"].all().reset_index()
+    rates = held.groupby(pair, observed=True)["correct"].agg(["mean", "size"]).reset_index()
+    rates["rate"] = 1 - rates.pop("mean")
+    rates = rates.rename(columns={"surrogate": "source", "size": "samples"})
+    return rates[["defense", "n", "seed", "target", "eps", "source", "member", "rate", "samples"]]

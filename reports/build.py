@@ -1,0 +1,287 @@
+"""Writes every figure and table that the outcomes have data for."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from robench.core.errors import RobenchError
+from robench.core.store import atomic, checked_name, write_text
+from robench.reports import appendix, curves, regions, style, tables, transferability, trend
+from robench.reports._queries import ambiguous, tidy, transfer_rates
+
+FORMATS = ("pdf", "png", "svg")
+#: Drawn in Figure 5, not 4.
+COMBINATIONS = ("advt", "dverge-advt")
+#: ε of the paper's Figure 3.
+TRANSFER_EPS = 0.03
+#: ε at which one setting of a defense is judged, or the nearest that was measured.
+STUDY_EPS = 0.03
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A figure that is ready to be written.
+
+    Attributes:
+        values: every value that it shows.
+        alt: what a reader who cannot see it should know.
+    """
+
+    name: str
+    title: str
+    figure: Figure
+    values: pd.DataFrame
+    alt: str
+
+
+@dataclass(frozen=True)
+class Links:
+    """Addresses that matrix cells (target, ε, source, member) and points (threat, defense, n, ε) lead to, for SVG."""
+
+    cell: Callable[[str, float, str, str], str]
+    point: Callable[[str, str, int, float], str]
+
+
+def write(
+    frame: pd.DataFrame,
+    out: Path,
+    provenance: Mapping[str, object],
+    *,
+    history: pd.DataFrame | None = None,
+    images: regions.Regions | None = None,
+    studies: Mapping[str, Mapping[str, float]] | None = None,
+    formats: Collection[str] = ("pdf", "png"),
+) -> tuple[list[Path], list[str]]:
+    """Every figure as a file per format, with a CSV of what it shows and the provenance beside it; every table.
+
+    Same rows, same bytes: nothing holds a date or a path.
+
+    Args:
+        frame: outcomes.
+        provenance: what made them, as JSON values.
+        history: the training of DVERGE, see `robench.reports.trend.trend`, for Figure 2.
+        images: decision regions, for Figure 1.
+        studies: by name ("lambda", "layer"), the value of that setting for each target; a figure each.
+        formats: of "pdf", "png", "svg".
+
+    Returns:
+        The files, and notices: what was left out and why, what should be known of what was not.
+
+    Raises:
+        RobenchError: no outcomes at all, an unknown format, or a folder that cannot be written.
+    """
+    for kind in formats:
+        if kind not in FORMATS:
+            raise RobenchError(f"expected `formats` of {', '.join(FORMATS)}, got {kind!r}")
+    if tidy(frame).empty:
+        raise RobenchError("there are no outcomes to report; run `robench attack` first")
+    files: list[Path] = []
+    notices = cautions(frame)
+    with style.context():
+        for sheet in sheets(frame, history=history, images=images, studies=studies, notice=notices.append):
+            # Laid out once: every format shows the same figure.
+            sheet.figure.draw_without_rendering()
+            sheet.figure.set_layout_engine("none")
+            for kind in formats:
+                files.append(_save(sheet, out, kind, provenance))
+            files += _beside(out, sheet.name, tables.csv(sheet.values), provenance)
+    for name, threat in (("table4_blackbox", "blackbox"), ("table5_whitebox", "whitebox")):
+        if not (frame["threat"] == threat).any():
+            notices.append(f"{name} skipped: no {threat} accuracy in these outcomes")
+            continue
+        table = tables.accuracy(frame, threat)
+        for suffix, text in (("md", tables.markdown(table)), ("tex", tables.latex(table))):
+            write_text(out / f"{name}.{suffix}", text)
+            files.append(out / f"{name}.{suffix}")
+        files += _beside(out, name, tables.csv(table), provenance)
+    return files, notices
+
+
+def sheets(
+    frame: pd.DataFrame,
+    *,
+    history: pd.DataFrame | None = None,
+    images: regions.Regions | None = None,
+    studies: Mapping[str, Mapping[str, float]] | None = None,
+    links: Links | None = None,
+    notice: Callable[[str], None],
+) -> Iterator[Sheet]:
+    """Every figure that there is data for, within `style.context`; the others go to ``notice``."""
+    if images is None:
+        notice("fig1_regions skipped: no decision regions were computed")
+    else:
+        yield _regions(images)
+    if history is None or history.empty:
+        notice("fig2_trend skipped: no diversity was recorded in training")
+    else:
+        yield _trend(history)
+    yield from _transferability(frame, links, notice)
+    defenses = set(tidy(frame)["defense"])
+    yield from _accuracy(frame, "fig4_accuracy", "Accuracy against ε", defenses - set(COMBINATIONS), links, notice)
+    yield from _accuracy(
+        frame, "fig5_adversarial_training", "Accuracy against ε, with adversarial training",
+        defenses & set(COMBINATIONS), links, notice,
+    )  # fmt: skip
+    if (frame["threat"] == "convergence").any():
+        yield _convergence(frame)
+    else:
+        notice("figA_convergence skipped: no convergence check in these outcomes")
+    for name, settings in (studies or {}).items():
+        yield _study(frame, checked_name(name, "study"), settings)
+
+
+def cautions(frame: pd.DataFrame) -> list[str]:
+    """What a reader of these numbers should know."""
+    notices = [
+        f"{', '.join(rivals)} share defense, size and seed: each is shown under its own name"
+        for rivals in [ambiguous(frame)]
+        if rivals
+    ]
+    for threat in ("blackbox", "whitebox"):
+        if not (frame["threat"] == threat).any():
+            continue
+        points = curves.values(frame, threat)
+        points = points[points["eps"] > 0]
+        for column, what in (("versions", "attacks per image"), ("samples", "images")):
+            low, high = points[column].min(), points[column].max()
+            if low != high:
+                notices.append(f"{threat} points rest on {low} to {high} {what}: not all are comparable")
+    return notices
+
+
+def _regions(images: regions.Regions) -> Sheet:
+    across = min(4, len(images.classes))
+    down = -(-len(images.classes) // across)
+    side = min(2.2, style.TEXT / across)
+    figure = style.figure(max(style.COLUMN, side * across), down * (side + 0.1) + 0.3)
+    axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
+    for place, (ax, title) in enumerate(zip(axes, images.classes, strict=False)):
+        regions.regions(images, ax, title=title)
+        if place % across == 0:
+            ax.set_ylabel("random direction")
+    for ax in axes[len(images.classes) :]:
+        ax.set_axis_off()
+    regions.legend(images, figure)
+    return Sheet(
+        "fig1_regions", "Decision regions", figure, images.values(),
+        f"The predicted class around one image of class {images.label}, for {', '.join(images.classes)}.",
+    )  # fmt: skip
+
+
+def _trend(history: pd.DataFrame) -> Sheet:
+    figure = style.figure(style.TEXT, 2.1)
+    axes = figure.subplots(1, 2)
+    for ax, quantity in zip(axes, ("diversity", "transferability"), strict=True):
+        trend.trend(history, ax, quantity=quantity)
+    style.legend(figure, history["defense"], history["n"], loc="outside lower center", ncols=6)
+    return Sheet(
+        "fig2_trend", "Diversity and transferability along training", figure, trend.values(history),
+        "Rolling means over epochs: diversity on the left, transferability within the ensemble on the right.",
+    )  # fmt: skip
+
+
+def _transferability(frame: pd.DataFrame, links: Links | None, notice: Callable[[str], None]) -> Iterator[Sheet]:
+    rates = transfer_rates(frame) if (frame["threat"] == "transfer").any() else pd.DataFrame()
+    if rates.empty:
+        notice("fig3_transferability skipped: no transferability in these outcomes")
+        return
+    radii = sorted(rates["eps"].unique(), key=lambda eps: (abs(eps - TRANSFER_EPS), eps))
+    sizes = sorted(rates["n"].unique())
+    for eps in radii:
+        for n in sizes:
+            part = rates[(rates["eps"] == eps) & (rates["n"] == n)]
+            if part.empty:
+                continue
+            main = eps == radii[0] and n == sizes[0]
+            name = "fig3_transferability" if main else f"figA_transferability_n{n}_eps{eps:g}"
+            yield Sheet(
+                name, f"Transferability within ensembles of {n}, ε = {eps:g}",
+                transferability.panels(frame, n=int(n), eps=float(eps), link=_cells(links, float(eps))), part,
+                "Percentage of samples that an attack on one member (row) takes from another or from the ensemble "
+                f"(column), at ε = {eps:g}; the values are in the table.",
+            )  # fmt: skip
+
+
+def _accuracy(
+    frame: pd.DataFrame,
+    name: str,
+    title: str,
+    defenses: set[str],
+    links: Links | None,
+    notice: Callable[[str], None],
+) -> Iterator[Sheet]:
+    own = frame[tidy(frame)["defense"].isin(defenses)]
+    threats = [threat for threat in ("blackbox", "whitebox") if (own["threat"] == threat).any()]
+    if not threats:
+        notice(f"{name} skipped: no black-box or white-box accuracy in these outcomes")
+        return
+    figure = style.figure(style.TEXT if len(threats) > 1 else style.TEXT / 2 + 0.6, 2.4)
+    axes = figure.subplots(1, len(threats), squeeze=False, sharey=True)[0]
+    values = [curves.values(own, threat) for threat in threats]
+    for ax, threat in zip(axes, threats, strict=True):
+        link = None if links is None else _bound(links, threat)
+        curves.curves(own, ax, threat=threat, link=link)
+        ax.label_outer()
+        ax.xaxis.set_tick_params(labelbottom=True)
+    shown = pd.concat(values, keys=threats, names=["panel", None]).reset_index("panel")
+    style.legend(figure, shown["defense"], shown["n"], loc="outside lower center", ncols=9 if len(threats) > 1 else 4)
+    surrogates = sorted(set(own.loc[own["threat"] == "blackbox", "surrogate"]))
+    alt = f"{title}, for {', '.join(map(style.label, style.order(shown['defense'])))}; the values are in the table."
+    if surrogates:
+        alt += f" Black-box surrogates: {', '.join(surrogates)}."
+    yield Sheet(name, title, figure, shown, alt)
+
+
+def _cells(links: Links | None, eps: float) -> Callable[[str, str, str], str] | None:
+    return None if links is None else lambda target, source, member: links.cell(target, eps, source, member)
+
+
+def _bound(links: Links, threat: str) -> curves.Link:
+    return lambda name, n, eps: links.point(threat, name, n, eps)
+
+
+def _convergence(frame: pd.DataFrame) -> Sheet:
+    figure = style.figure(style.TEXT / 2 + 0.8, 2.3)
+    ax = figure.subplots()
+    appendix.convergence(frame, ax)
+    shown = appendix.convergence_values(frame)
+    style.legend(figure, shown["defense"], shown["n"], loc="outside lower center", ncols=4)
+    return Sheet(
+        "figA_convergence", "Convergence of the white-box attack", figure, shown,
+        "Accuracy under attacks of growing effort; flat lines mean that the attack has converged.",
+    )  # fmt: skip
+
+
+def _study(frame: pd.DataFrame, name: str, settings: Mapping[str, float]) -> Sheet:
+    attacked = frame.loc[frame["target"].isin(list(settings)) & (frame["eps"] > 0), "eps"].unique()
+    eps = min(map(float, attacked), key=lambda value: (abs(value - STUDY_EPS), value), default=STUDY_EPS)
+    figure = style.figure(style.TEXT, 2.2)
+    left, right = figure.subplots(1, 2)
+    appendix.ablation(frame, left, settings=settings, name=name, eps=eps)
+    appendix.trade_off(frame, right, settings=settings, name=name, eps=eps)
+    return Sheet(
+        f"figA_{name}", f"Accuracy by {name}", figure, appendix.setting_values(frame, settings, eps),
+        f"Accuracy by {name} on the left, and accuracy under attack against clean accuracy on the right.",
+    )  # fmt: skip
+
+
+def _save(sheet: Sheet, out: Path, kind: str, provenance: Mapping[str, object]) -> Path:
+    buffer = io.BytesIO()
+    sheet.figure.savefig(buffer, format=kind, metadata=style.metadata(provenance, sheet.title, kind))
+    path = out / f"{sheet.name}.{kind}"
+    with atomic(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+    return path
+
+
+def _beside(out: Path, name: str, csv: str, provenance: Mapping[str, object]) -> list[Path]:
+    paths = [out / f"{name}.csv", out / f"{name}.provenance.json"]
+    write_text(paths[0], csv)
+    write_text(paths[1], style.provenance_json(provenance) + "\n")
+    return paths

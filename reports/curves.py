@@ -1,0 +1,78 @@
+"""Figures 4 and 5: accuracy against ε."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from robench.core.errors import RobenchError
+from robench.reports import style
+from robench.reports._queries import accuracies, survived
+
+#: The link of a point, from (defense, n, ε).
+Link = Callable[[str, int, float], str]
+
+TITLES = {"blackbox": "Black-box transfer attacks", "whitebox": "White-box attacks"}
+
+
+def values(frame: pd.DataFrame, threat: str, defenses: Collection[str] | None = None) -> pd.DataFrame:
+    """One row per defense, size and ε: accuracy in [0, 1] under ``threat``, and at ε = 0 the clean one.
+
+    Raises:
+        RobenchError: nothing was measured under that threat.
+    """
+    verdicts = survived(frame, threat, "clean")
+    if defenses is not None:
+        verdicts = verdicts[verdicts["defense"].isin(defenses)]
+    attacked = verdicts[(verdicts["threat"] == threat)]
+    if attacked.empty:
+        raise RobenchError(f"no {threat} accuracy in these outcomes; run `robench attack --threat {threat}`")
+    # A clean accuracy alone is no curve.
+    clean = verdicts[(verdicts["threat"] == "clean") & verdicts["target"].isin(attacked["target"].unique())]
+    # An attack at ε = 0 is no second clean accuracy.
+    attacked = attacked[attacked["eps"] > 0]
+    points = accuracies(pd.concat([clean, attacked]))
+    points["defense"] = points["defense"].astype(object)
+    rank = {name: place for place, name in enumerate(style.order(points["defense"]))}
+    return points.sort_values(["defense", "n", "eps"], key=lambda s: s.map(rank) if s.name == "defense" else s)[
+        ["threat", "defense", "n", "eps", "accuracy", "low", "high", "sd", "seeds", "samples", "versions"]
+    ].reset_index(drop=True)
+
+
+def curves(
+    frame: pd.DataFrame,
+    ax: Axes,
+    *,
+    threat: str,
+    defenses: Collection[str] | None = None,
+    link: Link | None = None,
+) -> Axes:
+    """Accuracy in percent against ε: defense by colour and marker, N by dash, ± one standard deviation over seeds.
+
+    Args:
+        frame: outcomes of ``threat`` and "clean".
+        defenses: draws only these.
+        link: the address that a point leads to, for SVG.
+    """
+    points = values(frame, threat, defenses)
+    for name, n in points[["defense", "n"]].drop_duplicates().itertuples(index=False):
+        line = points[(points["defense"] == name) & (points["n"] == n)]
+        x, y = line["eps"].to_numpy(), 100 * line["accuracy"].to_numpy()
+        ax.plot(
+            x, y, color=style.color(name), linestyle=style.dash(n), marker=style.marker(name),
+            markeredgewidth=0, label=f"{style.label(name)}/{n}",
+        )  # fmt: skip
+        if line["seeds"].max() > 1:
+            spread = 100 * line["sd"].fillna(0).to_numpy()
+            ax.errorbar(x, y, yerr=spread, fmt="none", ecolor=style.color(name), elinewidth=0.7, capsize=1.5)
+        if link is not None:
+            # Larger than the marker, and not seen: what a mouse can hit.
+            ax.scatter(x, y, s=40, alpha=0, zorder=5, urls=[link(name, n, eps) for eps in x])
+    ax.set_ylim(-2, 102)
+    ax.set_xlim(left=-0.02 * float(points["eps"].max()))
+    ax.set_xlabel("perturbation ε (ℓ∞, pixels in [0, 1])")
+    ax.set_ylabel("accuracy, %")
+    ax.set_title(TITLES.get(threat, threat))
+    return ax

@@ -1,0 +1,333 @@
+"""One HTML file that holds the whole report: offline, usable without scripts, by keyboard and by screen reader."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from robench.core.errors import RobenchError
+from robench.core.store import write_text
+from robench.reports import against, build, style, tables
+from robench.reports._queries import tidy
+
+#: Bytes that a report must stay below, and what images may take of them.
+LIMIT = 5_000_000
+_IMAGE_LIMIT = 2_000_000
+#: Samples named for each attack of a drill-down: the most that keeps the file below `LIMIT`.
+_NAMED = (1_000_000, 300, 100, 30, 10, 0)
+
+Picture = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A cell of a table; ``sort`` is what it is sorted by, ``note`` what stands behind the text."""
+
+    text: str
+    sort: float | str
+    href: str = ""
+    best: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class _Table:
+    caption: str
+    headers: list[str]
+    rows: list[list[_Cell]]
+
+
+_VERSION = ["seed", "target", "surrogate", "attack", "loss", "restart"]
+
+
+class _Drills:
+    """What a click on a cell or a point leads to; only what is linked is written."""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        frame = frame.sort_values([*_VERSION, "sample"], kind="stable", ignore_index=True)
+        self._codes, versions = pd.MultiIndex.from_frame(frame[_VERSION]).factorize()
+        self._versions: list[Any] = versions.tolist()
+        self._samples, self._correct = frame["sample"].to_numpy(), frame["correct"].to_numpy(dtype=bool)
+        self._targets = pd.factorize(frame["target"])[0]
+        transfer = np.flatnonzero(frame["threat"] == "transfer")
+        self._points = frame.groupby(["threat", "defense", "n", "eps"], observed=True).indices
+        cells = frame.iloc[transfer].groupby(["target", "eps", "surrogate", "member"], observed=True).indices
+        self._cells = {key: transfer[np.asarray(found)] for key, found in cells.items()}
+        self._ids: dict[tuple[object, ...], str] = {}
+        self._found: list[tuple[str, str, npt.NDArray[np.intp]]] = []
+
+    def point(self, threat: str, defense: str, n: int, eps: float) -> str:
+        threat = threat if eps else "clean"
+        name = {"blackbox": "black-box", "whitebox": "white-box"}.get(threat, threat)
+        title = f"{style.label(defense)}/{n}, {name}" + (f", ε = {eps:g}" if eps else "")
+        return self._add(("point", threat, defense, n, eps), title, self._points.get((threat, defense, n, eps)))
+
+    def cell(self, target: str, eps: float, source: str, member: str) -> str:
+        judged = "the ensemble" if member == "ensemble" else f"member {member}"
+        title = f"{target}, ε = {eps:g}: crafted on member {source}, judged on {judged}"
+        return self._add(("cell", target, eps, source, member), title, self._cells.get((target, eps, source, member)))
+
+    def _add(self, key: tuple[object, ...], title: str, rows: Any) -> str:
+        if rows is None:
+            return ""
+        if key not in self._ids:
+            self._ids[key] = f"drill-{len(self._ids) + 1}"
+            self._found.append((self._ids[key], title, np.asarray(rows)))
+        return f"#{self._ids[key]}"
+
+    def contents(self) -> Iterator[dict[str, Any]]:
+        """For every attack, how many samples it took, and those that it was the first to take."""
+        for name, title, rows in self._found:
+            fallen = rows[~self._correct[rows]]
+            took: Counter[int] = Counter(self._codes[fallen].tolist())
+            first: dict[int, list[int]] = {code: [] for code in took}
+            seen: set[tuple[int, int]] = set()
+            for code, target, sample in zip(
+                self._codes[fallen].tolist(),
+                self._targets[fallen].tolist(),
+                self._samples[fallen].tolist(),
+                strict=True,
+            ):
+                if (target, sample) not in seen:
+                    seen.add((target, sample))
+                    first[code].append(sample)
+            lines = []
+            for code, samples in first.items():
+                _, run, surrogate, attack, loss, restart = self._versions[code]
+                about = [run, surrogate or "–", attack or "none", loss or "–"]
+                lines.append({"about": about, "restart": restart, "took": took[code], "samples": samples})
+            judged = len(set(zip(self._targets[rows].tolist(), self._samples[rows].tolist(), strict=True)))
+            yield {"id": name, "title": title, "lines": lines, "fallen": len(seen), "judged": judged}
+
+
+def write(
+    frame: pd.DataFrame,
+    path: Path,
+    provenance: Mapping[str, object],
+    *,
+    checks: Sequence[Mapping[str, str]] = (),
+    pictures: Mapping[int, tuple[Picture, Picture]] | None = None,
+    title: str = "Robustness of ensembles",
+    paper: str | None = None,
+    different_data: bool = False,
+    **more: Any,
+) -> Path:
+    """Writes the report: same rows, same bytes.
+
+    Args:
+        frame: outcomes.
+        provenance: what made them, as JSON values.
+        checks: name, status and evidence each.
+        pictures: by sample, the clean and the adversarial image, uint8 (H,W,3) or (H,W).
+        paper: of `robench.reports.against.PAPERS`, to compare with.
+        different_data: see `robench.reports.against.against`.
+        more: history, images and studies of `robench.reports.build.write`.
+
+    Raises:
+        RobenchError: no outcomes, pictures that are none, or a report that cannot be kept below `LIMIT`.
+    """
+    frame = tidy(frame).reset_index(drop=True)
+    if frame.empty:
+        raise RobenchError("there are no outcomes to report; run `robench attack` first")
+    style.provenance_json(provenance)
+    shown, left_out = _pictures(pictures or {})
+    drills = _Drills(frame)
+    links = build.Links(cell=drills.cell, point=drills.point)
+    notices = build.cautions(frame)
+    with style.context():
+        figures = [_figure(sheet, links) for sheet in build.sheets(frame, links=links, notice=notices.append, **more)]
+    if left_out:
+        notices.append(f"{left_out} pictures left out: the report holds what fits in {_IMAGE_LIMIT // 1_000_000} MB")
+    values: dict[str, Any] = {
+        "title": title,
+        "summary": _summary(frame),
+        "notices": notices,
+        "checks": [{name: str(check[name]) for name in ("name", "status", "evidence")} for check in checks],
+        "tables": [_accuracy(frame, threat, links) for threat in ("blackbox", "whitebox") if _has(frame, threat)],
+        "paper": _paper(frame, paper, different_data) if paper is not None else None,
+        "figures": figures,
+        "pictures": shown,
+        "pictured": {picture["sample"] for picture in shown},
+        "provenance": dict(provenance),
+        "provenance_lines": [(str(name), str(provenance[name])) for name in sorted(provenance)],
+    }
+    template = _environment().get_template("report.html.j2")
+    contents = list(drills.contents())
+    for limit in _NAMED:
+        text = template.render(**values, drills=contents, limit=limit)
+        if len(text.encode()) < LIMIT:
+            write_text(path, text)
+            return path
+    raise RobenchError(
+        f"the report would be larger than {LIMIT // 1_000_000} MB; report fewer targets, ε values or pictures at a time"
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("robench.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["csp"] = _csp
+    return environment
+
+
+def _csp(script: str) -> str:
+    """The hash by which the content policy admits our script, and no other."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode()
+
+
+def _has(frame: pd.DataFrame, threat: str) -> bool:
+    return bool((frame["threat"] == threat).any())
+
+
+def _summary(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    surrogates = sorted(set(frame.loc[frame["threat"] == "blackbox", "surrogate"]))
+    radii = sorted(set(frame.loc[frame["eps"] > 0, "eps"]))
+    return [
+        ("Ensembles", ", ".join(sorted(frame["target"].unique()))),
+        ("Test images", f"{frame['sample'].nunique():,}"),
+        ("Threats", ", ".join(sorted(frame["threat"].unique()))),
+        ("ε", ", ".join(f"{eps:g}" for eps in radii) or "none"),
+        ("Attacks", ", ".join(sorted(set(frame["attack"]) - {""})) or "none"),
+        ("Black-box surrogates", ", ".join(surrogates) or "none"),
+        ("Verdicts", f"{len(frame):,}"),
+    ]
+
+
+def _accuracy(frame: pd.DataFrame, threat: str, links: build.Links) -> _Table:
+    table = tables.accuracy(frame, threat)
+    columns = sorted(table["eps"].unique())
+    rows = []
+    for (name, n), line in table.groupby(["defense", "n"], sort=False):
+        by_eps = {row["eps"]: row for _, row in line.iterrows()}
+        cells = [_Cell(style.label(str(name)), style.label(str(name)).lower()), _Cell(str(n), float(str(n)))]
+        for eps in columns:
+            if eps not in by_eps:
+                cells.append(_Cell("–", -1.0))
+                continue
+            row = by_eps[eps]
+            href = links.point(threat, str(name), int(str(n)), float(eps))
+            cells.append(_rate(row["accuracy"], row["low"], row["high"], href, bool(row["best"])))
+        rows.append(cells)
+    headers = ["Defense", "N", *("clean" if eps == 0 else f"ε = {eps:g}" for eps in columns)]
+    title = {"blackbox": "Black-box accuracy", "whitebox": "White-box accuracy"}[threat]
+    return _Table(f"{title}, %, with 95 % Wilson intervals", headers, rows)
+
+
+def _paper(frame: pd.DataFrame, paper: str, different_data: bool) -> dict[str, Any]:
+    numbers = against.against(frame, paper, different_data=different_data)
+    rows = []
+    for row in numbers.to_dict("records"):
+        rates = [_rate(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in _COMPARED]
+        about = [_cell("threat", row["threat"]), _cell("defense", style.label(row["defense"]))]
+        rows.append([*about, _cell("n", row["n"]), _cell("eps", row["eps"]), *rates, _cell("verdict", row["verdict"])])
+    verdicts = numbers["verdict"].value_counts()
+    return {
+        "title": against.PAPERS[paper].title,
+        "count": ", ".join(f"{verdicts[name]} {name}" for name in sorted(verdicts.index)) or "nothing in common",
+        "numbers": _Table(
+            "Ours and the published numbers, %, with 95 % intervals for the images",
+            ["Threat", "Defense", "N", "ε", *map(str.capitalize, _COMPARED), "Verdict"],
+            rows,
+        ),
+        "orderings": _table(
+            "What a reproduction must show: left above right (difference in %)", against.orderings(frame)
+        ),
+    }
+
+
+def _rate(value: float, low: float, high: float, href: str = "", best: bool = False) -> _Cell:
+    return _Cell(f"{100 * value:.1f}", float(value), href, best, f"[{100 * low:.1f}, {100 * high:.1f}]")
+
+
+_COMPARED = ("ours", "published", "difference")
+_RATES = ("accuracy", "low", "high", "sd", "rate", "share", *_COMPARED)
+
+
+def _table(caption: str, values: pd.DataFrame, links: build.Links | None = None) -> _Table:
+    """Every value, rates in percent; rows of a curve or of a matrix lead to their drill-down."""
+    rows = []
+    for _, row in values.iterrows():
+        cells = [_cell(str(name), value) for name, value in row.items()]
+        href = ""
+        if links is not None and {"source", "member"} <= set(values.columns):
+            href = links.cell(row["target"], float(row["eps"]), row["source"], row["member"])
+        elif links is not None and "panel" in values.columns:
+            href = links.point(row["panel"], row["defense"], int(row["n"]), float(row["eps"]))
+        if href:
+            place = [str(name) in ("accuracy", "rate") for name in row.index].index(True)
+            cells[place] = _Cell(cells[place].text, cells[place].sort, href)
+        rows.append(cells)
+    return _Table(caption, [str(name).replace("_", " ") for name in values.columns], rows)
+
+
+def _cell(name: str, value: Any) -> _Cell:
+    if isinstance(value, (bool, np.bool_)):
+        return _Cell("yes" if value else "no", float(value))
+    if isinstance(value, (int, np.integer)):
+        return _Cell(str(value), float(value))
+    if isinstance(value, (float, np.floating)):
+        if np.isnan(value):
+            return _Cell("–", -1e9)
+        return _Cell(f"{100 * value:.1f}" if name.startswith(_RATES) else f"{value:.3g}", float(value))
+    return _Cell(str(value), str(value).lower())
+
+
+def _figure(sheet: build.Sheet, links: build.Links) -> dict[str, Any]:
+    buffer = io.StringIO()
+    # An empty dictionary of metadata would still hold a date.
+    sheet.figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    # Several figures share a page: ids must not. Links to drill-downs stay as they are.
+    svg = re.sub(r'(\bid="|url\(#|xlink:href="#)(?!drill-)', rf"\g<1>{sheet.name}-", svg)
+    # The table below has the same links, in order and with names: the keyboard goes there.
+    svg = svg.replace('<a xlink:href="#drill-', '<a tabindex="-1" xlink:href="#drill-')
+    alt = Markup('role="img" aria-label="{}"').format(sheet.alt)
+    return {
+        "name": sheet.name,
+        "title": sheet.title,
+        "width": 10 * sheet.figure.get_figwidth(),
+        "svg": Markup(svg.replace("<svg ", f"<svg {alt} ", 1)),
+        "table": _table(f"Values of: {sheet.title}", sheet.values, links),
+    }
+
+
+def _pictures(pictures: Mapping[int, tuple[Picture, Picture]]) -> tuple[list[dict[str, Any]], int]:
+    shown, size = [], 0
+    for sample in sorted(pictures):
+        clean, adversarial = pictures[sample]
+        for picture in (clean, adversarial):
+            if picture.dtype != np.uint8 or picture.shape != clean.shape or picture.ndim not in (2, 3):
+                raise RobenchError(
+                    f"expected two uint8 pictures (H,W,3) or (H,W) of one shape for sample {sample}, "
+                    f"got {picture.dtype} {picture.shape}"
+                )
+        difference = np.clip(128 + 10 * (adversarial.astype(np.int64) - clean), 0, 255).astype(np.uint8)
+        urls = [_png(picture) for picture in (clean, adversarial, difference)]
+        size += sum(map(len, urls))
+        if size > _IMAGE_LIMIT:
+            break
+        shown.append({"sample": sample, "urls": urls})
+    return shown, len(pictures) - len(shown)
+
+
+def _png(picture: Picture) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,159 @@
+"""How figures look: NeurIPS widths, Type 42 fonts, colours that survive colour blindness and grey print."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from robench.core.errors import RobenchError
+
+#: Width of the text and of half of it, in inches, in the NeurIPS template.
+TEXT = 5.5
+COLUMN = 2.7
+
+#: Okabe and Ito's palette; the marker tells the defense a second time, for grey print.
+_KNOWN = {
+    "baseline": ("Baseline", "#555555", "o"),
+    "adp": ("ADP", "#E69F00", "s"),
+    "gal": ("GAL", "#009E73", "^"),
+    "dverge": ("DVERGE", "#0072B2", "D"),
+    "advt": ("AdvT", "#CC79A7", "v"),
+    "dverge-advt": ("DVERGE+AdvT", "#D55E00", "P"),
+}
+_OTHERS = ("#56B4E9", "#882255", "#999933", "#332288", "#AA4499", "#117733")
+_OTHER_MARKERS = ("X", "<", ">", "p", "h", "*")
+_DASHES: dict[int, tuple[float, tuple[float, ...]]] = {
+    3: (0, ()),
+    5: (0, (4, 1.5)),
+    8: (0, (1, 1.2)),
+}
+_OTHER_DASHES: tuple[tuple[float, tuple[float, ...]], ...] = (
+    (0, (5, 1, 1, 1)),
+    (0, (3, 1, 1, 1, 1, 1)),
+    (0, (8, 2)),
+    (0, (2, 3)),
+)
+
+_RC: dict[str, Any] = {
+    "font.family": ["DejaVu Sans"],  # ships with matplotlib: the same glyphs on every machine
+    "font.size": 7,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.4,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.4,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3.2,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    # A name may hold a $, which is no formula here.
+    "text.parse_math": False,
+    "text.usetex": False,
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "pdf.compression": 6,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "robench",
+    "figure.dpi": 200,
+    "savefig.dpi": 200,
+    "savefig.facecolor": "white",
+}
+
+
+@contextmanager
+def context() -> Iterator[None]:
+    """Draw and save within this block; rcParams are as before after it."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_RC)  # type: ignore[arg-type, unused-ignore]
+        yield
+
+
+def figure(width: float = TEXT, height: float = 2.2) -> Figure:
+    """A figure, in inches, that pyplot knows nothing of."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def label(defense: str) -> str:
+    """The name that the paper prints."""
+    return _KNOWN[defense][0] if defense in _KNOWN else defense
+
+
+def color(defense: str) -> str:
+    return _KNOWN[defense][1] if defense in _KNOWN else _OTHERS[_pick(defense, len(_OTHERS))]
+
+
+def marker(defense: str) -> str:
+    return _KNOWN[defense][2] if defense in _KNOWN else _OTHER_MARKERS[_pick(defense, len(_OTHER_MARKERS))]
+
+
+def dash(n: int) -> tuple[float, tuple[float, ...]]:
+    """The line style of an ensemble size."""
+    return _DASHES.get(n, _OTHER_DASHES[n % len(_OTHER_DASHES)])
+
+
+def order(defenses: Iterable[str]) -> list[str]:
+    """Unique defenses: the paper's in its order, then others by name."""
+    known = list(_KNOWN)
+    return sorted(set(defenses), key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def legend(ax: Axes | Figure, defenses: Iterable[str], sizes: Iterable[int], **where: Any) -> None:
+    """Defenses by colour and marker, sizes by dash; sizes only where there are several."""
+    handles = [
+        Line2D([], [], color=color(name), marker=marker(name), label=_shown(label(name))) for name in order(defenses)
+    ]
+    sizes = sorted(set(sizes))
+    if len(sizes) > 1:
+        handles += [Line2D([], [], color="black", linestyle=dash(n), label=f"N = {n}") for n in sizes]
+    ax.legend(handles=handles, **where)
+
+
+def metadata(provenance: Mapping[str, object], title: str, kind: str) -> dict[str, Any]:
+    """What a file of ``kind`` (pdf, png, svg) says of itself: no date, so that the same rows give the same bytes.
+
+    Raises:
+        RobenchError: provenance that is not JSON.
+    """
+    text = provenance_json(provenance)
+    if kind == "pdf":
+        return {"Title": title, "Subject": "robench", "Keywords": text, "CreationDate": None}
+    if kind == "png":
+        return {"Title": title, "Description": text}
+    return {"Title": title, "Description": text, "Date": None}
+
+
+def provenance_json(provenance: Mapping[str, object]) -> str:
+    """One line of JSON; RobenchError where a value is none."""
+    try:
+        return json.dumps(dict(provenance), sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise RobenchError(f"expected `provenance` to hold JSON values only ({error})") from error
+
+
+def _pick(name: str, count: int) -> int:
+    return hashlib.sha256(name.encode()).digest()[0] % count
+
+
+def _shown(text: str) -> str:
+    # matplotlib leaves labels with a leading underscore out of legends.
+    return f" {text}" if text.startswith("_") else text

@@ -1,0 +1,65 @@
+"""Figure 2: diversity and transferability along training."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from robench.core.errors import RobenchError
+from robench.reports import style
+
+TITLES = {"diversity": "Diversity (ε = 0.07)", "transferability": "Transferability (ε = 0.03)"}
+UNITS = {"diversity": "cross-entropy", "transferability": "success rate, %"}
+#: Epochs of the paper's rolling mean.
+WINDOW = 30
+
+_COLUMNS = ("run", "defense", "n", "seed", "epoch", "diversity", "transferability")
+
+
+def values(history: pd.DataFrame, window: int = WINDOW) -> pd.DataFrame:
+    """One row per defense, size and epoch: the mean over seeds of the rolling mean over the last ``window`` records.
+
+    The first records average over as many as there are.
+
+    Args:
+        history: columns run, defense, n, seed, epoch, diversity and transferability (a rate in [0, 1]).
+
+    Raises:
+        RobenchError: a column is missing, or there are no rows.
+    """
+    for name in _COLUMNS:
+        if name not in history.columns:
+            raise RobenchError(f"expected a training history, got one without the column {name!r}")
+    if history.empty:
+        raise RobenchError("expected a training history with rows, got none")
+    rows = history.sort_values(["run", "epoch"], kind="stable").reset_index(drop=True)
+    for quantity in TITLES:
+        rolling = rows.groupby("run", observed=True)[quantity].rolling(window, min_periods=1).mean()
+        rows[quantity] = rolling.reset_index(level=0, drop=True)
+    return (
+        rows.groupby(["defense", "n", "epoch"], observed=True)
+        .agg(diversity=("diversity", "mean"), transferability=("transferability", "mean"), seeds=("run", "nunique"))
+        .reset_index()
+    )
+
+
+def trend(history: pd.DataFrame, ax: Axes, *, quantity: str, window: int = WINDOW) -> Axes:
+    """The rolling mean of ``quantity`` ("diversity" or "transferability", the latter in percent) by epoch."""
+    if quantity not in TITLES:
+        raise RobenchError(f"expected `quantity` of {', '.join(TITLES)}, got {quantity!r}")
+    points = values(history, window)
+    for name in style.order(points["defense"]):
+        own = points[points["defense"] == name]
+        for n in sorted(own["n"].unique()):
+            line = own[own["n"] == n]
+            scale = 100 if quantity == "transferability" else 1
+            ax.plot(
+                line["epoch"].to_numpy(), scale * line[quantity].to_numpy(), color=style.color(name),
+                linestyle=style.dash(int(n)), marker=style.marker(name), markeredgewidth=0,
+                markevery=max(1, len(line) // 8), label=f"{style.label(name)}/{n}",
+            )  # fmt: skip
+    ax.set_xlabel("epoch")
+    ax.set_ylabel(UNITS[quantity])
+    ax.set_title(TITLES[quantity])
+    ax.set_ylim(bottom=0)
+    return ax

@@ -1,0 +1,105 @@
+"""The same function, faster: what an attack differentiates instead of the original model."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.hooks import RemovableHandle
+
+Precision = Literal["float32", "bfloat16", "float64"]
+
+DTYPES: dict[Precision, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+
+
+class _Autocast(nn.Module):
+    """Runs a model in a lower precision and returns its output in float32."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, self.dtype):
+            logits = self.model(images)
+        return logits.float()
+
+
+def attackable(model: nn.Module, image: Tensor, precision: Precision) -> nn.Module:
+    """A copy of ``model`` for crafting: eval mode, no parameter gradients, BatchNorm folded into convolutions,
+    channels-last, in the precision asked for. The function is the same up to rounding; ``model`` is untouched.
+
+    Args:
+        image: at least one image (B,C,H,W) on the model's device, to find out which BatchNorm follows which
+            convolution.
+        precision: ``float64`` copies the weights in double; ``bfloat16`` computes under autocast, in and out float32.
+    """
+    fast = copy.deepcopy(model).eval()
+    for parameter in fast.parameters():
+        parameter.requires_grad_(False)
+    if precision == "float64":
+        fast = fast.double()
+    fold_batchnorm(fast, image[:1].to(torch.float64 if precision == "float64" else torch.float32))
+    fast = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return _Autocast(fast, torch.bfloat16) if precision == "bfloat16" else fast
+
+
+def crafting_dtype(precision: Precision) -> torch.dtype:
+    """The dtype of the images while they are crafted: float64 for float64, else float32."""
+    return torch.float64 if precision == "float64" else torch.float32
+
+
+def fold_batchnorm(model: nn.Module, image: Tensor) -> int:
+    """Folds every BatchNorm2d that reads one convolution's output, and nothing else does, into that convolution.
+
+    Which one that is shows in one forward pass, so it holds for any architecture. In place; the folded BatchNorm
+    becomes an Identity, on which hooks (SGM's) still work.
+
+    Returns:
+        How many were folded.
+    """
+    producer: dict[int, nn.Conv2d] = {}
+    alive: list[Any] = []  # so that no id is used twice
+    readers: dict[int, list[nn.Module]] = {}
+    calls: dict[nn.Module, int] = {}
+
+    def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        calls[module] = calls.get(module, 0) + 1
+        alive.append((args, output))
+        for value in args:
+            if isinstance(value, Tensor):
+                readers.setdefault(id(value), []).append(module)
+        if isinstance(module, nn.Conv2d) and isinstance(output, Tensor):
+            producer[id(output)] = module
+
+    leaves = [module for module in model.modules() if not any(module.children())]
+    handles: list[RemovableHandle] = [leaf.register_forward_hook(record) for leaf in leaves]
+    try:
+        with torch.no_grad():
+            model(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    pairs: dict[nn.Module, nn.Conv2d] = {}
+    for identity, modules in readers.items():
+        conv = producer.get(identity)
+        if conv is not None and len(modules) == 1 and type(modules[0]) is nn.BatchNorm2d:
+            norm = modules[0]
+            if calls[norm] == 1 and calls[conv] == 1 and norm.track_running_stats:
+                pairs[norm] = conv
+    fused = {conv: fuse_conv_bn_eval(conv, norm) for norm, conv in pairs.items() if isinstance(norm, nn.BatchNorm2d)}
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if child in pairs:
+                setattr(module, name, nn.Identity())
+            elif child in fused:
+                setattr(module, name, fused[child])
+    return len(pairs)

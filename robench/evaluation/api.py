@@ -1,0 +1,59 @@
+"""One call from Python: a model, data and a threat give outcomes, without any run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from robench.core.data import Data
+from robench.core.fast import Precision
+from robench.evaluation.engine import Evaluator, Settings, correct_for_all
+from robench.evaluation.outcomes import Outcomes
+from robench.evaluation.subjects import Subject
+from robench.evaluation.threats import Threat, Transfer
+
+
+def evaluate(
+    model: nn.Module | Sequence[nn.Module] | Subject,
+    data: Data,
+    threat: Threat,
+    *,
+    samples: int = 1000,
+    subset: str = "first",
+    name: str = "model",
+    device: str | torch.device = "cpu",
+    precision: Precision = "float32",
+    batch_size: int = 256,
+    seed: int = 0,
+) -> Outcomes:
+    """Rows of ``model`` under ``threat``, clean rows included.
+
+    Args:
+        model: images float32 in [0, 1] (B,C,H,W) -> logits (B,K), normalisation inside; or a list of such members,
+            which is taken as an ensemble averaged in probability.
+        data: from `robench.load_data`, or `robench.core.data.make` for your own arrays.
+        threat: `Whitebox`, `Blackbox` or `Transfer`.
+        samples, subset: which test images; for `Transfer`, of those that every member classifies correctly.
+
+    Returns:
+        `Outcomes`; ``outcomes.accuracy()`` is the table of strict accuracies with intervals.
+
+    Raises:
+        RobenchError: whatever would make the number false: images out of range, NaN, a related surrogate.
+    """
+    place = torch.device(device)
+    subject = model if isinstance(model, Subject) else Subject.of_model(model, place, name=name)
+    evaluator = Evaluator(data, Settings(place, precision, batch_size, seed))
+    return evaluator.run([subject], threat, chosen_samples(data, threat, samples, subset, seed, place))
+
+
+def chosen_samples(data: Data, threat: Threat, samples: int, subset: str, seed: int, device: torch.device) -> Any:
+    """Indices of test images for `Evaluator.run`: for `Transfer` those that all members of a target get right."""
+    chosen = data.subset(samples, subset, seed)
+    if isinstance(threat, Transfer):
+        order = data.order(subset, seed)
+        return lambda target: correct_for_all(target, data, order, samples, device)
+    return chosen

@@ -1,0 +1,520 @@
+"""The evaluator: unfolds a threat into cells, crafts what is missing, judges in float32, keeps rows."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from robench.attacks import Attack, Crafted
+from robench.core.data import Data
+from robench.core.ensemble import Ensemble, mixture
+from robench.core.errors import RobenchError
+from robench.core.fast import Precision, attackable, crafting_dtype
+from robench.core.frozen import frozen
+from robench.core.losses import margin
+from robench.core.progress import Progress, silent
+from robench.core.rng import Draws
+from robench.core.store import content_key
+from robench.evaluation.images import Images, Kept
+from robench.evaluation.outcomes import ENSEMBLE, Outcomes
+from robench.evaluation.rows import MemoryRows, Rows
+from robench.evaluation.subjects import Subject
+from robench.evaluation.threats import Job, Threat
+
+#: Raise it when the meaning of rows changes; cells of the old version are not reused.
+ROWS_VERSION = 1
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to compute; nothing here changes a row beyond rounding, but ``precision`` and ``seed``, which keys hold.
+
+    Attributes:
+        precision: in which images are crafted. Verdicts are taken in float32 on the original weights (in float64
+            where that is the precision).
+        batch_size: images per forward pass; halved by itself when memory runs out.
+        seed: of the attacks' draws.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: Precision = "float32"
+    batch_size: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise RobenchError(f"expected `batch_size` to be at least 1, got {self.batch_size}")
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One ε of one job on one target, and the samples that are still to be judged."""
+
+    key: str
+    craft: str
+    eps: float
+    target: Subject
+    pending: Indices
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Cells that one crafting serves: the same source, attack and restarts."""
+
+    job: Job
+    cells: list[_Cell]
+
+    def pairs(self) -> tuple[Indices, npt.NDArray[np.float64]]:
+        """(sample, ε) pairs that some cell waits for, by ε and sample."""
+        wanted: dict[float, set[int]] = {}
+        for cell in self.cells:
+            wanted.setdefault(cell.eps, set()).update(map(int, cell.pending))
+        samples = [np.array(sorted(wanted[eps]), dtype=np.int64) for eps in sorted(wanted)]
+        radii = [np.full(len(wanted[eps]), eps) for eps in sorted(wanted)]
+        return np.concatenate(samples), np.concatenate(radii)
+
+    def cost(self) -> int:
+        """Gradient steps that the crafting takes at most."""
+        return len(self.pairs()[0]) * len(self.job.restarts) * steps_of(self.job.attack)
+
+
+def steps_of(attack: Attack) -> int:
+    """Gradient steps per image and restart, for progress and plans; 1 where the attack does not say."""
+    return int(getattr(attack, "steps", 1))
+
+
+def correct_for_all(target: Subject, data: Data, order: Tensor, samples: int, device: torch.device) -> Tensor:
+    """The first ``samples`` test images, in ``order``, that every member classifies correctly: indices, ascending.
+
+    The transferability matrix and the diversity are measured on these (protocol §3).
+    """
+    right = []
+    with frozen(target.ensemble), torch.no_grad():
+        for at in _chunks(len(order), 500):
+            chunk = order[at]
+            images = _images(data, chunk.numpy(), device, torch.float32)
+            predictions = target.ensemble.logits(images).argmax(dim=2).cpu()
+            right.append((predictions == data.test.labels[chunk]).all(dim=0))
+    return order[torch.cat(right)][:samples].sort().values
+
+
+class Evaluator:
+    """Runs threats on targets.
+
+    Args:
+        rows: where the rows of a target are kept; by default in memory.
+        images: the cache of adversarial images; None crafts again for every call.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        settings: Settings | None = None,
+        *,
+        rows: Callable[[Subject], Rows] = lambda subject: MemoryRows(),
+        images: Images | None = None,
+        progress: Progress = silent,
+        notice: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.data = data
+        self.settings = settings or Settings()
+        self._rows_of = rows
+        self._rows: dict[str, Rows] = {}
+        self._images = images
+        self._progress = progress
+        self._notice = notice
+        self._batch = self.settings.batch_size
+        self._done = 0
+        self._total = 0
+
+    def run(
+        self, targets: Sequence[Subject], threat: Threat, samples: Tensor | Callable[[Subject], Tensor]
+    ) -> Outcomes:
+        """Rows of every target under ``threat``, and its clean rows; only what is missing is computed.
+
+        Args:
+            samples: indices of test images, or per target.
+
+        Raises:
+            RobenchError: a surrogate that is no hold-out, a model or an attack that breaks its contract.
+        """
+        indices = {
+            target.name: (samples(target) if callable(samples) else samples).numpy().astype(np.int64)
+            for target in targets
+        }
+        if len(indices) != len(targets):
+            raise RobenchError(f"expected targets of different names, got {', '.join(t.name for t in targets)}")
+        for target in targets:
+            if target.name not in self._rows:
+                self._rows[target.name] = self._rows_of(target)
+            self._clean(target, indices[target.name])
+        works = self.plan(targets, threat, indices)
+        self._done, self._total = 0, sum(work.cost() for work in works)
+        wanted: dict[str, set[str]] = {target.name: set() for target in targets}
+        for target in targets:
+            wanted[target.name] |= {self._clean_cell(target)[0]}
+            wanted[target.name] |= {key for job in threat.jobs(target) for key, _ in self._keys(job, target, threat)}
+        for work in works:
+            self._run(work)
+        for target in targets:
+            self._rows[target.name].compact()
+        parts = []
+        for target in targets:
+            frame = self._rows[target.name].outcomes().frame
+            mask = frame["cell"].isin(wanted[target.name]) & frame["sample"].isin(indices[target.name])
+            parts.append(Outcomes(frame[mask]))
+        return Outcomes.concat(parts)
+
+    def plan(self, targets: Sequence[Subject], threat: Threat, indices: Mapping[str, Indices]) -> list[_Work]:
+        """What is still to be done."""
+        works: dict[Any, _Work] = {}
+        for target in targets:
+            rows = self._rows[target.name]
+            for job in threat.jobs(target):
+                for (key, manifest), eps in zip(self._keys(job, target, threat), threat.eps, strict=True):
+                    pending = np.array(sorted(set(indices[target.name].tolist()) - rows.samples(key)), dtype=np.int64)
+                    if not len(pending):
+                        continue
+                    rows.declare(key, manifest)
+                    shared = (job.source_key, job.attack, job.restarts, target.name if job.pooled else "")
+                    work = works.setdefault(shared, _Work(job, []))
+                    work.cells.append(_Cell(key, manifest["craft"], eps, target, pending))
+        return list(works.values())
+
+    def _keys(self, job: Job, target: Subject, threat: Threat) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Key and manifest of each ε's cell."""
+        for eps in threat.eps:
+            craft = {
+                "rows": ROWS_VERSION,
+                "data": self.data.identity,
+                "source": job.source_key,
+                "attack": job.attack.manifest(),
+                "eps": eps,
+                "restarts": list(job.restarts),
+                "seed": self.settings.seed,
+                "precision": self.settings.precision,
+            }
+            identity = {"craft": craft, "threat": job.threat, "target": target.identity}
+            manifest = {
+                **self._columns(target),
+                "threat": job.threat,
+                "surrogate": job.source_name,
+                "attack": job.attack.label,
+                "loss": job.attack.loss,
+                "eps": eps,
+                "craft": content_key(craft),
+                "recipe": identity,
+            }
+            yield content_key(identity), manifest
+
+    def _columns(self, target: Subject) -> dict[str, Any]:
+        return {"target": target.name, "defense": target.defense, "n": target.n, "seed": target.seed}
+
+    def _clean_cell(self, target: Subject) -> tuple[str, dict[str, Any]]:
+        identity = {
+            "rows": ROWS_VERSION,
+            "threat": "clean",
+            "data": self.data.identity,
+            "target": target.identity,
+            "double": self.settings.precision == "float64",
+        }
+        nothing = {"threat": "clean", "surrogate": "", "attack": "", "loss": "", "eps": 0.0}
+        return content_key(identity), {**self._columns(target), **nothing, "recipe": identity}
+
+    def _clean(self, target: Subject, samples: Indices) -> None:
+        key, manifest = self._clean_cell(target)
+        rows = self._rows[target.name]
+        pending = np.array(sorted(set(samples.tolist()) - rows.samples(key)), dtype=np.int64)
+        if not len(pending):
+            return
+        rows.declare(key, manifest)
+        judge = self._judge_of(target)
+        parts = []
+        for chunk in _chunks(len(pending), 500):
+            images = self._batch_of(pending[chunk])
+            verdict = _judge(judge, images, self._labels(pending[chunk]), members_too=False)
+            size = len(images)
+            parts.append(
+                _rows(key, pending[chunk], self._labels(pending[chunk]), verdict, np.zeros(size), np.zeros(size), False)
+            )
+        rows.append(pd.concat(parts, ignore_index=True))
+
+    def _run(self, work: _Work) -> None:
+        samples, eps = work.pairs()
+        first = self._batch_of(samples[:1])
+        with frozen(work.job.source):
+            model = attackable(work.job.source, first, self.settings.precision)
+        judges = {cell.target.name: self._judge_of(cell.target) for cell in work.cells}
+        # A unit is what a kill may cost.
+        for unit in _chunks(len(samples), 2 * self.settings.batch_size):
+            if work.job.pooled:
+                self._pooled(work, model, judges, samples[unit], eps[unit])
+            else:
+                self._version(work, model, judges, samples[unit], eps[unit])
+
+    def _pooled(
+        self,
+        work: _Work,
+        model: nn.Module,
+        judges: Mapping[str, Ensemble],
+        samples: Indices,
+        eps: npt.NDArray[np.float64],
+    ) -> None:
+        """All restarts, each on what still stands; a row says whether any succeeded, and which was the first."""
+        job, target = work.job, work.cells[0].target
+        judge = judges[target.name]
+        labels = self._labels(samples)
+        count, judged = len(samples), (target.n if job.members_too else 0) + 1
+        verdict = _Verdict.empty(judged, count)
+        restart_of = np.zeros((judged, count), dtype=np.int16)
+        distance, flat = np.zeros((judged, count), dtype=np.float32), np.zeros((judged, count), dtype=bool)
+        alive = np.arange(count)
+        for restart in job.restarts:
+            standing = verdict.correct if restart != job.restarts[0] else np.ones((judged, count), dtype=bool)
+            for chunk, images, crafted in self._crafts(model, job.attack, samples, eps, alive, restart):
+                del images
+                found = _judge(judge, crafted.images, labels[chunk], members_too=job.members_too)
+                update = standing[:, chunk]
+                for mine, theirs in zip(verdict.arrays(), found.arrays(), strict=True):
+                    mine[:, chunk] = np.where(update, theirs, mine[:, chunk])
+                restart_of[:, chunk] = np.where(update, restart, restart_of[:, chunk])
+                distance[:, chunk] = np.where(update, crafted.linf.cpu().numpy(), distance[:, chunk])
+                flat[:, chunk] = np.where(update, crafted.zero_gradient.cpu().numpy(), flat[:, chunk])
+                self._advance(len(chunk) * steps_of(job.attack), work)
+            fallen = alive[~verdict.correct[:, alive].any(axis=0)]
+            left = len(job.restarts) - 1 - job.restarts.index(restart)
+            self._advance(len(fallen) * left * steps_of(job.attack), work)
+            alive = alive[verdict.correct[:, alive].any(axis=0)]
+            if not len(alive):
+                break
+        parts = []
+        for cell in work.cells:
+            at = np.flatnonzero((eps == cell.eps) & np.isin(samples, cell.pending))
+            if len(at):
+                own = verdict.at(at)
+                parts.append(
+                    _rows(cell.key, samples[at], labels[at], own, distance[:, at], flat[:, at], restart_of[:, at])
+                )
+        self._rows[target.name].append(pd.concat(parts, ignore_index=True))
+
+    def _version(
+        self,
+        work: _Work,
+        model: nn.Module,
+        judges: Mapping[str, Ensemble],
+        samples: Indices,
+        eps: npt.NDArray[np.float64],
+    ) -> None:
+        """One version of every image, judged by all targets that lack it."""
+        (restart,) = work.job.restarts
+        parts: dict[str, list[pd.DataFrame]] = {}
+        for radius in np.unique(eps):
+            at = np.flatnonzero(eps == radius)
+            craft = next(cell.craft for cell in work.cells if cell.eps == radius)
+            for chunk, images, crafted in self._through_cache(work, model, craft, samples, eps, at, restart):
+                del images
+                for cell in work.cells:
+                    mine = np.isin(samples[chunk], cell.pending)
+                    if cell.eps != radius or not mine.any():
+                        continue
+                    chosen = torch.from_numpy(np.flatnonzero(mine)).to(crafted.images.device)
+                    own = samples[chunk][mine]
+                    verdict = _judge(
+                        judges[cell.target.name], crafted.images[chosen], self._labels(own), members_too=False
+                    )
+                    parts.setdefault(cell.target.name, []).append(
+                        _rows(
+                            cell.key,
+                            own,
+                            self._labels(own),
+                            verdict,
+                            crafted.linf[chosen].cpu().numpy(),
+                            crafted.zero_gradient[chosen].cpu().numpy(),
+                            restart,
+                        )
+                    )
+                self._advance(len(chunk) * steps_of(work.job.attack), work)
+        for name, frames in parts.items():
+            self._rows[name].append(pd.concat(frames, ignore_index=True))
+
+    def _through_cache(
+        self,
+        work: _Work,
+        model: nn.Module,
+        craft: str,
+        samples: Indices,
+        eps: npt.NDArray[np.float64],
+        at: Indices,
+        restart: int,
+    ) -> Iterator[tuple[Indices, Tensor, Crafted]]:
+        """As `_crafts`, from the cache where it has the images, else crafted and kept there."""
+        if self._images is None:
+            yield from self._crafts(model, work.job.attack, samples, eps, at, restart)
+            return
+        kept = self._kept(craft)
+        there = np.array([int(sample) in kept for sample in samples[at]], dtype=bool)
+        for chunk in np.array_split(at[there], max(1, -(-there.sum() // self._batch))):
+            if len(chunk):
+                clean = self._batch_of(samples[chunk])
+                loaded, flat = self._images.load(kept, samples[chunk], clean, float(eps[chunk[0]]))
+                distance = (loaded - clean).abs().flatten(1).amax(dim=1)
+                yield chunk, clean, Crafted(loaded, distance, flat)
+        for chunk, images, crafted in self._crafts(model, work.job.attack, samples, eps, at[~there], restart):
+            self._images.save(craft, samples[chunk], crafted.images, crafted.zero_gradient)
+            yield chunk, images, crafted
+
+    def _kept(self, craft: str) -> Kept:
+        assert self._images is not None
+        return self._images.kept(craft)
+
+    def _crafts(
+        self,
+        model: nn.Module,
+        attack: Attack,
+        samples: Indices,
+        eps: npt.NDArray[np.float64],
+        chosen: Indices,
+        restart: int,
+    ) -> Iterator[tuple[Indices, Tensor, Crafted]]:
+        """Crafts for ``samples[chosen]`` batch by batch: (positions, clean images, crafted)."""
+        start = 0
+        while start < len(chosen):
+            chunk = chosen[start : start + self._batch]
+            try:
+                images = self._batch_of(samples[chunk])
+                crafted = self._craft(model, attack, images, samples[chunk], eps[chunk], restart)
+            except RuntimeError as error:
+                if not _out_of_memory(error) or self._batch == 1:
+                    raise
+                self._batch = max(1, len(chunk) // 2)
+                self._notice(f"out of memory with {len(chunk)} images: going on with {self._batch}")
+                continue
+            yield chunk, images, crafted
+            start += len(chunk)
+
+    def _craft(
+        self,
+        model: nn.Module,
+        attack: Attack,
+        images: Tensor,
+        samples: Indices,
+        eps: npt.NDArray[np.float64],
+        restart: int,
+    ) -> Crafted:
+        # Convolution kernels for a batch of one round differently: never craft alone.
+        padded = len(samples) == 1
+        order = np.array([0, 0]) if padded else np.arange(len(samples))
+        at = torch.from_numpy(order).to(images.device)
+        labels = torch.from_numpy(self._labels(samples)).to(images.device)
+        radius = torch.from_numpy(eps).to(images)
+        crafted = attack(
+            model,
+            images[at].contiguous(memory_format=torch.channels_last),
+            labels[at],
+            radius[at],
+            Draws.of(samples[order], seed=self.settings.seed, restart=restart),
+        )
+        return Crafted(*(value[:1] for value in crafted)) if padded else crafted
+
+    def _judge_of(self, target: Subject) -> Ensemble:
+        """The original weights, in the dtype of verdicts."""
+        if self.settings.precision == "float64":
+            return copy.deepcopy(target.ensemble).double()
+        return target.ensemble
+
+    def _batch_of(self, samples: Indices) -> Tensor:
+        return _images(self.data, samples, self.settings.device, crafting_dtype(self.settings.precision))
+
+    def _labels(self, samples: Indices) -> Indices:
+        return np.asarray(self.data.test.labels.numpy()[samples], dtype=np.int64)
+
+    def _advance(self, steps: int, work: _Work) -> None:
+        self._done += steps
+        source = work.job.source_name or work.cells[0].target.name
+        self._progress(self._done, self._total, f"{work.job.threat}: {work.job.attack.label} on {source}")
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """Per judge and image, (J,B): the last judge is the ensemble."""
+
+    prediction: npt.NDArray[np.int16]
+    correct: npt.NDArray[np.bool_]
+    margin: npt.NDArray[np.float32]
+
+    @classmethod
+    def empty(cls, judges: int, count: int) -> _Verdict:
+        shape = (judges, count)
+        return cls(np.zeros(shape, np.int16), np.ones(shape, np.bool_), np.zeros(shape, np.float32))
+
+    def arrays(self) -> Iterable[npt.NDArray[Any]]:
+        return self.prediction, self.correct, self.margin
+
+    def at(self, columns: Indices) -> _Verdict:
+        return _Verdict(self.prediction[:, columns], self.correct[:, columns], self.margin[:, columns])
+
+
+def _judge(ensemble: Ensemble, images: Tensor, labels: Indices, *, members_too: bool) -> _Verdict:
+    """Verdicts of the ensemble, or of each member and then the ensemble."""
+    truth = torch.from_numpy(labels).to(images.device)
+    with frozen(ensemble), torch.no_grad():
+        logits = ensemble.logits(images)
+        outputs = [*logits, mixture(logits)] if members_too else [mixture(logits)]
+        prediction = torch.stack([output.argmax(dim=1) for output in outputs])
+        margins = torch.stack([margin(output, truth) for output in outputs])
+    predicted = prediction.cpu().numpy()
+    if not bool(torch.isfinite(logits).all()):
+        raise RobenchError("the model returned NaN or infinity; `robench doctor` looks for the reason")
+    return _Verdict(predicted.astype(np.int16), predicted == labels, margins.float().cpu().numpy())
+
+
+def _rows(
+    cell: str,
+    samples: Indices,
+    labels: Indices,
+    verdict: _Verdict,
+    distance: npt.NDArray[Any],
+    flat: npt.NDArray[Any],
+    restart: Any,
+) -> pd.DataFrame:
+    judges, count = verdict.correct.shape
+    members = [*(str(i) for i in range(1, judges)), ENSEMBLE]
+    shape = (judges, count)
+    return pd.DataFrame(
+        {
+            "cell": cell,
+            "sample": np.tile(samples, judges).astype(np.int32),
+            "member": np.repeat(members, count),
+            "restart": np.broadcast_to(restart, shape).ravel().astype(np.int16),
+            "label": np.tile(labels, judges).astype(np.int16),
+            "prediction": verdict.prediction.ravel(),
+            "correct": verdict.correct.ravel(),
+            "margin": verdict.margin.ravel(),
+            "linf": np.broadcast_to(distance, shape).ravel().astype(np.float32),
+            "zero_gradient": np.broadcast_to(flat, shape).ravel().astype(bool),
+        }
+    )
+
+
+def _images(data: Data, samples: Indices, device: torch.device, dtype: torch.dtype) -> Tensor:
+    pixels = data.test.images[torch.from_numpy(samples)].to(device)
+    return pixels.to(dtype) / 255
+
+
+def _chunks(count: int, size: int) -> Iterator[slice]:
+    for start in range(0, count, size):
+        yield slice(start, start + size)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)

@@ -1,0 +1,153 @@
+"""Outcomes: one row per sample and cell, from which every number is a query."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from robench.core.errors import RobenchError, unknown
+
+#: What a cell says about each of its rows.
+CELL_COLUMNS = ("target", "defense", "n", "seed", "threat", "surrogate", "attack", "loss", "eps")
+#: What a row says itself.
+ROW_COLUMNS = (
+    "cell",
+    "sample",
+    "member",
+    "restart",
+    "label",
+    "prediction",
+    "correct",
+    "margin",
+    "linf",
+    "zero_gradient",
+)
+#: Members' rows tell who was judged: the whole ensemble, or its member "1" .. "N".
+ENSEMBLE = "ensemble"
+
+_DTYPES = {
+    "cell": "str",
+    "sample": "int32",
+    "member": "str",
+    "restart": "int16",
+    "label": "int16",
+    "prediction": "int16",
+    "correct": "bool",
+    "margin": "float32",
+    "linf": "float32",
+    "zero_gradient": "bool",
+    "target": "str",
+    "defense": "str",
+    "n": "int16",
+    "seed": "int64",
+    "threat": "str",
+    "surrogate": "str",
+    "attack": "str",
+    "loss": "str",
+    "eps": "float64",
+}
+
+
+def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927); (0, 1) of nothing."""
+    if total == 0:
+        return 0.0, 1.0
+    interval = binomtest(successes, total).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+class Outcomes:
+    """A table of outcomes.
+
+    Attributes:
+        frame: columns target, defense, n, seed, threat (clean, whitebox, blackbox, transfer), surrogate, attack,
+            loss, eps, cell, sample (index in the test set), member (``ensemble`` or ``1`` .. ``N``: who was judged),
+            restart (the first that succeeded, else the last), label, prediction, correct, margin (z_y − max z_c),
+            linf, zero_gradient (of the source's loss at the adversarial image).
+    """
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        missing = [name for name in (*CELL_COLUMNS, *ROW_COLUMNS) if name not in frame]
+        if missing:
+            raise RobenchError(
+                f"expected outcomes with columns {', '.join(missing)} too, got {', '.join(map(str, frame.columns))}"
+            )
+        self.frame = frame
+
+    @classmethod
+    def join(cls, rows: pd.DataFrame, cells: Mapping[str, Mapping[str, Any]]) -> Outcomes:
+        """Rows, and by key the cells that they belong to."""
+        table = pd.DataFrame(
+            [{"cell": key, **{name: cell[name] for name in CELL_COLUMNS}} for key, cell in cells.items()],
+            columns=["cell", *CELL_COLUMNS],
+        )
+        frame = rows.merge(table, on="cell", how="inner", validate="many_to_one")
+        frame = frame[[*CELL_COLUMNS, *ROW_COLUMNS]].astype({name: _DTYPES[name] for name in frame if name in _DTYPES})
+        keys = ["threat", "target", "surrogate", "attack", "loss", "eps", "cell", "member", "sample"]
+        return cls(frame.sort_values(keys, kind="stable", ignore_index=True))
+
+    @classmethod
+    def concat(cls, parts: Iterable[Outcomes]) -> Outcomes:
+        """All parts; a row that several have counts once."""
+        frames = [part.frame for part in parts]
+        if not frames:
+            return cls.join(empty_rows(), {})
+        frame = pd.concat(frames, ignore_index=True)
+        return cls(frame.drop_duplicates(["cell", "member", "sample"], ignore_index=True))
+
+    def where(self, **values: Any) -> Outcomes:
+        """Rows whose columns have these values; a list means any of them."""
+        mask = np.ones(len(self.frame), dtype=bool)
+        for name, value in values.items():
+            if name not in self.frame:
+                raise unknown("column", name, self.frame.columns)
+            column = self.frame[name]
+            mask &= (column.isin(value) if isinstance(value, (list, tuple, set)) else column == value).to_numpy()
+        return Outcomes(self.frame[mask].reset_index(drop=True))
+
+    def verdicts(self, by: Sequence[str]) -> pd.DataFrame:
+        """All-or-nothing: per group of ``by`` and sample, whether it is right in every row. Columns by, sample,
+        correct."""
+        for name in by:
+            if name not in self.frame:
+                raise unknown("column", name, self.frame.columns)
+        grouped = self.frame.groupby([*by, "sample"], sort=True, observed=True)["correct"]
+        return grouped.all().reset_index()
+
+    def accuracy(self, by: Sequence[str] = ("target", "threat", "eps")) -> pd.DataFrame:
+        """Share of samples right in every row of their group, with its 95 % Wilson interval.
+
+        Returns:
+            Columns ``by``, accuracy, low, high, samples; accuracies in [0, 1].
+        """
+        counted = (
+            self.verdicts(by).groupby(list(by), sort=True, observed=True)["correct"].agg(["sum", "size"]).reset_index()
+        )
+        intervals = [wilson(int(row["sum"]), int(row["size"])) for _, row in counted.iterrows()]
+        counted["accuracy"] = counted["sum"] / counted["size"]
+        counted["low"] = [low for low, _ in intervals]
+        counted["high"] = [high for _, high in intervals]
+        counted = counted.rename(columns={"size": "samples"})
+        return counted[[*by, "accuracy", "low", "high", "samples"]]
+
+    def transferability(self) -> pd.DataFrame:
+        """Success of examples crafted on one member against each member and the ensemble.
+
+        Returns:
+            Columns target, source (int), member, eps, success, samples; a sample counts as a success where any
+            restart fooled the judge.
+        """
+        rows = self.where(threat="transfer").frame
+        grouped = rows.groupby(["target", "surrogate", "member", "eps"], sort=True)["correct"].agg(["mean", "size"])
+        table = grouped.reset_index().rename(columns={"surrogate": "source", "size": "samples"})
+        table["success"] = 1 - table.pop("mean")
+        table["source"] = table["source"].astype(int)
+        return table[["target", "source", "member", "eps", "success", "samples"]]
+
+
+def empty_rows() -> pd.DataFrame:
+    return pd.DataFrame({name: pd.Series(dtype=_DTYPES[name]) for name in ROW_COLUMNS})

@@ -1,0 +1,121 @@
+"""Where rows are kept: in memory, or in a run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+
+from robench.core.errors import RobenchError
+from robench.core.store import read_frame, read_json, write_frame, write_json
+from robench.evaluation.outcomes import Outcomes, empty_rows
+
+
+class Rows(Protocol):
+    """The rows of one target, by cell."""
+
+    def samples(self, cell: str) -> frozenset[int]:
+        """Samples that are judged already."""
+
+    def declare(self, cell: str, manifest: Mapping[str, Any]) -> None:
+        """Says what a cell is, before its first row."""
+
+    def append(self, rows: pd.DataFrame) -> None:
+        """Keeps rows for good: all of them, or on a failure none."""
+
+    def outcomes(self) -> Outcomes:
+        """All rows."""
+
+    def compact(self) -> None:
+        """Tidies up after a job."""
+
+
+class MemoryRows:
+    """Rows of a call from Python, without any folder."""
+
+    def __init__(self) -> None:
+        self._parts: list[pd.DataFrame] = []
+        self._cells: dict[str, Mapping[str, Any]] = {}
+
+    def samples(self, cell: str) -> frozenset[int]:
+        return frozenset(int(s) for part in self._parts for s in part.loc[part["cell"] == cell, "sample"])
+
+    def declare(self, cell: str, manifest: Mapping[str, Any]) -> None:
+        self._cells[cell] = manifest
+
+    def append(self, rows: pd.DataFrame) -> None:
+        self._parts.append(rows)
+
+    def outcomes(self) -> Outcomes:
+        rows = pd.concat(self._parts, ignore_index=True) if self._parts else empty_rows()
+        return Outcomes.join(rows, self._cells)
+
+    def compact(self) -> None:
+        pass
+
+
+class FolderRows:
+    """Rows in ``folder``: ``part-<hash>.parquet``, each whole or absent, and ``cells/<key>.json``.
+
+    Several processes may append; a row written twice counts once. A part whose bytes are not those that were written
+    is removed, and its rows are judged again.
+    """
+
+    def __init__(self, folder: Path, notice: Callable[[str], None] = lambda text: None) -> None:
+        self.folder = folder
+        self._notice = notice
+        self._rows = self._read()
+        self._index: dict[str, frozenset[int]] = {
+            str(cell): frozenset(map(int, samples)) for cell, samples in self._rows.groupby("cell")["sample"]
+        }
+
+    def samples(self, cell: str) -> frozenset[int]:
+        return self._index.get(cell, frozenset())
+
+    def declare(self, cell: str, manifest: Mapping[str, Any]) -> None:
+        path = self.folder / "cells" / f"{cell}.json"
+        if not path.exists():
+            write_json(path, dict(manifest))
+
+    def append(self, rows: pd.DataFrame) -> None:
+        write_frame(self.folder, rows)
+        self._rows = pd.concat([self._rows, rows], ignore_index=True)
+
+    def outcomes(self) -> Outcomes:
+        rows = self._rows.drop_duplicates(["cell", "member", "sample"])
+        cells = {}
+        for cell in rows["cell"].unique():
+            path = self.folder / "cells" / f"{cell}.json"
+            if not path.exists():
+                raise RobenchError(f"{path} is gone, so its rows mean nothing; remove {self.folder} and evaluate again")
+            cells[str(cell)] = read_json(path)
+        return Outcomes.join(rows, cells)
+
+    def compact(self) -> None:
+        """One file instead of many: the new one is there before the old ones go."""
+        old = sorted(self.folder.glob("part-*.parquet"))
+        if len(old) < 2:
+            return
+        rows = self._read().drop_duplicates(["cell", "member", "sample"])
+        keys = ["cell", "member", "sample"]
+        kept = write_frame(self.folder, rows.sort_values(keys, kind="stable", ignore_index=True))
+        for path in old:
+            if path != kept:
+                path.unlink(missing_ok=True)
+
+    def _read(self) -> pd.DataFrame:
+        parts = []
+        for path in sorted(self.folder.glob("part-*.parquet")):
+            try:
+                part = read_frame(path)
+            except FileNotFoundError:
+                # Another process compacted in between: what it wrote instead holds these rows.
+                return self._read()
+            if part is None:
+                self._notice(f"{path} is damaged and was removed; its rows are judged again")
+                path.unlink(missing_ok=True)
+            else:
+                parts.append(part)
+        return pd.concat(parts, ignore_index=True) if parts else empty_rows()

@@ -1,0 +1,76 @@
+"""What users write for radii and attacks, understood."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from robench.attacks import ATTACKS, Attack
+from robench.core.errors import RobenchError, unknown
+from robench.core.losses import LOSSES
+from robench.core.plugins import construct
+from robench.evaluation.threats import PROTOCOL
+
+
+def radii(text: str) -> tuple[float, ...]:
+    """``0.01:0.07:0.01`` (the last one included), ``8/255``, or several with commas: ascending, without repeats.
+
+    Raises:
+        RobenchError: not numbers, or outside [0, 1].
+    """
+    found: set[Fraction] = set()
+    for part in text.split(","):
+        try:
+            numbers = [Fraction(piece.strip()) for piece in part.split(":")]
+            if len(numbers) == 3:
+                first, last, step = numbers
+                if step <= 0 or last < first or (last - first) / step > 1000:
+                    raise ValueError("the step must lead from the first to the last")
+                found.update(first + step * i for i in range(int((last - first) / step) + 1))
+            elif len(numbers) == 1:
+                found.add(numbers[0])
+            else:
+                raise ValueError("a range is FIRST:LAST:STEP")
+        except (ValueError, ZeroDivisionError) as error:
+            raise RobenchError(
+                f"expected `eps` such as 0.03, 8/255 or 0.01:0.07:0.01, got {part!r} ({error})"
+            ) from error
+    if min(found) <= 0 or max(found) > 1:
+        raise RobenchError(
+            f"expected `eps` in (0, 1], in units of a pixel in [0, 1], got {text!r}; "
+            f"clean accuracy is always reported, and 8/255 is a radius of 8 grey levels"
+        )
+    return tuple(float(value) for value in sorted(found))
+
+
+def attacks(
+    threat: str, names: Sequence[str] = (), losses: Sequence[str] = (), steps: int | None = None
+) -> tuple[Attack, ...]:
+    """Attacks for a threat, each with each loss.
+
+    Args:
+        names: such as ``pgd`` or ``pgd:momentum=1:steps=20``; the protocol's by default. A protocol's attack keeps
+            the protocol's fields for this threat.
+        losses: the protocol's by default.
+        steps: for all attacks.
+
+    Raises:
+        RobenchError: unknown attack, loss or field.
+    """
+    protocol, usual = PROTOCOL[threat]
+    made = []
+    for text in names or protocol:
+        name, *pairs = text.split(":")
+        values: dict[str, object] = dict(protocol.get(name, {}))
+        for pair in pairs:
+            field, equals, value = pair.partition("=")
+            if not equals:
+                raise RobenchError(f"expected NAME:FIELD=VALUE in attack {text!r}, got {pair!r}")
+            values[field] = value
+        if steps is not None:
+            values["steps"] = steps
+        for loss in losses or usual:
+            if loss not in LOSSES.names():
+                raise unknown("loss", loss, LOSSES.names())
+            made.append(construct(ATTACKS.get(name), {**values, "loss": loss}, f"attack {name!r}"))
+    return tuple(made)

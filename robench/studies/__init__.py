@@ -1,0 +1,1 @@
+"""Whole studies: what is trained, attacked and drawn together."""

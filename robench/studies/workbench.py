@@ -1,0 +1,158 @@
+"""Runs in, outcomes out: threats on trained runs, surrogates made where they are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from robench.core.data import Data
+from robench.core.errors import RobenchError
+from robench.core.progress import Progress, silent
+from robench.core.runs import Run, Runs
+from robench.evaluation.api import chosen_samples
+from robench.evaluation.engine import Evaluator, Settings
+from robench.evaluation.images import Images
+from robench.evaluation.outcomes import Outcomes
+from robench.evaluation.rows import FolderRows
+from robench.evaluation.subjects import Subject
+from robench.evaluation.threats import Blackbox, Threat, Transfer, Whitebox
+from robench.training.estimate import seconds
+from robench.training.loop import ensure
+from robench.training.task import Task, resolve
+
+#: Folder of a run that holds its rows; folder of all runs that holds the adversarial images.
+OUTCOMES = "outcomes"
+CRAFTED = ".crafted"
+
+Bar = Callable[[], AbstractContextManager[Progress]]
+
+
+def no_bar() -> AbstractContextManager[Progress]:
+    return nullcontext(silent)
+
+
+@dataclass
+class Workbench:
+    """A store of runs, a data set, and how to compute.
+
+    Attributes:
+        trusted: names ``package.module:factory`` that the user typed: runs may import these.
+        bar: makes a progress bar for one job.
+        notice: receives one-line messages.
+        confirm: asks whether to go on with what takes long; False ends the job.
+    """
+
+    store: Runs
+    data: Data
+    settings: Settings
+    samples: int = 1000
+    subset: str = "first"
+    trusted: frozenset[str] = frozenset()
+    bar: Bar = no_bar
+    notice: Callable[[str], None] = lambda text: None
+    confirm: Callable[[str], bool] = lambda question: True
+    _subjects: dict[str, Subject] = field(default_factory=dict)
+
+    def subject(self, run: Run) -> Subject:
+        """A run, loaded once, on the device; RobenchError where it does not fit the data."""
+        if run.name not in self._subjects:
+            for spec in run.specs:
+                if (spec.num_classes, spec.in_channels) != (
+                    self.data.num_classes,
+                    self.data.test.images.shape[1],
+                ):
+                    raise RobenchError(
+                        f"run {run.name!r} takes {spec.in_channels} channels and has {spec.num_classes} classes, "
+                        f"{self.data.label} has {self.data.test.images.shape[1]} and {self.data.num_classes}; "
+                        f"choose another --dataset"
+                    )
+            code = {spec.name for spec in run.specs if ":" in spec.name}
+            self._subjects[run.name] = Subject.of_run(
+                run, self.settings.device, trusted=bool(code) and code <= self.trusted
+            )
+        return self._subjects[run.name]
+
+    def whitebox(self, runs: Sequence[Run], **options: Any) -> Outcomes:
+        return self._judge(runs, Whitebox(**options), cache=False)
+
+    def transfer(self, runs: Sequence[Run], **options: Any) -> Outcomes:
+        small = [run.name for run in runs if run.n < 2]
+        if small:
+            raise RobenchError(f"threat 'transfer' is among members, and {small[0]!r} has one; leave it out")
+        return self._judge(runs, Transfer(**options), cache=False)
+
+    def blackbox(
+        self, runs: Sequence[Run], surrogates: Sequence[Run], *, cache: bool = True, **options: Any
+    ) -> Outcomes:
+        hold_outs = tuple(self.subject(run) for run in surrogates)
+        return self._judge(runs, Blackbox(surrogates=hold_outs, **options), cache=cache)
+
+    def surrogate_tasks(self, sizes: Iterable[int], defense: str, **options: Any) -> list[Task]:
+        """Hold-out ensembles: the same recipe, in the role of a surrogate, so that every draw differs."""
+        return [resolve(self.data, defense, n, role="surrogate", **options) for n in sizes]
+
+    def train(self, tasks: Sequence[Task], *, allowed: bool = True, ask_beyond: float | None = None) -> list[Run]:
+        """The runs of ``tasks``, trained where they are missing.
+
+        Args:
+            allowed: False makes a missing run an error.
+            ask_beyond: estimated seconds beyond which `confirm` is asked.
+        """
+        missing = [task for task in tasks if task.name not in self.store.names()]
+        if missing and not allowed:
+            raise RobenchError(
+                f"run {missing[0].name!r} is missing; train it, or leave --no-train away: "
+                f"robench train {missing[0].defense.name} --n {missing[0].n} --role {missing[0].role}"
+            )
+        if missing and ask_beyond is not None:
+            estimate = sum(seconds(task, self.data, self.settings.device) for task in missing)
+            self.notice(f"training {', '.join(task.name for task in missing)}: about {_duration(estimate)}")
+            if estimate > ask_beyond and not self.confirm(f"That is about {_duration(estimate)}. Train them?"):
+                raise RobenchError(
+                    f"surrogates are missing and would take about {_duration(estimate)}; "
+                    f"pass --yes, or name other runs with --surrogates"
+                )
+        finished = []
+        for task in tasks:
+            with self.bar() as progress:
+                finished.append(
+                    ensure(
+                        task,
+                        self.data,
+                        self.store,
+                        device=self.settings.device,
+                        trusted=any(spec.name in self.trusted for spec in task.members),
+                        progress=progress,
+                        notice=self.notice,
+                    )
+                )
+        return finished
+
+    def _judge(self, runs: Sequence[Run], threat: Threat, *, cache: bool) -> Outcomes:
+        if not runs:
+            raise RobenchError("there is no run to judge; robench train or robench import makes one")
+        targets = [self.subject(run) for run in runs]
+        with self.bar() as progress:
+            evaluator = Evaluator(
+                self.data,
+                self.settings,
+                rows=lambda subject: FolderRows(self.store.folder(subject.name) / OUTCOMES, self.notice),
+                images=Images(self.store.root / CRAFTED, self.notice) if cache else None,
+                progress=progress,
+                notice=self.notice,
+            )
+            chosen = chosen_samples(
+                self.data, threat, self.samples, self.subset, self.settings.seed, self.settings.device
+            )
+            return evaluator.run(targets, threat, chosen)
+
+
+def stored(runs: Sequence[Run], notice: Callable[[str], None] = lambda text: None) -> Outcomes:
+    """All rows that were ever measured on ``runs``."""
+    return Outcomes.concat(FolderRows(run.folder / OUTCOMES, notice).outcomes() for run in runs)
+
+
+def _duration(seconds_: float) -> str:
+    return f"{seconds_ / 60:.0f} minutes" if seconds_ >= 120 else f"{seconds_:.0f} seconds"

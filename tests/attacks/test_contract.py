@@ -1,0 +1,277 @@
+"""What holds for every registered attack; a plug-in brings its own tests by being registered."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robench.attacks import ATTACKS, Attack, Crafted
+from robench.core.ensemble import Ensemble
+from robench.core.errors import RobenchError
+from robench.core.losses import LOSSES
+from robench.core.rng import Draws
+
+#: Large, so that attacks that stop at success (AutoAttack) soon do.
+EPS = 0.3
+
+Make = Callable[..., Ensemble]
+MakeBatch = Callable[..., tuple[Tensor, Tensor]]
+
+
+def small(name: str, **values: object) -> Attack:
+    """The attack with few steps."""
+    kind = ATTACKS.get(name)
+    if name == "autoattack" and importlib.util.find_spec("torchattacks") is None:
+        pytest.skip("torchattacks is not installed")
+    names = {item.name for item in fields(kind)}
+    return kind(**({"steps": 6} if "steps" in names else {}), **values)
+
+
+everyone = pytest.mark.parametrize("name", ATTACKS.names())
+both = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+def state(model: nn.Module) -> dict[str, object]:
+    """All that an attack may not change."""
+    hooks = [value for module in model.modules() for key, value in vars(module).items() if "_hooks" in key]
+    return {
+        "modes": [module.training for module in model.modules()],
+        "flags": [parameter.requires_grad for parameter in model.parameters()],
+        "gradients": [parameter.grad for parameter in model.parameters()],
+        "hooks": copy.copy([dict(hook) if isinstance(hook, dict) else hook for hook in hooks]),
+        "keys": list(model.state_dict()),
+        "attributes": [sorted(vars(module)) for module in model.modules()],
+        "values": [value.clone().tolist() for value in model.state_dict().values()],
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": str(np.random.get_state(legacy=False)),  # noqa: NPY002
+        "random": random.getstate(),
+        "dtype": torch.get_default_dtype(),
+        "enabled": torch.is_grad_enabled(),
+    }
+
+
+@everyone
+@both
+def test_stays_in_the_ball_and_in_the_box(
+    name: str, dtype: torch.dtype, make_ensemble: Make, make_batch: MakeBatch
+) -> None:
+    model = make_ensemble(dtype=dtype)
+    images, labels = make_batch(model, dtype=dtype)
+    images[:, :, 0] = 0
+    images[:, :, 1] = 1
+    crafted = small(name)(model, images, labels, EPS)
+    assert crafted.images.shape == images.shape
+    assert crafted.images.dtype == dtype
+    assert not crafted.images.requires_grad
+    assert ((crafted.images - images).abs() <= EPS + 1e-6).all()
+    assert (crafted.images >= 0).all()
+    assert (crafted.images <= 1).all()
+    torch.testing.assert_close(crafted.linf, (crafted.images - images).abs().flatten(1).amax(dim=1))
+    assert (crafted.images != images).any()
+
+
+@everyone
+def test_leaves_no_trace(name: str, make_ensemble: Make, make_batch: MakeBatch) -> None:
+    model = make_ensemble()
+    images, labels = make_batch(model)
+    model.members[0].train()
+    model.members[1].requires_grad_(False)
+    model.members[0].register_forward_hook(lambda *_: None)
+    before, kept = state(model), (images.clone(), labels.clone())
+    small(name)(model, images, labels, EPS)
+    assert state(model) == before
+    assert torch.equal(images, kept[0])
+    assert torch.equal(labels, kept[1])
+    assert not images.requires_grad
+
+
+@everyone
+def test_is_deterministic_whatever_the_global_generators_say(
+    name: str, make_ensemble: Make, make_batch: MakeBatch
+) -> None:
+    model = make_ensemble()
+    batch = make_batch(model)
+    first = small(name)(model, *batch, EPS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        second = small(name)(model, *batch, EPS)
+    assert torch.equal(first.images, second.images)
+
+
+@everyone
+def test_another_restart_differs_where_the_attack_says_so(
+    name: str, make_ensemble: Make, make_batch: MakeBatch
+) -> None:
+    attack, model = small(name), make_ensemble()
+    images, labels = make_batch(model)
+    draws = Draws.of(range(len(images)))
+    one, two = (attack(model, images, labels, EPS, draws.at(restart)) for restart in (0, 1))
+    assert attack.stochastic is not torch.equal(one.images, two.images)
+
+
+@everyone
+def test_batch_size_and_order_change_nothing(name: str, make_ensemble: Make, make_batch: MakeBatch) -> None:
+    attack = small(name)
+    if attack.batch_dependent:
+        pytest.skip(f"{name} says that its results depend on the batch")
+    model = make_ensemble(dtype=torch.float64)
+    images, labels = make_batch(model, 9, dtype=torch.float64)
+    samples, eps = np.arange(100, 109), torch.tensor([0.03, 0.3, 0.1] * 3, dtype=torch.float64)
+
+    def craft(rows: list[int]) -> Tensor:
+        return attack(model, images[rows], labels[rows], eps[rows], Draws.of(samples[rows])).images
+
+    whole = craft(list(range(9)))
+    order = [5, 0, 7, 2, 8, 1, 6, 3, 4]
+    for found, rows in (
+        (torch.cat([craft([0, 1, 2]), craft([3, 4]), craft([5, 6, 7, 8])]), list(range(9))),
+        (craft(order), order),
+    ):
+        torch.testing.assert_close(found, whole[rows], rtol=0, atol=1e-9)
+        assert torch.equal(model(found).argmax(dim=1), model(whole[rows]).argmax(dim=1))
+
+
+@everyone
+def test_eps_may_be_a_number_or_one_value_per_image(name: str, make_ensemble: Make, make_batch: MakeBatch) -> None:
+    attack, model = small(name), make_ensemble()
+    images, labels = make_batch(model, 4)
+    number = attack(model, images, labels, EPS)
+    tensor = attack(model, images, labels, torch.full((4,), EPS))
+    assert torch.equal(number.images, tensor.images)
+    mixed = torch.tensor([0.0, EPS, 0.2, EPS])
+    crafted = attack(model, images, labels, mixed)
+    assert torch.equal(crafted.images[0], images[0])
+    assert (crafted.linf <= mixed + 1e-6).all()
+
+
+@everyone
+def test_manifest_and_label_name_it(name: str) -> None:
+    attack = small(name)
+    assert ATTACKS.get(attack.name) is type(attack)
+    assert attack.manifest()["name"] == attack.name == name
+    assert attack.manifest()["version"] == attack.version
+    assert json.loads(json.dumps(attack.manifest())) == attack.manifest()
+    assert attack.label.startswith(name)
+    assert type(attack)().label == name
+
+
+@everyone
+def test_wrong_inputs_are_named(name: str, make_ensemble: Make, make_batch: MakeBatch) -> None:
+    attack, model = small(name), make_ensemble()
+    images, labels = make_batch(model, 4)
+    wrong: list[tuple[str, tuple[object, ...]]] = [
+        ("eps", (images, labels, 1.5)),
+        ("eps", (images, labels, -0.1)),
+        ("eps", (images, labels, float("nan"))),
+        ("eps", (images, labels, torch.full((3,), 0.1))),
+        ("eps", (images, labels, torch.full((4,), 2.0))),
+        ("images", (images * 2 + 1, labels, 0.1)),
+        ("images", (images * float("nan"), labels, 0.1)),
+        ("images", ((images * 255).to(torch.uint8), labels, 0.1)),
+        ("images", (images[0], labels, 0.1)),
+        ("images", (images.double(), labels, 0.1)),
+        ("images", (images[:, :1], labels[:, None], 0.1)),
+        ("labels", (images, labels[:3], 0.1)),
+        ("labels", (images, labels + 99, 0.1)),
+        ("labels", (images, labels - 99, 0.1)),
+        ("labels", (images, labels.float(), 0.1)),
+        ("draws", (images, labels, 0.1, Draws.of(range(3)))),
+    ]
+    for parameter, inputs in wrong:
+        with pytest.raises(RobenchError, match=parameter):
+            attack(model, *inputs)  # type: ignore[arg-type]
+
+
+@everyone
+def test_wrong_fields_are_named(name: str) -> None:
+    kind = ATTACKS.get(name)
+    with pytest.raises(RobenchError, match="loss"):
+        kind(loss="nonsense")
+    if any(item.name == "steps" for item in fields(kind)):
+        with pytest.raises(RobenchError, match="steps"):
+            kind(steps=0)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("loss", ["ce", "cw"])
+@pytest.mark.parametrize("name", ["pgd", "mdi2", "sgm"])
+def test_a_larger_ball_gives_a_larger_loss(name: str, loss: str, make_ensemble: Make, make_batch: MakeBatch) -> None:
+    model = make_ensemble(dtype=torch.float64)
+    images, labels = make_batch(model, dtype=torch.float64)
+    attack, value = small(name, loss=loss), LOSSES.get("ce")
+    clean = value(model(images), labels).mean()
+    near, far = (value(model(attack(model, images, labels, eps).images), labels).mean() for eps in (0.01, 0.1))
+    assert clean < near < far
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Careless(Attack):
+    """Does everything that an attack may not do."""
+
+    name = "careless"
+    returned: str = "far"
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
+        model.train()
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        for module in model.modules():
+            module.register_forward_hook(lambda *_: None)
+        labels.fill_(0)
+        eps.fill_(1)
+        if self.returned == "error":
+            raise KeyError("broken")
+        if self.returned == "nan":
+            return images * float("nan")
+        if self.returned == "shape":
+            return images[:, :1]
+        if self.returned == "dtype":
+            return images.double()
+        return images.add_(7) * torch.ones((), requires_grad=True)
+
+
+def test_a_careless_plug_in_is_put_right(make_ensemble: Make, make_batch: MakeBatch) -> None:
+    model = make_ensemble()
+    images, labels = make_batch(model)
+    kept, before = (images.clone(), labels.clone()), state(model)
+    crafted = _Careless()(model, images, labels, 0.1)
+    assert isinstance(crafted, Crafted)
+    torch.testing.assert_close(crafted.images, (images + 0.1).clamp(max=1))
+    assert not crafted.images.requires_grad
+    assert torch.equal(images, kept[0])
+    assert torch.equal(labels, kept[1])
+    # Judging the gradient in train mode would have moved BatchNorm's statistics.
+    assert state(model) == before
+
+
+@pytest.mark.parametrize(
+    ("returned", "error"),
+    [("error", KeyError), ("nan", RobenchError), ("shape", RobenchError), ("dtype", RobenchError)],
+)
+def test_a_broken_plug_in_is_named_and_leaves_no_trace(
+    returned: str, error: type[Exception], make_ensemble: Make, make_batch: MakeBatch
+) -> None:
+    model = make_ensemble()
+    batch, before = make_batch(model), state(model)
+    with pytest.raises(error, match=r"careless|broken"):
+        _Careless(returned=returned)(model, *batch, 0.1)
+    assert state(model) == before
+
+
+def test_a_zero_gradient_is_counted(make_ensemble: Make, make_batch: MakeBatch) -> None:
+    class Flat(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return (images.flatten(1)[:, :3] * 0).nan_to_num()
+
+    images = torch.full((2, 3, 4, 4), 0.5)
+    crafted = small("pgd")(Flat(), images, torch.zeros(2, dtype=torch.int64), 0.1)
+    assert crafted.zero_gradient.all()
+    assert (crafted.linf > 0).all()

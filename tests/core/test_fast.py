@@ -1,0 +1,75 @@
+"""The faster model is the same function, and the original stays as it was."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robench.core.ensemble import Ensemble
+from robench.core.fast import attackable, fold_batchnorm
+from robench.core.models import ModelSpec, build
+
+
+def trained_looking(name: str) -> nn.Module:
+    """A network whose running statistics are not those of a fresh one."""
+    spec = ModelSpec(name=name, num_classes=5, in_channels=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
+    model = build(spec, 3).train()
+    with torch.no_grad():
+        for seed in range(3):
+            model(torch.rand(16, 3, 16, 16, generator=torch.Generator().manual_seed(seed)))
+    return model.eval()
+
+
+def gradient(model: nn.Module, images: Tensor) -> Tensor:
+    images = images.clone().requires_grad_(True)
+    (slope,) = torch.autograd.grad(model(images).logsumexp(dim=1).sum(), images)
+    return slope
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet20"])
+def test_folding_changes_the_function_by_rounding_only(name: str) -> None:
+    model = Ensemble([trained_looking(name)]).double()
+    images = torch.rand(4, 3, 16, 16, dtype=torch.float64)
+    fast = attackable(model, images, "float64")
+    norms = [module for module in fast.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert not norms
+    torch.testing.assert_close(fast(images), model(images), atol=1e-12, rtol=0)
+    torch.testing.assert_close(gradient(fast, images), gradient(model, images), atol=1e-12, rtol=0)
+
+
+def test_the_original_is_untouched() -> None:
+    model = trained_looking("resnet8").train()
+    before = copy.deepcopy(model.state_dict())
+    attackable(model, torch.rand(2, 3, 16, 16), "bfloat16")
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], atol=0, rtol=0)
+
+
+def test_a_convolution_that_two_modules_read_is_not_folded() -> None:
+    class Forked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn, self.other = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return (self.bn(y) + self.other(y)).mean(dim=(2, 3))
+
+    model = Forked().eval()
+    images = torch.rand(2, 3, 4, 4)
+    expected = model(images)
+    assert fold_batchnorm(model, images) == 0
+    torch.testing.assert_close(model(images), expected)
+
+
+def test_bfloat16_returns_float32_and_is_close() -> None:
+    model = trained_looking("resnet8")
+    images = torch.rand(4, 3, 16, 16)
+    logits = attackable(model, images, "bfloat16")(images)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, model(images), atol=0.1, rtol=0.1)

@@ -1,0 +1,304 @@
+"""The evaluator: same rows whatever the batch, order, cache or interruption."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robench.attacks import Attack
+from robench.attacks.pgd import PGD
+from robench.core.data import Data
+from robench.core.errors import RobenchError
+from robench.core.rng import Draws
+from robench.evaluation import engine
+from robench.evaluation.engine import Evaluator, Settings, correct_for_all
+from robench.evaluation.images import Images
+from robench.evaluation.outcomes import Outcomes
+from robench.evaluation.rows import FolderRows
+from robench.evaluation.subjects import Subject
+from robench.evaluation.threats import Blackbox, Threat, Transfer, Whitebox
+
+CPU = torch.device("cpu")
+FAST = PGD(steps=3)
+SAMPLES = torch.arange(24)
+
+MakeSubject = Callable[[int], Subject]
+
+
+def rows(
+    data: Data, threat: Threat, targets: list[Subject], samples: Tensor = SAMPLES, **settings: Any
+) -> pd.DataFrame:
+    return Evaluator(data, Settings(CPU, **settings)).run(targets, threat, samples).frame
+
+
+def assert_same(first: pd.DataFrame, second: pd.DataFrame, tolerance: float) -> None:
+    keys = ["cell", "member", "sample"]
+    first, second = (frame.sort_values(keys, ignore_index=True) for frame in (first, second))
+    exact = [name for name in first if name not in ("margin", "linf")]
+    pd.testing.assert_frame_equal(first[exact], second[exact])
+    for name in ("margin", "linf"):
+        np.testing.assert_allclose(first[name], second[name], atol=tolerance)
+
+
+def threats(make_subject: MakeSubject) -> list[Threat]:
+    surrogate = make_subject(7)
+    return [
+        Whitebox(eps=(0.02, 0.1), attacks=(FAST,), restarts=3),
+        Transfer(eps=(0.05,), attacks=(FAST,), restarts=2),
+        Blackbox(eps=(0.05, 0.2), attacks=(FAST, PGD(steps=3, loss="cw")), restarts=2, surrogates=(surrogate,)),
+    ]
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_batch_size_and_order_change_no_verdict_in_float64(make_subject: MakeSubject, data: Data, which: int) -> None:
+    threat = threats(make_subject)[which]
+    target = make_subject(0)
+    whole = rows(data, threat, [target], precision="float64", batch_size=64)
+    small = rows(data, threat, [target], SAMPLES.flip(0), precision="float64", batch_size=5)
+    assert 0 < whole["correct"].mean() < 1
+    assert_same(whole, small, 1e-6)
+
+
+def test_survivors_only_equals_all_restarts(make_subject: MakeSubject, data: Data) -> None:
+    target = make_subject(0)
+    pooled = rows(data, Whitebox(eps=(0.03,), attacks=(FAST,), restarts=4), [target])
+    images = data.test.images[SAMPLES].float() / 255
+    labels = data.test.labels[SAMPLES]
+    fallen = torch.full((len(SAMPLES),), -1)
+    for restart in range(4):
+        crafted = FAST(target.ensemble, images, labels, 0.03, Draws.of(SAMPLES, restart=restart)).images
+        with torch.no_grad():
+            wrong = target.ensemble(crafted).argmax(dim=1) != labels
+        fallen[(fallen < 0) & wrong] = restart
+    found = pooled[pooled["threat"] == "whitebox"].sort_values("sample")
+    np.testing.assert_array_equal(found["correct"], fallen.numpy() < 0)
+    np.testing.assert_array_equal(found["restart"], np.where(fallen.numpy() < 0, 3, fallen.numpy()))
+    assert 0 < (fallen > 0).sum() < len(SAMPLES)
+
+
+def test_clean_rows_and_columns(make_subject: MakeSubject, data: Data) -> None:
+    frame = rows(data, threats(make_subject)[2], [make_subject(0)])
+    clean = frame[frame["threat"] == "clean"]
+    assert clean["correct"].all()
+    assert len(clean) == len(SAMPLES)
+    attacked = frame[frame["threat"] == "blackbox"]
+    assert len(attacked) == len(SAMPLES) * 2 * 2 * 2
+    assert set(attacked["surrogate"]) == {"subject7"}
+    assert (attacked["linf"] <= attacked["eps"] + 1e-6).all()
+    assert ((attacked["prediction"] == attacked["label"]) == attacked["correct"]).all()
+    assert ((attacked["margin"] > 0) == attacked["correct"]).all()
+
+
+def test_transfer_judges_every_member_and_the_ensemble(make_subject: MakeSubject, data: Data) -> None:
+    target = make_subject(0)
+    chosen = correct_for_all(target, data, data.order("first"), 10, CPU)
+    with torch.no_grad():
+        predictions = target.ensemble.logits(data.test.images[chosen].float() / 255).argmax(dim=2)
+    assert (predictions == data.test.labels[chosen]).all()
+    frame = rows(data, threats(make_subject)[1], [target], chosen)
+    transfer = frame[frame["threat"] == "transfer"]
+    assert sorted(transfer["member"].unique()) == ["1", "2", "ensemble"]
+    assert len(transfer) == 2 * 3 * len(chosen)
+    table = Outcomes(frame).transferability()
+    assert set(table["source"]) == {1, 2}
+    assert table["success"].between(0, 1).all()
+
+
+def test_a_single_sample_is_never_crafted_alone(make_subject: MakeSubject, data: Data) -> None:
+    target = make_subject(0)
+    threat = Whitebox(eps=(0.05,), attacks=(FAST,), restarts=1)
+    alone = rows(data, threat, [target], SAMPLES[3:4])
+    together = rows(data, threat, [target])
+    mine = together[together["sample"] == 3].reset_index(drop=True)
+    assert_same(alone, mine, 1e-5)
+
+
+class _Counting(nn.Module):
+    """Counts the images that pass through."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.images = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.images += len(images)
+        return self.model(images)  # type: ignore[no-any-return]
+
+
+def folder_evaluator(data: Data, folder: Path, notices: list[str], images: bool = True, **settings: Any) -> Evaluator:
+    return Evaluator(
+        data,
+        Settings(CPU, **settings),
+        rows=lambda subject: FolderRows(folder / subject.name, notices.append),
+        images=Images(folder / ".crafted", notices.append) if images else None,
+        notice=notices.append,
+    )
+
+
+def test_nothing_is_computed_twice(make_subject: MakeSubject, data: Data, tmp_path: Path, monkeypatch: Any) -> None:
+    crafted = []
+    original = Evaluator._craft
+    monkeypatch.setattr(Evaluator, "_craft", lambda self, *a: crafted.append(len(a[3])) or original(self, *a))
+    threat = threats(make_subject)[2]
+    target = make_subject(0)
+    first = folder_evaluator(data, tmp_path, []).run([target], threat, SAMPLES[:16]).frame
+    assert sum(crafted) == 16 * 2 * 2 * 2
+    crafted.clear()
+    again = folder_evaluator(data, tmp_path, []).run([target], threat, SAMPLES[:16]).frame
+    assert not crafted
+    pd.testing.assert_frame_equal(first, again)
+    more = folder_evaluator(data, tmp_path, []).run([target], threat, SAMPLES).frame
+    assert sum(crafted) == 8 * 2 * 2 * 2
+    assert len(more) == len(first) * 24 // 16
+
+
+def test_a_second_target_crafts_nothing_and_gets_the_same_rows(
+    make_subject: MakeSubject, data: Data, tmp_path: Path, monkeypatch: Any
+) -> None:
+    threat = threats(make_subject)[2]
+    first, second = make_subject(0), make_subject(1)
+    folder_evaluator(data, tmp_path, []).run([first], threat, SAMPLES)
+    from_memory = rows(data, threat, [second])
+    monkeypatch.setattr(Evaluator, "_craft", lambda *a: pytest.fail("crafted again"))
+    from_cache = folder_evaluator(data, tmp_path, []).run([second], threat, SAMPLES).frame
+    pd.testing.assert_frame_equal(from_cache, from_memory)
+
+
+def test_damaged_rows_and_images_are_named_and_made_again(
+    make_subject: MakeSubject, data: Data, tmp_path: Path
+) -> None:
+    threat, target = threats(make_subject)[2], make_subject(0)
+    before = folder_evaluator(data, tmp_path, []).run([target], threat, SAMPLES).frame
+    for pattern in ("subject0/part-*.parquet", ".crafted/*/part-*.safetensors"):
+        path = sorted(tmp_path.glob(pattern))[0]
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    notices: list[str] = []
+    after = folder_evaluator(data, tmp_path, notices).run([target], threat, SAMPLES).frame
+    assert sum("damaged" in notice for notice in notices) == 2
+    pd.testing.assert_frame_equal(before, after)
+
+
+def test_an_interruption_changes_no_row(
+    make_subject: MakeSubject, data: Data, tmp_path: Path, monkeypatch: Any
+) -> None:
+    threat, target = threats(make_subject)[0], make_subject(0)
+    whole = rows(data, threat, [target], batch_size=5)
+    original = Evaluator._craft
+    calls = 0
+
+    def failing(self: Evaluator, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 15:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Evaluator, "_craft", failing)
+    with pytest.raises(KeyboardInterrupt):
+        folder_evaluator(data, tmp_path, [], batch_size=5).run([target], threat, SAMPLES)
+    kept = FolderRows(tmp_path / "subject0").outcomes().frame
+    assert 0 < (kept["threat"] == "whitebox").sum() < 48
+    monkeypatch.setattr(Evaluator, "_craft", original)
+    resumed = folder_evaluator(data, tmp_path, [], batch_size=5).run([target], threat, SAMPLES).frame
+    assert_same(whole, resumed, 1e-5)
+
+
+def test_out_of_memory_halves_the_batch(make_subject: MakeSubject, data: Data, monkeypatch: Any) -> None:
+    threat, target = threats(make_subject)[0], make_subject(0)
+    whole = rows(data, threat, [target])
+    original = Evaluator._craft
+
+    def small_machine(self: Evaluator, model: Any, attack: Any, images: Tensor, *rest: Any) -> Any:
+        if len(images) > 6:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return original(self, model, attack, images, *rest)
+
+    monkeypatch.setattr(Evaluator, "_craft", small_machine)
+    notices: list[str] = []
+    evaluator = Evaluator(data, Settings(CPU, batch_size=24), notice=notices.append)
+    assert_same(whole, evaluator.run([target], threat, SAMPLES).frame, 1e-5)
+    assert [notice.split(": ")[1] for notice in notices] == ["going on with 12", "going on with 6"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Clean(Attack):
+    """Returns what it was given."""
+
+    name: ClassVar[str] = "clean"
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
+        return images
+
+
+def test_an_attack_that_does_nothing_shows_in_the_rows(make_subject: MakeSubject, data: Data) -> None:
+    frame = rows(data, Whitebox(eps=(0.1,), attacks=(_Clean(),)), [make_subject(0)])
+    attacked = frame[frame["threat"] == "whitebox"]
+    assert (attacked["linf"] == 0).all()
+
+
+def test_related_surrogates_are_refused(make_subject: MakeSubject, data: Data) -> None:
+    target = make_subject(0)
+    child = Subject.of_model(make_subject(0).ensemble, CPU, name="copy")
+    for related in (target, child):
+        threat = Blackbox(eps=(0.1,), attacks=(FAST,), surrogates=(related,))
+        with pytest.raises(RobenchError, match="share a member"):
+            rows(data, threat, [target])
+    allowed = Blackbox(eps=(0.1,), attacks=(FAST,), surrogates=(child,), allow_related=True)
+    assert (rows(data, allowed, [target])["threat"] == "blackbox").any()
+
+
+def test_ancestry_is_found_by_weight_similarity(make_subject: MakeSubject, data: Data) -> None:
+    target = make_subject(0)
+    descendant = Subject.of_model(make_subject(0).ensemble, CPU).ensemble
+
+    descendant = copy.deepcopy(descendant)
+    with torch.no_grad():
+        for parameter in descendant.parameters():
+            parameter.add_(
+                parameter.std().nan_to_num() * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+            )
+    relative = Subject.of_model(descendant, CPU, name="descendant")
+    with pytest.raises(RobenchError, match="weights of cosine"):
+        rows(data, Blackbox(eps=(0.1,), attacks=(FAST,), surrogates=(relative,)), [target])
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"eps": (-0.1,)}, "8/255"),
+        ({"eps": (1.5,)}, "8/255"),
+        ({"eps": ()}, "at least one `eps`"),
+        ({"restarts": 0}, "restarts"),
+    ],
+)
+def test_wrong_threats_are_refused(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(RobenchError, match=match):
+        Whitebox(**{"eps": (0.1,), **changes})
+
+
+def test_nan_is_an_error(data: Data) -> None:
+    class Broken(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(1)[:, :4] * float("nan")
+
+    with pytest.raises(RobenchError, match="NaN"):
+        rows(data, Whitebox(eps=(0.1,), attacks=(FAST,)), [Subject.of_model(Broken(), CPU)])
+
+
+def test_bfloat16_crafts_and_float32_judges(make_subject: MakeSubject, data: Data) -> None:
+    frame = rows(data, Whitebox(eps=(0.1,), attacks=(FAST,)), [make_subject(0)], precision="bfloat16")
+    attacked = frame[frame["threat"] == "whitebox"]
+    assert 0 < attacked["correct"].mean() < 1
+    assert engine.ROWS_VERSION >= 1

@@ -1,0 +1,100 @@
+"""All-or-nothing against brute force, intervals against closed forms."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robench.core.errors import RobenchError
+from robench.evaluation.outcomes import CELL_COLUMNS, ENSEMBLE, Outcomes, wilson
+
+
+def outcomes(verdicts: dict[tuple[str, float, int, int], bool]) -> Outcomes:
+    """(attack, ε, restart, sample) -> correct, as one target's black-box rows."""
+    cells, rows = {}, []
+    for (attack, eps, restart, sample), correct in verdicts.items():
+        cell = f"{attack}/{eps}/{restart}"
+        constants = {"target": "t", "defense": "d", "n": 3, "seed": 0, "threat": "blackbox", "surrogate": "s"}
+        cells[cell] = {**constants, "attack": attack, "loss": "ce", "eps": eps}
+        rows.append(
+            {
+                "cell": cell,
+                "sample": sample,
+                "member": ENSEMBLE,
+                "restart": restart,
+                "label": 0,
+                "prediction": int(not correct),
+                "correct": correct,
+                "margin": 1.0 if correct else -1.0,
+                "linf": eps,
+                "zero_gradient": False,
+            }
+        )
+    return Outcomes.join(pd.DataFrame(rows), cells)
+
+
+VERDICTS = st.lists(st.booleans(), min_size=2 * 2 * 2 * 5, max_size=2 * 2 * 2 * 5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(VERDICTS, st.sampled_from([("eps",), ("attack", "eps"), ("threat", "eps", "restart")]))
+def test_all_or_nothing_equals_brute_force(values: list[bool], by: tuple[str, ...]) -> None:
+    axes = list(itertools.product(["a", "b"], [0.1, 0.2], [0, 1], range(5)))
+    verdicts = dict(zip(axes, values, strict=True))
+    table = outcomes(verdicts).accuracy(by)
+    for row in table.to_dict("records"):
+        standing = 0
+        for sample in range(5):
+            relevant = [
+                correct
+                for (attack, eps, restart, s), correct in verdicts.items()
+                if s == sample
+                and row.get("attack", attack) == attack
+                and row["eps"] == eps
+                and row.get("restart", restart) == restart
+            ]
+            standing += all(relevant)
+        assert row["accuracy"] == standing / 5
+        assert row["samples"] == 5
+        assert row["low"] <= row["accuracy"] <= row["high"]
+
+
+@given(st.integers(1, 3000), st.floats(0, 1))
+def test_wilson_equals_its_formula(total: int, share: float) -> None:
+    successes = round(share * total)
+    p, z = successes / total, 1.959963984540054
+    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    low, high = wilson(successes, total)
+    assert low == pytest.approx(max(0.0, centre - half), abs=1e-9)
+    assert high == pytest.approx(min(1.0, centre + half), abs=1e-9)
+
+
+def test_wilson_of_nothing_is_everything() -> None:
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_unknown_column_names_the_nearest() -> None:
+    rows = outcomes({("a", 0.1, 0, 0): True})
+    with pytest.raises(RobenchError, match="did you mean attack"):
+        rows.accuracy(["atack"])
+    with pytest.raises(RobenchError, match="did you mean eps"):
+        rows.where(epss=0.1)
+
+
+def test_concat_counts_a_row_once() -> None:
+    rows = outcomes({("a", 0.1, 0, 0): True, ("a", 0.1, 0, 1): False})
+    assert len(Outcomes.concat([rows, rows]).frame) == 2
+
+
+def test_no_rows_give_an_empty_table() -> None:
+    empty = Outcomes.concat([])
+    assert empty.frame.empty
+    assert set(CELL_COLUMNS) <= set(empty.frame)
+    assert empty.accuracy().empty
+    assert empty.transferability().empty

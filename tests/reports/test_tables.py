@@ -1,0 +1,118 @@
+"""Tables: marks that a test allows, and names that cannot break out."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from scipy.stats import binomtest
+
+from robench.core.errors import RobenchError
+from robench.reports import against, tables
+from robench.reports._queries import paired
+from tests.reports.frames import rows, share, study
+
+HOSTILE = r"""a<b>&"c'_%$#^~\{}|[*`"""
+
+
+def test_best_only_where_the_difference_is_significant() -> None:
+    frame = pd.concat(
+        [
+            rows(share(40), defense="gal"),
+            rows(share(60), defense="dverge"),
+            rows(share(58), defense="gal", eps=0.02),
+            rows(share(60), defense="dverge", eps=0.02),
+        ]
+    )
+    table = tables.accuracy(frame, "whitebox")
+    assert table.loc[table["best"], ["defense", "eps"]].to_numpy().tolist() == [["dverge", 0.01]]
+    assert float(table.loc[table["best"], "p"].iloc[0]) == pytest.approx(binomtest(20, 20).pvalue)
+
+
+def test_a_tie_has_no_best() -> None:
+    table = tables.accuracy(pd.concat([rows(share(60), defense="gal"), rows(share(60))]), "whitebox")
+    assert not table["best"].any()
+
+
+def test_several_seeds_of_one_image_are_one_observation() -> None:
+    def both(right: int) -> pd.Series:
+        frame = pd.concat([rows(share(right, 10), seed=0), rows(share(right, 10), seed=1)])
+        return frame.set_index(["seed", "sample"])["correct"]
+
+    assert paired(both(8), both(2)) == pytest.approx(binomtest(6, 6).pvalue)
+
+
+def test_holm_by_hand() -> None:
+    assert tables.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+def test_formats_hold_the_numbers() -> None:
+    frame = pd.concat([rows(share(90), threat="clean"), rows(share(40)), rows(share(60), defense="gal")])
+    table = tables.accuracy(frame, "whitebox")
+    markdown = tables.markdown(table)
+    assert "| DVERGE | 3 | 90.0 [82.6, 94.5] | 40.0 [30.9, 49.8] |" in markdown
+    assert "| GAL | 3 | – | **60.0** [50.2, 69.1] |" in markdown
+    assert r"GAL & 3 & – & \shortstack{\textbf{60.0}\\{\tiny [50.2, 69.1]}} \\" in tables.latex(table)
+    assert tables.csv(table).splitlines()[0].startswith("defense,n,eps,accuracy,low,high,best")
+
+
+def test_hostile_names() -> None:
+    assert tables.escape_latex(HOSTILE) == (
+        r"a\textless{}b\textgreater{}\&{\char34}c'\_\%\$\#\textasciicircum{}\textasciitilde{}\textbackslash{}\{\}"
+        r"\textbar{}{[}{*}`"
+    )
+    assert tables.escape_latex("a\nb\\\\") == r"a b\textbackslash{}\textbackslash{}"
+    assert tables.escape_markdown(HOSTILE) == (r"""a&lt;b&gt;&amp;"c'\_%\$\#\^\~\\\{\}\|\[\*\`""")
+    frame = rows(share(40), defense=HOSTILE, target="x")
+    for text in (tables.latex(tables.accuracy(frame, "whitebox")), tables.markdown(tables.accuracy(frame, "whitebox"))):
+        assert HOSTILE not in text
+        assert "<b>" not in text
+
+
+def test_table_without_its_threat() -> None:
+    with pytest.raises(RobenchError, match="--threat blackbox"):
+        tables.accuracy(rows(share(40)), "blackbox")
+
+
+def test_published_numbers_are_the_papers() -> None:
+    table = against.published().set_index(["threat", "defense", "n", "eps"])["published"]
+    assert table["blackbox", "dverge", 3, 0.03] == pytest.approx(0.532)
+    assert table["whitebox", "dverge-advt", 8, 0.02] == pytest.approx(0.583)
+    assert table["clean", "gal", 5, 0.0] == pytest.approx(0.910)
+    assert len(table) == 18 * (7 + 7 + 1)
+    with pytest.raises(RobenchError, match="did you mean dverge2020"):
+        against.published("dverge2002")
+
+
+def test_inside_outside_and_different_data() -> None:
+    frame = pd.concat([rows(share(400, 1000)), rows(share(300, 1000), eps=0.02)])
+    found = against.against(frame, "dverge2020", different_data=False)
+    assert found["verdict"].tolist() == ["inside", "outside"]
+    assert found["difference"].tolist() == pytest.approx([0.0, 0.178])
+    assert against.against(frame, different_data=True)["verdict"].unique().tolist() == ["different data"]
+    few = against.against(rows(share(40), threat="blackbox", surrogate="a"), different_data=False)
+    assert few["verdict"].tolist() == ["fewer attacks"]
+    other = against.against(rows(share(40), attack="autoattack"), different_data=False)
+    assert other.empty
+
+
+def test_orderings_of_the_paper() -> None:
+    held = {"dverge": (30, 50, 80), "gal": (80, 50, 30), "baseline": (0, 0, 0)}
+    frame = pd.concat(
+        [
+            rows(share(right * 10, 1000), defense=defense, n=n, threat="blackbox", surrogate="a", eps=0.03)
+            for defense, rights in held.items()
+            for n, right in zip((3, 5, 8), rights, strict=True)
+        ]
+    )
+    assert set(against.orderings(frame)["verdict"]) == {"holds"}
+    swapped = frame.assign(defense=frame["defense"].map({"dverge": "gal", "gal": "dverge", "baseline": "adp"}))
+    swapped = swapped.assign(target=swapped["defense"] + swapped["n"].astype(str))
+    verdicts = against.orderings(swapped).groupby("claim")["verdict"].agg(set).to_dict()
+    assert verdicts == {
+        "black-box DVERGE rises with N": {"reversed"},
+        "black-box GAL falls with N": {"reversed"},
+        "black-box ADP has fallen": {"holds"},
+    }
+    assert len(against.orderings(study(samples=20))) == 26
+    assert against.orderings(rows(share(4))).empty
+    assert "DVERGE/5" in against.markdown(against.orderings(frame))

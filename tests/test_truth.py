@@ -1,0 +1,117 @@
+"""The authors' published weights on real CIFAR-10 images: what the evaluator must measure (protocol §6).
+
+In full by `make truth`; 50 images of it in the suite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from robench.core.data import Data, load
+from robench.core.runs import Run, Runs
+from robench.evaluation.engine import Settings
+from robench.evaluation.outcomes import Outcomes
+from robench.studies.workbench import Workbench
+from robench.training.importing import import_weights
+
+BASELINE = "baseline-3-resnet20-seed0"
+DVERGE = "dverge-3-resnet20-eps0.07-seed0"
+
+
+@pytest.fixture(scope="module")
+def lossless(shared_data: Path) -> Data:
+    return load(f"npz:{shared_data / 'cifar10-lossless-subset.npz'}")
+
+
+@pytest.fixture(scope="module")
+def runs(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    store = Runs(tmp_path_factory.mktemp("truth"))
+
+    def imported(name: str, defense: str, parent: Run | None) -> Run:
+        return import_weights(
+            [shared_data / "checkpoints" / f"{name}.pth"],
+            store,
+            model="resnet20",
+            dataset="cifar10",
+            defense=defense,
+            seed=0,
+            role="target",
+            name=name,
+            parent=parent,
+            data_folder=Path("data"),
+        )
+
+    baseline = imported(BASELINE, "baseline", None)
+    return {BASELINE: baseline, DVERGE: imported(DVERGE, "dverge", baseline)}
+
+
+def bench(run: Run, data: Data, samples: int) -> Workbench:
+    return Workbench(Runs(run.folder.parent), data, Settings(batch_size=100), samples)
+
+
+def off_diagonal(outcomes: Outcomes) -> tuple[list[float], list[float]]:
+    """Success between different members, and on the member itself."""
+    table = outcomes.transferability()
+    members = table[table["member"] != "ensemble"]
+    own = members["source"].astype(str) == members["member"]
+    return list(members.loc[~own, "success"]), list(members.loc[own, "success"])
+
+
+def accuracies(outcomes: Outcomes, threat: str) -> list[float]:
+    return list(outcomes.where(threat=threat).accuracy(["eps"])["accuracy"])
+
+
+@pytest.mark.truth
+@pytest.mark.parametrize(("name", "expected"), [(BASELINE, 94.49), (DVERGE, 92.82)])
+def test_clean_accuracy(runs: dict[str, Run], lossless: Data, name: str, expected: float) -> None:
+    model = runs[name].load()
+    with torch.no_grad():
+        predictions = torch.cat(
+            [model(images.float() / 255).argmax(dim=1) for images in lossless.test.images.split(200)]
+        )
+    measured = 100 * float((predictions == lossless.test.labels).float().mean())
+    print(f"\n{name}: clean {measured:.2f} % of {len(lossless.test)} images")
+    assert measured == pytest.approx(expected, abs=0.1)
+
+
+@pytest.mark.truth
+@pytest.mark.parametrize(("name", "low", "high"), [(BASELINE, 0.90, 1.0), (DVERGE, 0.0, 0.05)])
+def test_transferability(runs: dict[str, Run], lossless: Data, name: str, low: float, high: float) -> None:
+    outcomes = bench(runs[name], lossless, 500).transfer([runs[name]], eps=(0.03,), restarts=2)
+    off, own = off_diagonal(outcomes)
+    print(f"\n{name}: transfer at .03 off the diagonal {min(off):.3f}-{max(off):.3f}, on it {min(own):.3f}")
+    assert min(own) >= 0.995
+    assert low <= min(off)
+    assert max(off) <= high
+
+
+@pytest.mark.truth
+def test_whitebox(runs: dict[str, Run], lossless: Data) -> None:
+    radii = (0.01, 0.02, 0.03)
+    outcomes = bench(runs[DVERGE], lossless, 300).whitebox([runs[DVERGE]], eps=radii, restarts=2)
+    measured = [100 * accuracy for accuracy in accuracies(outcomes, "whitebox")]
+    print(f"\n{DVERGE}: white-box at .01 .02 .03: {', '.join(f'{value:.1f}' for value in measured)} %")
+    assert measured == pytest.approx([40.7, 13.3, 2.7], abs=3)
+
+
+def test_fifty_images(runs: dict[str, Run], lossless: Data) -> None:
+    """The shape of the truth in seconds: Baseline's members fall together, DVERGE's do not."""
+    found: dict[str, Sequence[float]] = {}
+    from robench.evaluation.words import attacks
+
+    for name, run in runs.items():
+        outcomes = bench(run, lossless, 50).transfer(
+            [run], eps=(0.03,), restarts=1, attacks=attacks("transfer", steps=10)
+        )
+        found[name], own = off_diagonal(outcomes)
+        assert min(own) >= 0.9
+    assert min(found[BASELINE]) >= 0.75
+    assert max(found[DVERGE]) <= 0.1
+    white = bench(runs[DVERGE], lossless, 50).whitebox(
+        [runs[DVERGE]], eps=(0.01,), restarts=1, attacks=attacks("whitebox", steps=10)
+    )
+    assert accuracies(white, "whitebox")[0] == pytest.approx(0.407, abs=0.2)

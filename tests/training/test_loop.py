@@ -1,0 +1,489 @@
+"""One training loop: deterministic, and the same whatever interrupts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from robench.core.data import Data
+from robench.core.ensemble import Ensemble
+from robench.core.errors import RobenchError
+from robench.core.rng import Stream
+from robench.core.runs import Run, Runs
+from robench.core.store import read_tensors, tensors_hash
+from robench.training import loop
+from robench.training.loop import augment, batches, make_optimizer, noisy
+from robench.training.recipes import Recipe
+from robench.training.task import Task
+
+Small = Callable[..., Task]
+Train = Callable[..., Run]
+
+
+class Stop(Exception):
+    """Interrupts a training."""
+
+
+def stop_at(step: int) -> Callable[[int, int, str], None]:
+    """A progress that interrupts after so many steps, before that step's checkpoint."""
+
+    def progress(done: int, total: int, what: str) -> None:
+        if done == step:
+            raise Stop
+
+    return progress
+
+
+# --- training
+
+
+def test_training_is_deterministic_and_leaves_torch_alone(small: Small, train: Train, tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    threads, mode = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    one = train(small())
+    torch.rand(5)
+    other = train(small(), Runs(tmp_path / "other"))
+    torch.set_rng_state(before)
+    assert one.weights == other.weights
+    assert one.manifest["history"] == other.manifest["history"]
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == (threads, mode)
+
+
+def test_training_draws_nothing_from_the_global_generators(small: Small, train: Train) -> None:
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
+    train(small("dverge"))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], numpy_before)  # type: ignore[index]  # noqa: NPY002
+
+
+def test_training_learns(small: Small, train: Train, tiny: Data) -> None:
+    run = train(small(overrides={"epochs": 15, "lr": 0.1}))
+    losses = [epoch["terms"]["ce"] for epoch in run.manifest["history"]]
+    assert losses[0] > 4  # two members at ln 10 each
+    assert losses[-1] < 0.5 * losses[0]
+    ensemble = run.load()
+    predicted = ensemble(tiny.train.images / 255).argmax(dim=1)
+    assert float((predicted == tiny.train.labels).float().mean()) > 0.6
+
+
+def test_a_finished_run_says_how_it_was_made(small: Small, train: Train, tiny: Data) -> None:
+    task = small("dverge", seed=3, role="surrogate")
+    run = train(task)
+    manifest = run.manifest
+    assert (run.name, run.defense, run.n, run.seed, run.role) == (task.name, "dverge", 2, 3, "surrogate")
+    assert manifest["key"] == task.key
+    assert manifest["data"] == {"name": tiny.label, "fingerprint": tiny.fingerprint}
+    assert manifest["recipe"] == json.loads(task.recipe.model_dump_json())
+    assert [epoch["epoch"] for epoch in manifest["history"]] == [1, 2]
+    assert [epoch["lr"] for epoch in manifest["history"]] == pytest.approx([0.02, 0.002])
+    assert sorted(path.name for path in run.folder.iterdir()) == ["manifest.json", "weights.safetensors"]
+
+
+def test_a_finished_run_is_not_trained_again(small: Small, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = train(small())
+    monkeypatch.setattr(loop, "_train", lambda *_: pytest.fail("trained again"))
+    notices: list[str] = []
+    assert train(small(), notice=notices.append).weights == first.weights
+    assert notices == [f"{first.name} is complete"]
+
+
+def test_a_name_that_is_taken_is_an_error(small: Small, train: Train) -> None:
+    train(small(name="mine"))
+    with pytest.raises(RobenchError, match="run 'mine' exists with other settings; give this one --name, or remove"):
+        train(small(name="mine", seed=1))
+
+
+def test_progress_counts_every_step(small: Small, train: Train) -> None:
+    seen: list[tuple[int, int, str]] = []
+    run = train(small(), progress=lambda *each: seen.append(each))
+    assert seen == [(step, 10, run.name) for step in range(1, 11)]
+
+
+def test_more_than_all_images_in_a_batch_is_an_error(small: Small, train: Train) -> None:
+    with pytest.raises(RobenchError, match="expected `batch_size` of at most 40 training images, got 41"):
+        train(small(overrides={"batch_size": 41}))
+
+
+@pytest.mark.parametrize("defense", ["baseline", "dverge"])
+def test_a_loss_that_is_not_finite_ends_the_training(small: Small, train: Train, runs: Runs, defense: str) -> None:
+    with pytest.raises(RobenchError, match=r"is not finite after epoch [12]; try a smaller --lr"):
+        train(small(defense, overrides={"lr": 1e30, "epochs": 3}))
+    assert runs.names() == []
+
+
+# --- initial weights
+
+
+@pytest.fixture
+def initial(monkeypatch: pytest.MonkeyPatch, train: Train) -> Callable[[Task], dict[str, Any]]:
+    """The weights of each member before the first step."""
+
+    def capture(task: Task) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+
+        def keep(recipe: Recipe, ensemble: Ensemble) -> None:
+            found.update({str(i): tensors_hash(m.state_dict()) for i, m in enumerate(ensemble.members)})
+            raise Stop
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "make_optimizer", keep)
+            with pytest.raises(Stop):
+                train(task)
+        return found
+
+    return capture
+
+
+def test_no_two_ensembles_share_a_member(small: Small, initial: Callable[[Task], dict[str, Any]]) -> None:
+    tasks = [
+        small(n=3),
+        small(n=5),
+        small(n=3, seed=1),
+        small(n=3, role="surrogate"),
+        small("dverge", n=3),
+    ]
+    hashes = [value for task in tasks for value in initial(task).values()]
+    assert len(hashes) == 17
+    assert len(set(hashes)) == 17
+
+
+def test_settings_of_the_loss_leave_initial_weights(small: Small, initial: Callable[[Task], dict[str, Any]]) -> None:
+    assert initial(small(overrides={"lr": 0.5, "epochs": 7})) == initial(small())
+
+
+def test_dverge_starts_from_the_baselines_weights(
+    small: Small, train: Train, initial: Callable[[Task], dict[str, Any]], runs: Runs
+) -> None:
+    baseline = train(small(name="theirs"))
+    child = small("dverge", init="theirs")
+    assert list(initial(child).values()) == baseline.manifest["member_weights"]
+    run = train(child)
+    assert [ancestor["run"] for ancestor in run.manifest["ancestors"]] == ["theirs"]
+    assert run.manifest["ancestors"][0]["weights"] == baseline.weights
+    with pytest.raises(RobenchError, match="unknown run 'thiers'; did you mean theirs"):
+        train(small("dverge", init="thiers"))
+    with pytest.raises(RobenchError, match="weights of 'theirs' do not fit the model"):
+        train(small("dverge", n=3, init="theirs"))
+
+
+# --- interruption
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """Runs that nothing interrupted, by task key."""
+    return {}
+
+
+def reference(whole: dict[str, Run], task: Task, train: Train, tmp_path: Path) -> Run:
+    if task.key not in whole:
+        whole[task.key] = train(task, Runs(tmp_path / "whole"))
+    return whole[task.key]
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sets(st.integers(1, 10), min_size=1, max_size=3), st.sampled_from(["baseline", "dverge"]))
+def test_a_training_interrupted_anywhere_ends_the_same(
+    small: Small,
+    train: Train,
+    whole: dict[str, Run],
+    tmp_path_factory: pytest.TempPathFactory,
+    steps: set[int],
+    defense: str,
+) -> None:
+    folder = tmp_path_factory.mktemp("interrupted")
+    task = small(defense)
+    uninterrupted = reference(whole, task, train, folder)
+    into = Runs(folder / "runs")
+    for step in sorted(steps):
+        with pytest.raises(Stop):
+            train(task, into, progress=stop_at(step))
+        assert into.names() == []
+    run = train(task, into)
+    assert run.weights == uninterrupted.weights
+    assert run.manifest["history"] == uninterrupted.manifest["history"]
+
+
+def test_adam_with_noise_and_slope_resumes_too(small: Small, train: Train, tmp_path: Path) -> None:
+    words = {"optimizer": "adam", "lr": 1e-3, "noise": 0.05, "noise_probability": 0.5, "negative_slope": 0.1}
+    task = small(overrides=words)
+    with pytest.raises(Stop):
+        train(task, progress=stop_at(7))
+    assert train(task).weights == train(task, Runs(tmp_path / "whole")).weights
+
+
+def test_it_resumes_in_the_middle_of_an_epoch(small: Small, train: Train, runs: Runs) -> None:
+    task = small()
+    with pytest.raises(Stop):
+        train(task, progress=stop_at(8))
+    _, metadata = read_tensors(runs.folder(task.name) / "checkpoint.safetensors")
+    progress = json.loads(metadata["progress"])
+    assert (progress["epoch"], progress["step"]) == (1, 2)
+    seen: list[int] = []
+    notices: list[str] = []
+    run = train(task, progress=lambda done, total, what: seen.append(done), notice=notices.append)
+    assert seen == [8, 9, 10]
+    assert notices == [f"{task.name} resumes at epoch 2 of 2"]
+    assert not (run.folder / "checkpoint.safetensors").exists()
+
+
+def test_a_damaged_checkpoint_means_starting_over(small: Small, train: Train, runs: Runs, tmp_path: Path) -> None:
+    task = small()
+    with pytest.raises(Stop):
+        train(task, progress=stop_at(4))
+    path = runs.folder(task.name) / "checkpoint.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    notices: list[str] = []
+    seen: list[int] = []
+    run = train(task, notice=notices.append, progress=lambda done, total, what: seen.append(done))
+    assert seen[0] == 1
+    assert notices == [f"{path} is damaged: starting over"]
+    assert run.weights == train(task, Runs(tmp_path / "whole")).weights
+
+
+def test_a_checkpoint_of_other_settings_is_an_error(small: Small, train: Train) -> None:
+    with pytest.raises(Stop):
+        train(small(name="mine"), progress=stop_at(4))
+    with pytest.raises(RobenchError, match="training with other settings"):
+        train(small(name="mine", seed=1))
+
+
+DRIVER = '''
+import json, os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+import torch._dynamo  # the first optimiser would import it, once more in every process
+torch.set_num_threads(1)
+from robench.core.data import load
+from robench.core.runs import Runs
+from robench.training import loop
+from robench.training.task import resolve
+
+loop.CHECKPOINT_SECONDS = -1.0
+folder = Path(sys.argv[1])
+data = load(f"npz:{folder / 'tiny.npz'}")
+task = resolve(data, "dverge", 2, recipe="digits", overrides={"epochs": 2, "batch_size": 8, "steps": 2})
+short = resolve(data, "baseline", 2, recipe="digits", overrides={"epochs": 2, "batch_size": 8})
+task = replace(task, start=short)
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def train(name, patch):
+    """In a process of its own, so that it can be killed; the signal that ended it."""
+    child = os.fork()
+    if child == 0:
+        progress = patch()
+        loop.ensure(task, data, Runs(folder / name), device=torch.device("cpu"), progress=progress)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def nothing():
+    return lambda *_: None
+
+def after(defense, step):
+    return lambda: lambda done, total, what: kill() if defense in what and done == step else None
+
+def at(method, count):
+    """Kills before the so-many-th call of a method of Path."""
+    def patch():
+        original, calls = getattr(Path, method), []
+        def counted(self, *arguments, **options):
+            calls.append(1)
+            if len(calls) == count:
+                kill()
+            return original(self, *arguments, **options)
+        setattr(Path, method, counted)
+        return lambda *_: None
+    return patch
+
+# Renames: 10 checkpoints, weights, manifest of the Baseline; then as many of DVERGE.
+SCENARIOS = {
+    "whole": [],
+    "baseline": [after("baseline", 3)],
+    "dverge twice": [after("dverge", 4), after("dverge", 8)],
+    "last step": [after("dverge", 10)],
+    "before a checkpoint's rename": [at("replace", 4)],
+    "between weights and manifest": [at("replace", 24)],
+}
+for name, kills in SCENARIOS.items():
+    signals = [train(name, patch) for patch in kills]
+    code = train(name, nothing)
+    runs = Runs(folder / name)
+    results = {run.defense: [run.weights, run.manifest["history"], run.manifest["ancestors"]] for run in runs.all()}
+    print(json.dumps([name, signals, code, results]))
+'''
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_kill_minus_nine_changes_nothing(tiny: Data, tmp_path: Path) -> None:
+    arrays = {
+        f"{axis}_{part}": getattr(split, field).numpy()
+        for part, split in (("train", tiny.train), ("test", tiny.test))
+        for axis, field in (("x", "images"), ("y", "labels"))
+    }
+    np.savez(tmp_path / "tiny.npz", **arrays)
+    (tmp_path / "driver.py").write_text(DRIVER)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "driver.py", tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    results = {name: rest for name, *rest in map(json.loads, done.stdout.splitlines())}
+    assert len(results) == 6
+    _, _, wanted = results["whole"]
+    assert sorted(wanted) == ["baseline", "dverge"]
+    for name, (signals, code, found) in results.items():
+        assert all(number == -signal.SIGKILL for number in signals), (name, signals, done.stderr)
+        assert code == 0, (name, done.stderr)
+        assert found == wanted, name
+
+
+# --- batches
+
+
+def recipe(**changes: Any) -> Recipe:
+    values = {"epochs": 2, "batch_size": 8, "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0}
+    return Recipe(**{**values, **changes})
+
+
+STREAM = Stream(("target", "baseline", 3, 0))
+
+
+def test_an_epoch_takes_every_image_at_most_once(tiny: Data) -> None:
+    split = tiny.train
+    for size, steps in ((8, 5), (12, 3)):
+        made = list(batches(split, recipe(batch_size=size), STREAM, 0, False))
+        assert [len(batch.images) for batch in made] == [size] * steps
+        assert all(batch.paired is None for batch in made)
+        images = torch.cat([batch.images for batch in made])
+        labels = torch.cat([batch.labels for batch in made])
+        at = [(split.images / 255 == image).flatten(1).all(dim=1).nonzero().item() for image in images]
+        assert len(set(at)) == size * steps
+        assert labels.tolist() == split.labels[at].tolist()
+
+
+def test_an_epoch_can_be_entered_anywhere(tiny: Data) -> None:
+    settings_ = recipe(pad=1, flip=True, noise=0.1)
+    every = list(batches(tiny.train, settings_, STREAM, 1, True))
+    for first in range(6):
+        for one, other in zip(every[first:], batches(tiny.train, settings_, STREAM, 1, True, first), strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.paired, other.paired)  # type: ignore[arg-type]
+            assert torch.equal(one.labels, other.labels)
+            assert one.draws == other.draws
+            assert one.epoch_draws == other.epoch_draws
+
+
+def test_every_epoch_and_shuffle_has_its_own_order(tiny: Data) -> None:
+    def order(epoch: int, stream: Stream = STREAM, paired: bool = False) -> tuple[int, ...]:
+        made = list(batches(tiny.train, recipe(), stream, epoch, True))
+        images = torch.cat([batch.paired if paired else batch.images for batch in made])  # type: ignore[misc]
+        return tuple((tiny.train.images / 255 == image).flatten(1).all(dim=1).nonzero().item() for image in images)  # type: ignore[misc]
+
+    orders = {order(0), order(1), order(0, paired=True), order(0, Stream(("surrogate", "baseline", 3, 0)))}
+    assert len(orders) == 4
+    # A pair comes from two independent shuffles: equal positions about once in 40.
+    assert sum(a == b for a, b in zip(order(0), order(0, paired=True), strict=True)) < 8
+
+
+def test_draws_differ_by_step_and_are_shared_by_epoch(tiny: Data) -> None:
+    made = list(batches(tiny.train, recipe(), STREAM, 0, False))
+    assert len({batch.draws.key("x") for batch in made}) == 5
+    assert len({batch.epoch_draws.key("layer") for batch in made}) == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 3),
+    st.booleans(),
+    st.integers(1, 3),
+    st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    st.integers(0, 2**32 - 1),
+)
+def test_crops_and_flips_equal_a_numpy_loop(
+    pad: int, flip: bool, channels: int, size: tuple[int, int], seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    images = random.random((6, channels, *size), dtype=np.float32)
+    draws = random.random((6, 3), dtype=np.float32)
+    height, width = size
+    wanted = np.empty_like(images)
+    for index, (image, (row, column, mirror)) in enumerate(zip(images, draws, strict=True)):
+        padded = np.pad(image, ((0, 0), (pad, pad), (pad, pad)))
+        top, left = int(row * np.float32(2 * pad + 1)), int(column * np.float32(2 * pad + 1))
+        crop = padded[:, top : top + height, left : left + width]
+        wanted[index] = crop[:, :, ::-1] if flip and mirror < 0.5 else crop
+    found = augment(torch.from_numpy(images), torch.from_numpy(draws), recipe(pad=pad, flip=flip))
+    assert np.array_equal(found.numpy(), wanted)
+
+
+def test_the_largest_draw_stays_inside() -> None:
+    for pad in range(1, 9):
+        largest = torch.full((1, 3), 1 - 2**-24)
+        image = torch.zeros(1, 1, 4, 4)
+        image[..., 0, 0] = 1
+        # Row and column 2·pad: the crop that ends at the padding's end.
+        found = augment(image, largest, recipe(pad=pad))
+        assert float(found.sum()) == 0
+        assert found.shape == image.shape
+
+
+def test_noise_is_gaussian_not_clamped_and_comes_as_often_as_told() -> None:
+    images = torch.full((50, 3, 8, 8), 0.01)
+    settings_ = recipe(noise=0.045, noise_probability=0.5)
+    added = [noisy(images, settings_, Stream(("x", step))) - images for step in range(200)]
+    some = [noise for noise in added if bool((noise != 0).any())]
+    assert 70 < len(some) < 130  # 100 ± 4 standard errors
+    noise = torch.stack(some[:10]).double()
+    assert float(noise.mean()) == pytest.approx(0, abs=5 * 0.045 / len(noise.flatten()) ** 0.5)
+    assert float(noise.std()) == pytest.approx(0.045, rel=0.01)
+    scaled = noise / noise.std()
+    assert float(scaled.pow(4).mean()) == pytest.approx(3, abs=0.1)
+    assert bool((images + some[0] < 0).any())
+    assert torch.equal(noisy(images, settings_, Stream(("x", 3))) - images, added[3])
+    assert bool(torch.isfinite(noise).all())
+
+
+def test_noise_always_and_never() -> None:
+    images = torch.rand(2, 1, 4, 4)
+    for step in range(20):
+        assert noisy(images, recipe(), Stream(("x", step))) is images
+        assert not torch.equal(noisy(images, recipe(noise=0.1), Stream(("x", step))), images)
+        assert noisy(images, recipe(noise=0.1, noise_probability=0.0), Stream(("x", step))) is images
+
+
+def test_one_optimiser_holds_every_member() -> None:
+    ensemble = Ensemble([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
+    sgd = make_optimizer(recipe(momentum=0.8, weight_decay=0.01), ensemble)
+    adam = make_optimizer(recipe(optimizer="adam", lr=1e-3, adam_eps=1e-7, weight_decay=0.02), ensemble)
+    assert isinstance(sgd, torch.optim.SGD)
+    assert isinstance(adam, torch.optim.Adam)
+    for optimizer in (sgd, adam):
+        (group,) = optimizer.param_groups
+        assert [id(value) for value in group["params"]] == [id(value) for value in ensemble.parameters()]
+    assert {name: sgd.param_groups[0][name] for name in ("lr", "momentum", "weight_decay")} == {
+        "lr": 0.1,
+        "momentum": 0.8,
+        "weight_decay": 0.01,
+    }
+    assert adam.param_groups[0]["eps"] == 1e-7
+    assert adam.param_groups[0]["weight_decay"] == 0.02
