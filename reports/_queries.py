@@ -51,11 +51,17 @@ def wilson(accuracy: npt.ArrayLike, samples: npt.ArrayLike) -> tuple[npt.NDArray
 
 
 def survived(frame: pd.DataFrame, *threats: str) -> pd.DataFrame:
-    """One row per run, ε and sample: `correct` under every attack of the threat, and `versions`, how many they were."""
+    """One row per run, ε and sample: `correct` under every attack of the threat, and `versions`, how many they were.
+
+    Only samples that as many versions judged as any other of the run and ε.
+    """
     rows = tidy(frame)
     rows = rows[rows["threat"].isin(threats)]
     verdicts = rows.groupby([*_RUN, "sample"], observed=True)["correct"].agg(["all", "size"]).reset_index()
     verdicts = verdicts.rename(columns={"all": "correct", "size": "versions"})
+    # Few images under many attacks are not mixed with many images under few.
+    most = verdicts.groupby(_RUN, observed=True)["versions"].transform("max")
+    verdicts = verdicts[verdicts["versions"] == most].reset_index(drop=True)
     # Of no rows at all, pandas makes columns of strings.
     return verdicts.astype({"n": "int64", "seed": "int64", "eps": "float64", "correct": "bool", "versions": "int64"})
 

@@ -80,7 +80,7 @@ def write(
         if kind not in FORMATS:
             raise RobenchError(f"expected `formats` of {', '.join(FORMATS)}, got {kind!r}")
     if tidy(frame).empty:
-        raise RobenchError("there are no outcomes to report; run `robench attack` first")
+        raise RobenchError("there are no outcomes to report; robench eval makes some")
     files: list[Path] = []
     notices = cautions(frame)
     with style.context():

@@ -142,7 +142,7 @@ def write(
     """
     frame = tidy(frame).reset_index(drop=True)
     if frame.empty:
-        raise RobenchError("there are no outcomes to report; run `robench attack` first")
+        raise RobenchError("there are no outcomes to report; robench eval makes some")
     style.provenance_json(provenance)
     shown, left_out = _pictures(pictures or {})
     drills = _Drills(frame)

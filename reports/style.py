@@ -99,11 +99,11 @@ def label(defense: str) -> str:
 
 
 def color(defense: str) -> str:
-    return _KNOWN[defense][1] if defense in _KNOWN else _OTHERS[_pick(defense, len(_OTHERS))]
+    return _KNOWN[defense][1] if defense in _KNOWN else _OTHERS[_pick("color", defense, len(_OTHERS))]
 
 
 def marker(defense: str) -> str:
-    return _KNOWN[defense][2] if defense in _KNOWN else _OTHER_MARKERS[_pick(defense, len(_OTHER_MARKERS))]
+    return _KNOWN[defense][2] if defense in _KNOWN else _OTHER_MARKERS[_pick("marker", defense, len(_OTHER_MARKERS))]
 
 
 def dash(n: int) -> tuple[float, tuple[float, ...]]:
@@ -150,8 +150,8 @@ def provenance_json(provenance: Mapping[str, object]) -> str:
         raise RobenchError(f"expected `provenance` to hold JSON values only ({error})") from error
 
 
-def _pick(name: str, count: int) -> int:
-    return hashlib.sha256(name.encode()).digest()[0] % count
+def _pick(purpose: str, name: str, count: int) -> int:
+    return hashlib.sha256(f"{purpose}:{name}".encode()).digest()[0] % count
 
 
 def _shown(text: str) -> str:

@@ -122,6 +122,11 @@ def list_(what: str | None, runs: str) -> None:
 @click.option("--init", help="baseline, scratch or a run to start from. By default the defense's own start.")
 @click.option("--role", type=click.Choice(["target", "surrogate"]), default="target", show_default=True)
 @click.option("--name", help="Name of the run. By default made from the above.")
+@click.option(
+    "--track",
+    type=click.Choice(["quick", "full"]),
+    help="Diversity and transferability into the history: in under 15 % of the time, or the paper's protocol.",
+)
 @_shared("data_dir", "device", "runs")
 def train(
     defense: str,
@@ -134,6 +139,7 @@ def train(
     init: str | None,
     role: Any,
     name: str | None,
+    track: str | None,
     data_dir: str,
     device: str,
     runs: str,
@@ -142,7 +148,9 @@ def train(
     """Train DEFENSE; run again, it resumes or says that it is complete. Prints the run's name last."""
     from robench.core.data import load
     from robench.core.runs import Runs
+    from robench.evaluation.diversity import Tracking
     from robench.training.loop import ensure
+    from robench.training.recipes import recipe_file
     from robench.training.task import resolve
 
     overrides = {key: value for key, value in values.items() if value is not None} | _pairs(settings)
@@ -162,8 +170,23 @@ def train(
         name=name,
     )
     trusted = any(":" in each for each in models)
+    tracking = None
+    if track is not None:
+        radius = recipe_file(recipe or data.recipe).evaluation.transfer_eps[0]
+        made = Tracking.full(radius) if track == "full" else Tracking(radius)
+        tracking = made.on(data, place)
     with _bar() as progress:
-        finished = ensure(task, data, Runs(runs), device=place, trusted=trusted, progress=progress, notice=_notice)
+        finished = ensure(
+            task,
+            data,
+            Runs(runs),
+            device=place,
+            trusted=trusted,
+            track=tracking,
+            track_every=1 if track == "full" else None,
+            progress=progress,
+            notice=_notice,
+        )
     click.echo(finished.name)
 
 
@@ -319,16 +342,46 @@ def eval_(
 @cli.command()
 @click.argument("names", nargs=-1, metavar="[RUN]...")
 @click.option("--out", default="figures", show_default=True, type=click.Path(path_type=Path))
-@_shared("runs")
-def report(names: tuple[str, ...], out: Path, runs: str) -> None:
-    """Draw what was measured on RUNs, or on all: figures as PDF and PNG, their values as CSV, tables."""
+@click.option("--against", type=click.Choice(["dverge2020"]), help="Published numbers to set beside ours.")
+@click.option("--regions", type=int, help="Points along each axis of Figure 1; needs a surrogate run and --dataset.")
+@click.option("--dataset", help="For --regions; by default the one that the runs were trained on.")
+@_shared("data_dir", "device", "runs")
+def report(
+    names: tuple[str, ...],
+    out: Path,
+    against: str | None,
+    regions: int | None,
+    dataset: str | None,
+    data_dir: str,
+    device: str,
+    runs: str,
+) -> None:
+    """Draw what was measured on RUNs, or on all: figures as PDF and PNG, their values, tables, report.html."""
+    from robench.core.data import load
+    from robench.core.errors import RobenchError
     from robench.core.runs import Runs
+    from robench.evaluation.engine import Settings
     from robench.studies.drawing import draw
-    from robench.studies.workbench import stored
+    from robench.studies.plane import decision_regions
+    from robench.studies.workbench import Workbench, stored
 
     store = Runs(runs)
-    outcomes = stored([store.get(name) for name in names] or store.all(), _notice)
-    for path in draw(outcomes, out, notice=_notice):
+    chosen = [store.get(name) for name in names] or store.all()
+    outcomes = stored(chosen, _notice)
+    chosen = [run for run in chosen if run.name in set(outcomes.frame["target"])]
+    plane = None
+    if regions is None:
+        _refuse_given({"dataset", "data_dir", "device"}, "has an effect only with --regions")
+    else:
+        data = load(dataset or _dataset_of(chosen), data_dir)
+        hold_outs = [run for run in store.all() if run.role == "surrogate"]
+        if not hold_outs or not chosen:
+            raise RobenchError(
+                "--regions needs a surrogate run, and outcomes; robench eval --threat blackbox makes both"
+            )
+        bench = Workbench(store, data, Settings(_device(device)), notice=_notice)
+        plane = decision_regions(bench, chosen, hold_outs[0], resolution=regions)
+    for path in draw(outcomes, chosen, out, regions=plane, paper=against, notice=_notice):
         click.echo(path)
 
 
@@ -337,12 +390,11 @@ def report(names: tuple[str, ...], out: Path, runs: str) -> None:
 def demo(out: Path) -> None:
     """Baseline/3 and DVERGE/3 on handwritten digits, under three threats, with figures: minutes on two cores."""
     from robench.studies.demo import demonstrate
-    from robench.studies.drawing import draw
 
-    outcomes = demonstrate(out, bar=_bar, notice=_notice)
-    for threat in ("transfer", "whitebox", "blackbox"):
-        click.echo(_formatted(outcomes.where(threat=["clean", threat]), threat, "table"))
-    for path in draw(outcomes, out, notice=_notice):
+    found, files = demonstrate(out, bar=_bar, notice=_notice)
+    for threat, outcomes in found.items():
+        click.echo(_formatted(outcomes, threat, "table"))
+    for path in files:
         click.echo(path)
 
 

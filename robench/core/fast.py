@@ -29,7 +29,7 @@ class _Autocast(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, self.dtype):
-            logits = self.model(images)
+            logits: Tensor = self.model(images)
         return logits.float()
 
 
@@ -48,7 +48,7 @@ def attackable(model: nn.Module, image: Tensor, precision: Precision) -> nn.Modu
     if precision == "float64":
         fast = fast.double()
     fold_batchnorm(fast, image[:1].to(torch.float64 if precision == "float64" else torch.float32))
-    fast = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fast = fast.to(memory_format=torch.channels_last)
     return _Autocast(fast, torch.bfloat16) if precision == "bfloat16" else fast
 
 

@@ -1,17 +1,24 @@
-"""CIFAR networks, other people's networks, and the normalisation that lives inside every model."""
+"""CIFAR networks, other people's networks, and the normalisation that lives inside every model.
+
+``torchvision/<name>`` and ``timm/<name>`` are the networks of those packages as they are, without their weights and with
+their own stems: a stem made for 224 pixels leaves little of an image of 32. Where a network holds dropout or stochastic
+depth, training draws from torch's global generator, so that its seed does not fix its weights; `robench check` says so.
+"""
 
 from __future__ import annotations
 
 import importlib
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from robench.core.errors import RobenchError
+from robench.core.errors import RobenchError, unknown
 from robench.core.registry import Registry
 
 
@@ -60,9 +67,7 @@ class ResNet(nn.Module):
         self.layer2 = self._stage(widths[0], widths[1], blocks, 2)
         self.layer3 = self._stage(widths[1], widths[2], blocks, 2)
         self.fc = nn.Linear(widths[2], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        _initialise(self)
 
     @staticmethod
     def _stage(in_width: int, width: int, blocks: int, stride: int) -> nn.Sequential:
@@ -74,8 +79,145 @@ class ResNet(nn.Module):
         return self.fc(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
 
+class _PreactivationBlock(nn.Module):
+    """BatchNorm, ReLU and a 3x3 convolution, twice, and a skip; where the width changes, a 1x1 convolution of what the
+    branch reads."""
+
+    def __init__(self, in_width: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_width)
+        self.relu1 = nn.ReLU()
+        self.conv1 = nn.Conv2d(in_width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu2 = nn.ReLU()
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.convShortcut = None if in_width == width else nn.Conv2d(in_width, width, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = self.relu1(self.bn1(x))
+        skip = x if self.convShortcut is None else self.convShortcut(active)
+        branch: Tensor = self.conv2(self.relu2(self.bn2(self.conv1(active))))
+        return branch + skip
+
+
+class WideResNet(nn.Module):
+    """The pre-activation wide residual network of 6n+4 layers (Zagoruyko & Komodakis 2016,
+    https://arxiv.org/abs/1605.07146), without dropout.
+
+    WRN-28-10 has 36,479,194 parameters; parameter names are those of TRADES and RobustBench.
+
+    Args:
+        widen: k; the stages are 16k, 32k and 64k wide.
+    """
+
+    def __init__(self, depth: int, widen: int, *, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        blocks = (depth - 4) // 6
+        widths = [16, *(width * widen for width in (16, 32, 64))]
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, 1, 1, bias=False)
+        self.block1 = self._stage(widths[0], widths[1], blocks, 1)
+        self.block2 = self._stage(widths[1], widths[2], blocks, 2)
+        self.block3 = self._stage(widths[2], widths[3], blocks, 2)
+        self.bn1 = nn.BatchNorm2d(widths[3])
+        self.relu = nn.ReLU()
+        self.fc = nn.Linear(widths[3], num_classes)
+        _initialise(self)
+
+    @staticmethod
+    def _stage(in_width: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+        rest = (_PreactivationBlock(width, width, 1) for _ in range(blocks - 1))
+        layer = nn.Sequential(_PreactivationBlock(in_width, width, stride), *rest)
+        return nn.Sequential(OrderedDict(layer=layer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block3(self.block2(self.block1(self.conv1(x))))
+        return self.fc(self.relu(self.bn1(x)).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+
+def _initialise(model: nn.Module) -> None:
+    """He et al. 2015, by outputs."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
 for _depth in (8, 14, 20, 32, 56):
     MODELS.register(f"resnet{_depth}")(partial(ResNet, _depth))
+for _depth, _widen in ((16, 4), (28, 10)):
+    MODELS.register(f"wrn{_depth}-{_widen}")(partial(WideResNet, _depth, _widen))
+
+
+def _package(name: str, remedy: str) -> ModuleType:
+    """A package of networks, imported when one of them is asked for."""
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError) as error:  # torchvision beside another torch raises RuntimeError
+        raise RobenchError(f"models of {name} need that package, which does not import ({error}); {remedy}") from error
+
+
+def _torchvision() -> ModuleType:
+    _package("torchvision", "install torch and torchvision together, from one index: pip install torch torchvision")
+    return importlib.import_module("torchvision.models")
+
+
+def _timm() -> ModuleType:
+    _torchvision()  # timm imports it, and is not to blame for it
+    return _package("timm", "pip install robench[timm]")
+
+
+def _torchvision_names() -> list[str]:
+    models = _torchvision()
+    return list(models.list_models(module=models))
+
+
+def _timm_names() -> list[str]:
+    return list(_timm().list_models())
+
+
+#: In training these return a tuple, unless they are made without their auxiliary heads.
+_AUXILIARY = ("googlenet", "inception_v3")
+
+
+def _make_torchvision(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
+    """A network of torchvision. Other than 3 channels replace its first convolution, whose initial weights are then
+    PyTorch's default."""
+    options = {"aux_logits": False, "init_weights": True} if name in _AUXILIARY else {}
+    model: nn.Module = _torchvision().get_model(name, weights=None, num_classes=num_classes, **options)
+    place, first = next(item for item in model.named_modules() if isinstance(item[1], nn.Conv2d))
+    assert isinstance(first, nn.Conv2d)
+    if first.in_channels != in_channels:
+        own = nn.Conv2d(
+            in_channels,
+            first.out_channels,
+            first.kernel_size,  # type: ignore[arg-type]
+            first.stride,  # type: ignore[arg-type]
+            first.padding,  # type: ignore[arg-type]
+            bias=first.bias is not None,
+        )
+        model.set_submodule(place, own)
+    return model
+
+
+def _make_timm(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
+    model: nn.Module = _timm().create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
+    return model
+
+
+def _resolver(prefix: str, names: Callable[[], list[str]], make: Callable[..., nn.Module]) -> Callable[[str], Factory]:
+    def resolve(name: str) -> Factory:
+        known = names()
+        if name not in known:
+            raise unknown("model", f"{prefix}/{name}", [f"{prefix}/{each}" for each in known])
+        return partial(make, name)
+
+    return resolve
+
+
+for _prefix, _names, _make in (
+    ("torchvision", _torchvision_names, _make_torchvision),
+    ("timm", _timm_names, _make_timm),
+):
+    MODELS.family(_prefix, _resolver(_prefix, _names, _make), _names)
 
 
 class Normalized(nn.Module):

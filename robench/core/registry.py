@@ -75,6 +75,11 @@ class Registry(Generic[T]):
         self._discover()
         return sorted({*self._items, *self._points()})
 
+    def prefixes(self) -> list[str]:
+        """The families; unlike `families`, this imports no package of theirs."""
+        self._discover()
+        return list(self._families)
+
     def families(self) -> dict[str, list[str]]:
         """Per family prefix the names that it resolves here."""
         self._discover()

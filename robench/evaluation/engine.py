@@ -157,12 +157,14 @@ class Evaluator:
         for target in targets:
             if target.name not in self._rows:
                 self._rows[target.name] = self._rows_of(target)
-            self._clean(target, indices[target.name])
+            if threat.clean:
+                self._clean(target, indices[target.name])
         works = self.plan(targets, threat, indices)
         self._done, self._total = 0, sum(work.cost() for work in works)
         wanted: dict[str, set[str]] = {target.name: set() for target in targets}
         for target in targets:
-            wanted[target.name] |= {self._clean_cell(target)[0]}
+            if threat.clean:
+                wanted[target.name].add(self._clean_cell(target)[0])
             wanted[target.name] |= {key for job in threat.jobs(target) for key, _ in self._keys(job, target, threat)}
         for work in works:
             self._run(work)

@@ -110,13 +110,22 @@ class Outcomes:
         return Outcomes(self.frame[mask].reset_index(drop=True))
 
     def verdicts(self, by: Sequence[str]) -> pd.DataFrame:
-        """All-or-nothing: per group of ``by`` and sample, whether it is right in every row. Columns by, sample,
-        correct."""
+        """All-or-nothing: per group of ``by`` and sample, whether it is right in every row.
+
+        A sample counts only where the most cells of its group have judged it: else a few images under a strong attack
+        would be mixed with many under a weak one.
+
+        Returns:
+            Columns ``by``, sample, correct.
+        """
         for name in by:
             if name not in self.frame:
                 raise unknown("column", name, self.frame.columns)
-        grouped = self.frame.groupby([*by, "sample"], sort=True, observed=True)["correct"]
-        return grouped.all().reset_index()
+        by = list(by)
+        judged = self.frame.groupby([*by, "sample"], sort=True, observed=True)
+        table = judged.agg(correct=("correct", "all"), cells=("cell", "nunique")).reset_index()
+        whole = table["cells"] == table.groupby(by, observed=True)["cells"].transform("max")
+        return table.loc[whole, [*by, "sample", "correct"]].reset_index(drop=True)
 
     def accuracy(self, by: Sequence[str] = ("target", "threat", "eps")) -> pd.DataFrame:
         """Share of samples right in every row of their group, with its 95 % Wilson interval.

@@ -45,6 +45,8 @@ class Threat(ABC):
     """
 
     name: ClassVar[str]
+    #: Whether clean accuracy belongs beside the result; not where samples are chosen by being right.
+    clean: ClassVar[bool] = True
 
     eps: tuple[float, ...]
     attacks: tuple[Attack, ...] = ()
@@ -91,6 +93,7 @@ class Transfer(Threat):
     """Within the ensemble: crafted on each member, tested on each and on the ensemble; any start counts."""
 
     name: ClassVar[str] = "transfer"
+    clean: ClassVar[bool] = False
 
     restarts: int = 5
 

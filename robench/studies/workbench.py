@@ -19,7 +19,7 @@ from robench.evaluation.rows import FolderRows
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Blackbox, Threat, Transfer, Whitebox
 from robench.training.estimate import seconds
-from robench.training.loop import ensure
+from robench.training.loop import Track, ensure
 from robench.training.task import Task, resolve
 
 #: Folder of a run that holds its rows; folder of all runs that holds the adversarial images.
@@ -93,10 +93,18 @@ class Workbench:
         """Hold-out ensembles: the same recipe, in the role of a surrogate, so that every draw differs."""
         return [resolve(self.data, defense, n, role="surrogate", **options) for n in sizes]
 
-    def train(self, tasks: Sequence[Task], *, allowed: bool = True, ask_beyond: float | None = None) -> list[Run]:
+    def train(
+        self,
+        tasks: Sequence[Task],
+        *,
+        allowed: bool = True,
+        ask_beyond: float | None = None,
+        track: Track | None = None,
+    ) -> list[Run]:
         """The runs of ``tasks``, trained where they are missing.
 
         Args:
+            track: see `robench.training.loop.ensure`; left out for single members.
             allowed: False makes a missing run an error.
             ask_beyond: estimated seconds beyond which `confirm` is asked.
         """
@@ -124,6 +132,7 @@ class Workbench:
                         self.store,
                         device=self.settings.device,
                         trusted=any(spec.name in self.trusted for spec in task.members),
+                        track=track if task.n > 1 else None,
                         progress=progress,
                         notice=self.notice,
                     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,11 @@ from robench.training.task import Task
 #: Seconds between checkpoints: what a kill costs at most, beyond one step.
 CHECKPOINT_SECONDS = 30.0
 
+#: Share of the training time that tracking may take.
+TRACK_SHARE = 0.15
+
+Track = Callable[[Ensemble], dict[str, float]]
+
 
 def ensure(
     task: Task,
@@ -33,12 +39,18 @@ def ensure(
     *,
     device: torch.device,
     trusted: bool = False,
+    track: Track | None = None,
+    track_every: int | None = None,
     progress: Progress = silent,
     notice: Callable[[str], None] = lambda text: None,
 ) -> Run:
     """The finished run of ``task``: reused where it is complete, resumed where it was cut off, else trained.
 
     The Baseline that a defense starts from is made the same way, first.
+
+    Args:
+        track: measured after epochs, into the history; the weights do not depend on it.
+        track_every: epochs between two measurements; by default as many as keep them within 15 % of the time.
 
     Raises:
         RobenchError: the name is taken by another task, or the loss is no longer finite.
@@ -56,7 +68,7 @@ def ensure(
         parent = ensure(task.start, data, runs, device=device, trusted=trusted, progress=progress, notice=notice)
     elif task.init != "scratch":
         parent = runs.get(task.init)
-    return _train(task, data, runs, parent, device, trusted, progress, notice)
+    return _train(task, data, runs, parent, device, trusted, track, track_every, progress, notice)
 
 
 def _train(
@@ -66,6 +78,8 @@ def _train(
     parent: Run | None,
     device: torch.device,
     trusted: bool,
+    track: Track | None,
+    track_every: int | None,
     progress: Progress,
     notice: Callable[[str], None],
 ) -> Run:
@@ -92,6 +106,7 @@ def _train(
         rate = task.recipe.rate(state.epoch)
         for group in optimizer.param_groups:
             group["lr"] = rate
+        began, first = time.monotonic(), state.step
         for batch in batches(train, task.recipe, stream, state.epoch, task.defense.paired, state.step):
             state.add(train_step(ensemble, optimizer, task, batch))
             progress(state.epoch * steps + state.step, total, task.name)
@@ -101,6 +116,10 @@ def _train(
         state.close(rate)
         if not all(math.isfinite(value) for value in state.history[-1]["terms"].values()):
             raise RobenchError(f"the loss of {task.name!r} is not finite after epoch {state.epoch}; try a smaller --lr")
+        if track is not None:
+            # Of an epoch that was resumed, only a part was timed.
+            took = (time.monotonic() - began) * steps / (steps - first)
+            _track(track, track_every, ensemble, state.history, took)
     run = runs.save(
         task.name,
         ensemble.eval().to("cpu").to(memory_format=torch.contiguous_format),
@@ -115,6 +134,18 @@ def _train(
     )
     checkpoint.path.unlink(missing_ok=True)
     return run
+
+
+def _track(track: Track, every: int | None, ensemble: Ensemble, history: list[dict[str, Any]], seconds: float) -> None:
+    """Adds a measurement to the last epoch of ``history`` where one is due."""
+    earlier = [entry["track"]["every"] for entry in history if "track" in entry]
+    every = every or (earlier[-1] if earlier else None)
+    if every and (len(history) - 1) % every:
+        return
+    began = time.monotonic()
+    measured = track(ensemble)
+    every = every or max(1, math.ceil((time.monotonic() - began) / (TRACK_SHARE * seconds)))
+    history[-1]["track"] = {**measured, "every": every}
 
 
 def make_optimizer(recipe: Recipe, ensemble: Ensemble) -> torch.optim.Optimizer:

@@ -98,3 +98,10 @@ def test_no_rows_give_an_empty_table() -> None:
     assert set(CELL_COLUMNS) <= set(empty.frame)
     assert empty.accuracy().empty
     assert empty.transferability().empty
+
+
+def test_a_sample_that_some_cell_has_not_judged_does_not_count() -> None:
+    weak_everywhere = {("weak", 0.1, 0, sample): True for sample in range(4)}
+    rows = outcomes({**weak_everywhere, ("strong", 0.1, 0, 0): False, ("strong", 0.1, 0, 1): True})
+    (row,) = rows.accuracy(["eps"]).to_dict("records")
+    assert (row["accuracy"], row["samples"]) == (0.5, 2)

@@ -1,0 +1,287 @@
+"""Two ensembles, or two defenses, judged on the same images under the same versions of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from robench.core.errors import RobenchError, unknown
+from robench.core.runs import Run
+from robench.core.store import content_key, read_json
+from robench.evaluation.outcomes import ENSEMBLE, Outcomes, wilson
+from robench.evaluation.rows import FolderRows
+from robench.evaluation.statistics import (
+    LEVEL,
+    bootstrap_difference,
+    difference_over_seeds,
+    holm,
+    mcnemar,
+    over_seeds,
+)
+
+#: Trainings of each that a claim about defenses, not ensembles, rests on.
+SEEDS = 3
+NO_DIFFERENCE = "not significant"
+
+Notice = Callable[[str], None]
+
+
+def version(recipe: Mapping[str, Any]) -> str:
+    """The key of what was done to the images, ε aside: equal for two targets where their verdicts may be paired.
+
+    For black-box cells it holds data, surrogate weights, attack with its version, restart, seed and precision; for
+    white-box ones, which are crafted on the target itself, all of these but the weights.
+
+    Args:
+        recipe: what the manifest of a cell says under ``recipe``.
+    """
+    own = {name: value for name, value in recipe.items() if name not in ("target", "craft")}
+    without = {"eps", "source"} if recipe["threat"] == "whitebox" else {"eps"}
+    craft = {name: value for name, value in recipe.get("craft", {}).items() if name not in without}
+    return content_key({**own, "craft": craft})
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on one ensemble.
+
+    Attributes:
+        frame: rows on the whole ensemble, as `Outcomes.frame` has them, and their ``version``.
+    """
+
+    name: str
+    frame: pd.DataFrame
+
+    @classmethod
+    def of(cls, name: str, outcomes: Outcomes, recipes: Mapping[str, Mapping[str, Any]]) -> Measured:
+        """Rows, and by cell its recipe.
+
+        Raises:
+            RobenchError: rows of several models under one name.
+        """
+        if len({recipe["target"] for recipe in recipes.values()}) > 1:
+            raise RobenchError(
+                f"the rows of {name!r} are of several models, since its weights were replaced; remove its folder "
+                f"`outcomes` and run robench eval {name} again"
+            )
+        frame = outcomes.where(member=ENSEMBLE).frame
+        versions = {cell: version(recipe) for cell, recipe in recipes.items()}
+        return cls(name, frame.assign(version=frame["cell"].map(versions)))
+
+    @classmethod
+    def of_folder(cls, name: str, folder: Path, notice: Notice = lambda text: None) -> Measured:
+        """The rows that `FolderRows` keeps in ``folder``."""
+        outcomes = FolderRows(folder, notice).outcomes()
+        cells = outcomes.frame["cell"].unique()
+        recipes = {str(cell): read_json(folder / "cells" / f"{cell}.json")["recipe"] for cell in cells}
+        return cls.of(name, outcomes, recipes)
+
+
+@dataclass(frozen=True)
+class _Point:
+    """Verdicts at one ε on common images and versions: (S,M) and (T,M)."""
+
+    eps: float
+    versions: int
+    first: npt.NDArray[np.bool_]
+    second: npt.NDArray[np.bool_]
+
+
+def compare(
+    first: Measured, second: Measured, threat: str, eps: Sequence[float] = (), notice: Notice = lambda text: None
+) -> list[dict[str, Any]]:
+    """Two ensembles on the images, ε and versions of images that both were judged on; one object per ε.
+
+    Args:
+        threat: clean, whitebox or blackbox.
+        eps: all that both have by default.
+        notice: receives what was left out.
+
+    Returns:
+        Objects with a, b, threat, eps, samples, versions; accuracy_a, low_a, high_a and the same of b (Wilson);
+        difference a − b, low, high (bootstrap over images); p (McNemar, exact), p_adjusted (Holm, over the ε of this
+        table) and verdict, which names the better one, or is ``not significant``.
+
+    Raises:
+        RobenchError: nothing in common.
+    """
+    points = _common([first], [second], threat, eps, notice)
+    rows = []
+    for point in points:
+        one, other = point.first[0], point.second[0]
+        rows.append(
+            {
+                **_head(first.name, second.name, threat, point),
+                **_accuracy("a", float(one.mean()), *wilson(int(one.sum()), one.size)),
+                **_accuracy("b", float(other.mean()), *wilson(int(other.sum()), other.size)),
+                "difference": float(one.mean() - other.mean()),
+                **dict(zip(("low", "high"), bootstrap_difference(one, other), strict=True)),
+                "p": mcnemar(one, other),
+            }
+        )
+    return _judged(rows)
+
+
+def compare_defenses(
+    first: tuple[str, Sequence[Measured]],
+    second: tuple[str, Sequence[Measured]],
+    threat: str,
+    eps: Sequence[float] = (),
+    notice: Notice = lambda text: None,
+) -> list[dict[str, Any]]:
+    """Two defenses over their training seeds: each a name and at least three ensembles.
+
+    Returns:
+        As `compare`, but accuracies are means over seeds with Student's interval, and sd_a, sd_b, seeds_a, seeds_b;
+        the difference's interval and p are over seeds and images (`difference_over_seeds`), low_images and
+        high_images over images alone (bootstrap).
+
+    Raises:
+        RobenchError: fewer seeds, or nothing in common.
+    """
+    for name, ensembles in (first, second):
+        if len(ensembles) < SEEDS:
+            raise RobenchError(
+                f"a claim about defenses needs at least {SEEDS} seeds of each, and {name} has {len(ensembles)} "
+                f"({', '.join(each.name for each in ensembles)}); robench train with another --seed, or compare two "
+                f"ensembles without --defenses"
+            )
+    rows = []
+    for point in _common(first[1], second[1], threat, eps, notice):
+        spreads = {which: over_seeds(values.mean(axis=1)) for which, values in zip("ab", _sides(point), strict=True)}
+        value, low, high, p = difference_over_seeds(point.first, point.second)
+        row = _head(first[0], second[0], threat, point)
+        for which, spread in spreads.items():
+            row |= _accuracy(which, spread.mean, spread.low, spread.high)
+            row |= {f"sd_{which}": spread.sd, f"seeds_{which}": spread.seeds}
+        row |= {"difference": value, "low": low, "high": high}
+        row |= dict(zip(("low_images", "high_images"), bootstrap_difference(point.first, point.second), strict=True))
+        rows.append({**row, "p": p})
+    return _judged(rows)
+
+
+def of_defense(runs: Sequence[Run], defense: str, n: int | None = None) -> list[Run]:
+    """The target runs of a defense that differ in their seed alone, by seed.
+
+    Raises:
+        RobenchError: none; several sizes, settings or data sets; two runs of one seed.
+    """
+    own = [run for run in runs if run.role == "target" and run.defense == defense]
+    if not own:
+        raise unknown("defense among target runs", defense, {run.defense for run in runs if run.role == "target"})
+    chosen = sorted((run for run in own if n in (None, run.n)), key=lambda run: run.seed)
+    sizes = sorted({run.n for run in chosen or own})
+    if len(sizes) > 1 or not chosen:
+        raise RobenchError(f"runs of {defense} have {', '.join(map(str, sizes))} members; choose with --n")
+    for run in chosen[1:]:
+        for what in ("defense", "recipe", "data"):
+            if run.manifest.get(what) != chosen[0].manifest.get(what):
+                raise RobenchError(
+                    f"runs {chosen[0].name} and {run.name} of {defense} differ in `{what}`, not in the seed alone; "
+                    f"keep the others under another --runs"
+                )
+    for one, other in zip(chosen, chosen[1:], strict=False):
+        if one.seed == other.seed:
+            raise RobenchError(
+                f"runs {one.name} and {other.name} of {defense} have seed {one.seed} both; "
+                f"keep one of them under another --runs"
+            )
+    return chosen
+
+
+def _common(
+    first: Sequence[Measured], second: Sequence[Measured], threat: str, eps: Sequence[float], notice: Notice
+) -> list[_Point]:
+    """What all ensembles have in common; what some have beyond it is said."""
+    everyone = [*first, *second]
+    frames = [each.frame[each.frame["threat"] == threat] for each in everyone]
+    names = " ".join(each.name for each in everyone)
+    how = f"robench eval {{}} --threat {'whitebox' if threat == 'clean' else threat}"
+    for each, frame in zip(everyone, frames, strict=True):
+        if frame.empty:
+            raise RobenchError(f"no {threat} rows of {each.name!r}; {how.format(each.name)}")
+        absent = sorted(set(eps) - set(frame["eps"]))
+        if absent:
+            raise RobenchError(
+                f"no {threat} rows of {each.name!r} at ε {absent[0]:g}; {how.format(each.name)} --eps {absent[0]:g}"
+            )
+    radii = sorted(set(eps) or set.intersection(*(set(frame["eps"]) for frame in frames)))
+    if not radii:
+        raise RobenchError(f"{names.replace(' ', ', ')} share no ε under {threat}; {how.format(names)} --eps ...")
+    points: list[_Point] = []
+    told: dict[str, list[float]] = {}
+    for radius in radii:
+        here = [frame[frame["eps"] == radius] for frame in frames]
+        versions = set.intersection(*(set(frame["version"]) for frame in here))
+        complete = [_complete(frame, versions) for frame in here]
+        samples = sorted(set.intersection(*(set(verdicts.index) for verdicts in complete)))
+        for each, frame, verdicts in zip(everyone, here, complete, strict=True):
+            for text in _left_out(each.name, frame, versions, verdicts, samples):
+                told.setdefault(text, []).append(radius)
+        if samples:
+            table = np.stack([verdicts.loc[samples].to_numpy(dtype=bool) for verdicts in complete])
+            points.append(_Point(radius, len(versions), table[: len(first)], table[len(first) :]))
+    if not points:
+        raise RobenchError(
+            f"no {threat} rows in common: {'; '.join(told) or 'other images'}; one command judges all on the same: "
+            f"{how.format(names)}"
+        )
+    for text, where in told.items():
+        notice(f"{text}: left out{'' if threat == 'clean' else f' at ε {_listed(where)}'}")
+    return points
+
+
+def _complete(frame: pd.DataFrame, versions: set[str]) -> pd.Series:
+    """All-or-nothing, by sample, of the samples that every version was judged on."""
+    rows = frame[frame["version"].isin(versions)]
+    grouped = rows.groupby("sample").agg(correct=("correct", "all"), versions=("version", "nunique"))
+    return grouped.loc[grouped["versions"] == len(versions), "correct"]
+
+
+def _left_out(
+    name: str, frame: pd.DataFrame, versions: set[str], verdicts: pd.Series, samples: Sequence[int]
+) -> list[str]:
+    """What one ensemble has and the comparison cannot use."""
+    texts = []
+    alone = frame[~frame["version"].isin(versions)]
+    if len(alone):
+        kinds = alone[["surrogate", "attack", "loss"]].drop_duplicates().agg(" ".join, axis=1).str.strip()
+        some = ", ".join(sorted(filter(None, kinds))[:3])
+        texts.append(
+            f"{alone['version'].nunique()} of {frame['version'].nunique()} versions of {name} that not all have"
+            + (f" ({some}{', ...' if len(kinds) > 3 else ''})" if some else "")
+        )
+    if versions and frame["sample"].nunique() > len(samples):
+        texts.append(f"{frame['sample'].nunique() - len(samples)} of {frame['sample'].nunique()} images of {name}")
+    return texts
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _sides(point: _Point) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    return point.first, point.second
+
+
+def _head(a: str, b: str, threat: str, point: _Point) -> dict[str, Any]:
+    samples = point.first.shape[1]
+    return {"a": a, "b": b, "threat": threat, "eps": point.eps, "samples": samples, "versions": point.versions}
+
+
+def _accuracy(which: str, value: float, low: float, high: float) -> dict[str, Any]:
+    return {f"accuracy_{which}": value, f"low_{which}": low, f"high_{which}": high}
+
+
+def _judged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each row with the p-value adjusted for all of them, and what it allows to say."""
+    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        better = row["a"] if row["difference"] > 0 else row["b"]
+        row |= {"p_adjusted": p, "verdict": f"{better} is better" if p <= LEVEL else NO_DIFFERENCE}
+    return rows

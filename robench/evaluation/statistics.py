@@ -1,0 +1,162 @@
+"""Uncertainty: what other images would change, and what other training seeds would.
+
+Verdicts are arrays of bool: images (M,), or training seeds by images (S,M). Every draw is keyed, so that the same
+verdicts give the same interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from robench.core.errors import RobenchError
+from robench.core.rng import Stream
+
+#: A difference is called one where its adjusted p-value is at most this.
+LEVEL = 0.05
+RESAMPLES = 2000
+
+_Floats = npt.NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+class Spread(NamedTuple):
+    """Over training seeds: the mean, the standard deviation (of a sample) and Student's interval of the mean."""
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+    seeds: int
+
+
+class Difference(NamedTuple):
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """The exact two-sided p-value that wins and losses are equally likely; 1 of neither."""
+    return float(stats.binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
+
+
+def mcnemar(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
+    """McNemar's exact two-sided p-value for two verdicts (M,) on the same images (McNemar 1947)."""
+    one, other = _verdicts(first, 1), _verdicts(second, 1)
+    _paired(one, other)
+    return sign_test(int((one > other).sum()), int((one < other).sum()))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number (Holm 1979), in the order given."""
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for place, index in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def over_seeds(accuracies: npt.ArrayLike, confidence: float = 0.95) -> Spread:
+    """Mean, sd and t-interval of one accuracy per training seed, cut to [0, 1].
+
+    Raises:
+        RobenchError: fewer than two seeds, of which there is no spread.
+    """
+    values = np.asarray(accuracies, dtype=np.float64)
+    if values.ndim != 1 or len(values) < 2:
+        raise RobenchError(f"expected accuracies of at least 2 seeds, got shape {values.shape}; train another --seed")
+    mean, sd = float(values.mean()), float(values.std(ddof=1))
+    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * sd / math.sqrt(len(values))
+    return Spread(mean, sd, max(0.0, mean - half), min(1.0, mean + half), len(values))
+
+
+def bootstrap(verdicts: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = RESAMPLES) -> Interval:
+    """The percentile interval of an accuracy under resampled images; of (S,M), of the mean accuracy over seeds.
+
+    Every resample takes the same images for all seeds: verdicts of several seeds on one image are no independent
+    observations.
+    """
+    return _resampled(_by_image(verdicts), confidence, resamples)
+
+
+def bootstrap_difference(
+    first: npt.ArrayLike, second: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = RESAMPLES
+) -> Interval:
+    """As `bootstrap`, of the accuracy of ``first`` less that of ``second``, paired by image: (M,), or (S,M) and (T,M).
+
+    Raises:
+        RobenchError: another number of images.
+    """
+    one, other = _by_image(first), _by_image(second)
+    _paired(one, other)
+    return _resampled(one - other, confidence, resamples)
+
+
+def difference_over_seeds(first: npt.ArrayLike, second: npt.ArrayLike, confidence: float = 0.95) -> Difference:
+    """The difference of two mean accuracies, as other seeds and other images together would move it.
+
+    The variance over seeds, Welch's (1947), and that over images, of the means over seeds, are added; degrees of
+    freedom are Satterthwaite's (1946). What seeds and images share is counted in both, so it errs on the safe side.
+
+    Args:
+        first, second: (S,M) and (T,M), at least two seeds each and two images.
+    """
+    one, other = _verdicts(first, 2), _verdicts(second, 2)
+    _paired(one, other)
+    if min(len(one), len(other), one.shape[1]) < 2:
+        raise RobenchError(f"expected at least 2 seeds of each and 2 images, got {one.shape} and {other.shape}")
+    seeds = [(float(values.mean(axis=1).var(ddof=1)) / len(values), len(values) - 1) for values in (one, other)]
+    by_image = one.mean(axis=0) - other.mean(axis=0)
+    parts = [*seeds, (float(by_image.var(ddof=1)) / len(by_image), len(by_image) - 1)]
+    value, variance = float(by_image.mean()), sum(part for part, _ in parts)
+    if variance == 0:
+        return Difference(value, value, value, float(value == 0))
+    freedom = variance**2 / sum(part**2 / df for part, df in parts)
+    error = math.sqrt(variance)
+    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
+    p = 2 * float(stats.t.sf(abs(value) / error, freedom))
+    return Difference(value, max(-1.0, value - half), min(1.0, value + half), p)
+
+
+def _verdicts(values: npt.ArrayLike, dimensions: int) -> _Floats:
+    found = np.asarray(values, dtype=np.float64)
+    if found.ndim != dimensions or not found.size:
+        what = "(images,)" if dimensions == 1 else "(seeds, images)"
+        raise RobenchError(f"expected verdicts of shape {what}, got {found.shape}")
+    return found
+
+
+def _by_image(values: npt.ArrayLike) -> _Floats:
+    """The mean over seeds of each image, (M,): resampling it resamples images once for all seeds."""
+    table = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    return np.asarray(_verdicts(table, 2).mean(axis=0), dtype=np.float64)
+
+
+def _paired(first: _Floats, second: _Floats) -> None:
+    if first.shape[-1] != second.shape[-1]:
+        raise RobenchError(f"expected verdicts on the same images, got {first.shape[-1]} and {second.shape[-1]}")
+
+
+def _resampled(values: _Floats, confidence: float, resamples: int) -> Interval:
+    count = len(values)
+    means = []
+    block = max(1, 1_000_000 // count)
+    for start in range(0, resamples, block):
+        draws = Stream(("bootstrap",)).uniform((min(block, resamples - start), count), start)
+        # In float64: in float32 a draw near 1 could round up to `count`.
+        means.append(values[(draws.double() * count).long().numpy()].mean(axis=1))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.concatenate(means), (tail, 1 - tail))
+    return Interval(float(low), float(high))

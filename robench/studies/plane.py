@@ -1,0 +1,59 @@
+"""Figure 1: decision regions of several ensembles on one plane."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from robench.attacks._ascent import gradient
+from robench.core.data import to_images
+from robench.core.errors import RobenchError
+from robench.core.frozen import frozen
+from robench.core.losses import cross_entropy
+from robench.core.rng import Draws
+from robench.core.runs import Run
+from robench.reports import regions
+from robench.studies.workbench import Workbench
+
+
+def decision_regions(
+    bench: Workbench, runs: Sequence[Run], surrogate: Run, *, resolution: int = 1000, extent: float | None = None
+) -> regions.Regions:
+    """What each run predicts around the first test image that all of them, and the surrogate, classify correctly.
+
+    Axis 1 is the sign of the surrogate's input gradient, axis 2 a keyed Rademacher vector; ± ``extent`` along each
+    (by default .1), the same for every run (protocol §3, Fig. 1).
+
+    Raises:
+        RobenchError: no test image that all get right.
+    """
+    data, device = bench.data, bench.settings.device
+    subjects = [bench.subject(run) for run in (*runs, surrogate)]
+    images = to_images(data.test.images[:500].to(device))
+    labels = data.test.labels[:500].to(device)
+    right = torch.ones(len(images), dtype=torch.bool, device=device)
+    for subject in subjects:
+        with frozen(subject.ensemble), torch.no_grad():
+            right &= subject.ensemble(images).argmax(dim=1) == labels
+    if not bool(right.any()):
+        raise RobenchError("none of the first 500 test images is classified correctly by all ensembles")
+    sample = int(right.nonzero()[0])
+    image, label = images[sample : sample + 1], labels[sample : sample + 1]
+    model = subjects[-1].ensemble
+    with frozen(model):
+        first = gradient(lambda z: cross_entropy(model(z), label), image).sign()[0]
+    second = (Draws.of([sample]).uniform("rademacher", image.shape[1:], image)[0] - 0.5).sign()
+    names = [f"{subject.defense}/{subject.n}" for subject in subjects[:-1]]
+    titles = names if len(set(names)) == len(names) else [subject.name for subject in subjects[:-1]]
+    ensembles = {title: subject.ensemble.eval() for title, subject in zip(titles, subjects[:-1], strict=True)}
+    return regions.compute(
+        ensembles,
+        image[0],
+        first,
+        second,
+        label=int(label),
+        extent=extent or 0.1,
+        resolution=resolution,
+        names=data.classes,
+    )
