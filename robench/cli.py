@@ -91,8 +91,12 @@ def list_(what: str | None, runs: str) -> None:
         broken = registry.broken()
         names = [name for name in registry.names() if name not in broken]
         lines = [f"  {name:<16} {_summary(registry.get(name))}".rstrip() for name in names]
-        for prefix, members in registry.families().items():
-            lines.append(f"  {prefix}/<name>   {len(members)} names" + (f": {', '.join(members)}" if what else ""))
+        if what:
+            for prefix, members in registry.families().items():
+                here = f"{len(members)} names: {', '.join(members)}" if members else "none: its package does not import"
+                lines.append(f"  {prefix}/<name>   {here}")
+        else:
+            lines += [f"  {prefix}/<name>   robench list {kind} names them" for prefix in registry.prefixes()]
         if kind == "datasets":
             lines += [
                 "  folder:PATH      train/<class>/* and test/<class>/*",
@@ -106,6 +110,22 @@ def list_(what: str | None, runs: str) -> None:
         click.echo("runs:" if found or what is None else f"runs: none in {runs}; robench train makes one")
         for each in found:
             click.echo(f"  {each.name:<44} {each.role:<9} {each.defense} n={each.n} seed={each.seed}")
+
+
+@cli.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@_shared("data_dir")
+def check(names: tuple[str, ...], data_dir: str) -> int:
+    """Check that attacks, defenses, models or data sets keep their contract; exit code 1 where one does not."""
+    from robench.evaluation.conformance import examine, kinds
+
+    violations = 0
+    for kind, name in [(kind, each) for each in names for kind in kinds(each)]:
+        click.echo(f"{kind} {name}:")
+        for finding in examine(kind, name, data_dir):
+            click.echo(f"  {finding.verdict} {finding.check}: {finding.evidence}")
+            violations += finding.verdict == "FAIL"
+    return int(violations > 0)
 
 
 @cli.command()

@@ -16,7 +16,6 @@ ROOT = Path(__file__).parents[1]
 
 #: A module may import modules of a lower number, and of its own part.
 LAYERS = {
-    "robench": 0,
     "robench.recipes": 0,
     "robench.core": 1,
     "robench.attacks": 2,
@@ -27,6 +26,8 @@ LAYERS = {
     "robench.studies": 6,
     "robench.cli": 7,
     "robench.__main__": 8,
+    # The names for Python users, imported on first use.
+    "robench": 8,
 }
 
 

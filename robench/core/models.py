@@ -1,8 +1,7 @@
 """CIFAR networks, other people's networks, and the normalisation that lives inside every model.
 
-``torchvision/<name>`` and ``timm/<name>`` are the networks of those packages as they are, without their weights and with
-their own stems: a stem made for 224 pixels leaves little of an image of 32. Where a network holds dropout or stochastic
-depth, training draws from torch's global generator, so that its seed does not fix its weights; `robench check` says so.
+``torchvision/<name>`` and ``timm/<name>`` are the networks of those packages as they are, without their weights and
+with their own stems: a stem made for 224 pixels leaves little of an image of 32.
 """
 
 from __future__ import annotations
@@ -101,10 +100,10 @@ class _PreactivationBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """The pre-activation wide residual network of 6n+4 layers (Zagoruyko & Komodakis 2016,
-    https://arxiv.org/abs/1605.07146), without dropout.
+    """The wide residual network of 6n+4 layers (Zagoruyko & Komodakis 2016), pre-activation, without dropout.
 
-    WRN-28-10 has 36,479,194 parameters; parameter names are those of TRADES and RobustBench.
+    https://arxiv.org/abs/1605.07146. WRN-28-10 has 36,479,194 parameters; parameter names are those of TRADES and
+    RobustBench.
 
     Args:
         widen: k; the stages are 16k, 32k and 64k wide.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,7 @@ def of_defense(runs: Sequence[Run], defense: str, n: int | None = None) -> list[
                     f"runs {chosen[0].name} and {run.name} of {defense} differ in `{what}`, not in the seed alone; "
                     f"keep the others under another --runs"
                 )
-    for one, other in zip(chosen, chosen[1:], strict=False):
+    for one, other in pairwise(chosen):
         if one.seed == other.seed:
             raise RobenchError(
                 f"runs {one.name} and {other.name} of {defense} have seed {one.seed} both; "

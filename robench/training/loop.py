@@ -25,6 +25,7 @@ from robench.training.task import Task
 
 #: Seconds between checkpoints: what a kill costs at most, beyond one step.
 CHECKPOINT_SECONDS = 30.0
+CHECKPOINT = "checkpoint.safetensors"
 
 #: Share of the training time that tracking may take.
 TRACK_SHARE = 0.15
@@ -61,6 +62,16 @@ def ensure(
             raise RobenchError(
                 f"run {task.name!r} exists with other settings; give this one --name, or remove {run.folder}"
             )
+        if task.start is None and task.init in runs.names():
+            # The key holds the name of a run that was given, not its weights.
+            started_from = [entry["weights"] for entry in run.manifest["ancestors"][:1]]
+            if started_from != [runs.get(task.init).weights]:
+                raise RobenchError(
+                    f"run {task.name!r} started from other weights than {task.init!r} has now; give this one --name, "
+                    f"or remove {run.folder}"
+                )
+        # A kill between the manifest and this leaves one.
+        (run.folder / CHECKPOINT).unlink(missing_ok=True)
         notice(f"{task.name} is complete")
         return run
     parent = None
@@ -90,7 +101,7 @@ def _train(
     ensemble.to(device).to(memory_format=torch.channels_last)
     train = data.train.to(device)
     optimizer = make_optimizer(task.recipe, ensemble)
-    checkpoint = Checkpoint(runs.folder(task.name) / "checkpoint.safetensors", task.key)
+    checkpoint = Checkpoint(runs.folder(task.name) / CHECKPOINT, task.key)
     state = checkpoint.load(ensemble, optimizer, notice)
     if state.step:
         notice(f"{task.name} resumes at epoch {state.epoch + 1} of {task.recipe.epochs}")
@@ -114,8 +125,15 @@ def _train(
                 checkpoint.save(ensemble, optimizer, state)
                 saved = time.monotonic()
         state.close(rate)
-        if not all(math.isfinite(value) for value in state.history[-1]["terms"].values()):
-            raise RobenchError(f"the loss of {task.name!r} is not finite after epoch {state.epoch}; try a smaller --lr")
+        if not (
+            all(math.isfinite(value) for value in state.history[-1]["terms"].values())
+            and all(bool(torch.isfinite(value).all()) for value in ensemble.state_dict().values())
+        ):
+            # Going on from here would only fail again.
+            checkpoint.path.unlink(missing_ok=True)
+            raise RobenchError(
+                f"the loss or a weight of {task.name!r} is not finite after epoch {state.epoch}; try a smaller --lr"
+            )
         if track is not None:
             # Of an epoch that was resumed, only a part was timed.
             took = (time.monotonic() - began) * steps / (steps - first)
@@ -160,11 +178,17 @@ def train_step(ensemble: Ensemble, optimizer: torch.optim.Optimizer, task: Task,
     """One update; the loss's named terms, each a scalar that stays on the device."""
     optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
-    for terms in task.defense.loss(ensemble, batch):
-        values = list(terms.values())
-        sum(values[1:], values[0]).backward()  # type: ignore[no-untyped-call]
-        for name, value in terms.items():
-            sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+    devices = [batch.images.device] if batch.images.is_cuda else []
+    # Dropout and stochastic depth draw from torch's generator: keyed here, and left as it was.
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(batch.draws.key("torch"))
+        if devices:
+            torch.cuda.manual_seed(batch.draws.key("torch"))
+        for terms in task.defense.loss(ensemble, batch):
+            values = list(terms.values())
+            sum(values[1:], values[0]).backward()  # type: ignore[no-untyped-call]
+            for name, value in terms.items():
+                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
     optimizer.step()
     return sums
 

@@ -73,3 +73,19 @@ def test_bfloat16_returns_float32_and_is_close() -> None:
     logits = attackable(model, images, "bfloat16")(images)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, model(images), atol=0.1, rtol=0.1)
+
+
+def test_a_fold_that_changes_the_function_is_not_taken() -> None:
+    class Reread(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+            nn.init.constant_(self.bn.weight, 3.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return (self.bn(y) + y).mean(dim=(2, 3))
+
+    model = Reread().eval()
+    images = torch.rand(2, 3, 4, 4)
+    torch.testing.assert_close(attackable(model, images, "float32")(images), model(images))

@@ -1,0 +1,222 @@
+"""Checks of validity: what in the rows says that an accuracy is too high to be true."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from robench.evaluation.outcomes import ENSEMBLE, Outcomes
+from robench.evaluation.statistics import LEVEL, mcnemar
+from robench.evaluation.subjects import Subject, kinship
+
+Status = Literal["pass", "warn", "fail"]
+
+#: Difference of two accuracies, and share of samples, that is worth a warning.
+POINT = 0.01
+#: Share of samples still right beyond which an attack that did nothing to them is a failure.
+MANY = 0.1
+#: An image moved by less than this part of ε has not been attacked in earnest.
+MOVED = 0.5
+ROUNDING = 1e-6
+
+_STATUSES: tuple[Status, ...] = ("pass", "warn", "fail")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question put to a result, and the evidence."""
+
+    name: str
+    status: Status
+    evidence: str
+
+    def __str__(self) -> str:
+        return f"{self.status}  {self.name}: {self.evidence}"
+
+
+def check(outcomes: Outcomes, known: Outcomes | None = None) -> list[Check]:
+    """Checks of a result from its rows alone.
+
+    Args:
+        outcomes: the result, of one or several targets and threats.
+        known: other rows of the same targets: a white-box result is held against their black-box rows, and the
+            other way round.
+    """
+    both = outcomes
+    if known is not None:
+        missing = sorted({"whitebox", "blackbox"} - set(outcomes.frame["threat"]))
+        both = Outcomes.concat([outcomes, known.where(threat=missing)])
+    checks = [
+        impossible(outcomes),
+        moved(outcomes),
+        zero_gradients(outcomes),
+        falls(outcomes),
+        whitebox_is_strongest(both),
+    ]
+    return [each for each in checks if each is not None]
+
+
+def impossible(outcomes: Outcomes) -> Check:
+    """Rows that no attack and no model can have made."""
+    frame = outcomes.frame
+    counts = {
+        "beyond ε": int((frame["linf"] > frame["eps"] + ROUNDING).sum()),
+        "NaN": int(frame[["linf", "margin"]].isna().any(axis=1).sum()),
+        "correct against prediction and label": int(
+            (frame["correct"] != (frame["prediction"] == frame["label"])).sum()
+        ),
+        "margin against the verdict": int(
+            (
+                (frame["correct"] & (frame["margin"] < -ROUNDING)) | (~frame["correct"] & (frame["margin"] > ROUNDING))
+            ).sum()
+        ),
+        "of a sample with two labels": int((frame.groupby("sample")["label"].transform("nunique") > 1).sum()),
+    }
+    found = [f"{count} {what}" for what, count in counts.items() if count]
+    if found:
+        return Check("rows possible", "fail", f"of {len(frame)} rows {', '.join(found)}; evaluate again")
+    return Check("rows possible", "pass", f"{len(frame)} rows within ε, finite and consistent")
+
+
+def moved(outcomes: Outcomes) -> Check | None:
+    """Samples still right whose image the attack hardly moved.
+
+    The attacks of torchattacks give the clean image back where they fail, so that this is no more than a warning
+    there, unless their images were to fool another model.
+    """
+    frame = _attacked(outcomes)
+    package = frame["attack"].str.startswith(("torchattacks/", "autoattack")) & (frame["threat"] == "whitebox")
+    still = frame["linf"] < MOVED * frame["eps"]
+    fix = "the attack did nothing to them; look at its step size and its start"
+    return _shares("images moved", frame, still, f"less than {MOVED:g} ε away", fix, tolerated=package)
+
+
+def zero_gradients(outcomes: Outcomes) -> Check | None:
+    """Samples still right at whose adversarial image the attack had no gradient to follow.
+
+    Where the source is not the model that is judged, CW alone is left out: on a source that is fooled its gradient
+    is zero by design.
+    """
+    frame = _attacked(outcomes)
+    frame = frame[(frame["threat"] != "blackbox") | (frame["loss"] == "ce")]
+    fix = "gradients are masked: try --losses cw, --precision float64, --probe, or --attacks torchattacks/Square"
+    return _shares("gradients there", frame, frame["zero_gradient"], "with a gradient of exactly zero", fix)
+
+
+def falls(outcomes: Outcomes) -> Check | None:
+    """Accuracy must fall with ε, and under a white-box attack must fall at all."""
+    status: Status = "pass"
+    notes, curves = [], 0
+    clean = outcomes.where(threat="clean", member=ENSEMBLE).verdicts(["target"]).assign(eps=0.0)
+    attacked = outcomes.where(threat=["whitebox", "blackbox"], member=ENSEMBLE).verdicts(["threat", "target", "eps"])
+    for (threat, target), rows in attacked.groupby(["threat", "target"], sort=True):
+        table = pd.concat([clean.loc[clean["target"] == target, rows.columns.drop("threat")], rows])
+        points = table.pivot(index="sample", columns="eps", values="correct").dropna().astype(bool)
+        if points.empty or points.shape[1] < 2:
+            continue
+        curves += 1
+        for smaller, larger in pairwise(points.columns):
+            one, other = points[larger], points[smaller]
+            rise = _worse(float(one.mean() - other.mean()), mcnemar(one, other))
+            status = _worst(status, rise)
+            if rise != "pass":
+                notes.append(
+                    f"{threat} of {target} rises from {other.mean():.1%} at ε {smaller:g} to {one.mean():.1%} at "
+                    f"{larger:g}"
+                )
+        if threat == "whitebox" and points.iloc[:, 0].any() and (points.nunique(axis=1) == 1).all():
+            status = _worst(status, "warn")
+            notes.append(
+                f"{threat} of {target} is {points.iloc[:, 0].mean():.1%} at every ε up to {points.columns[-1]:g}: "
+                f"the attack changes nothing"
+            )
+    if not curves:
+        return None
+    return Check("accuracy falls with ε", status, "; ".join(notes) or f"{curves} curve{'s' * (curves > 1)}")
+
+
+def whitebox_is_strongest(outcomes: Outcomes) -> Check | None:
+    """On the same images, white-box accuracy must not exceed black-box accuracy: else its attack is too weak."""
+    wide = outcomes.where(threat=["whitebox", "blackbox"], member=ENSEMBLE)
+    # Where a run was judged on two data sets, an index is two images: labels tell most of them apart.
+    labelled = wide.frame.groupby(["target", "eps", "sample"])["label"].transform("nunique") == 1
+    verdicts = Outcomes(wide.frame[labelled]).verdicts(["target", "eps", "threat"])
+    points = verdicts.pivot(index=["target", "eps", "sample"], columns="threat", values="correct")
+    if points.shape[1] < 2 or (points := points.dropna().astype(bool)).empty:
+        return None
+    status: Status = "pass"
+    notes, radii = [], set()
+    for (target, eps), rows in points.groupby(["target", "eps"]):
+        radii.add(eps)
+        white, black = rows["whitebox"], rows["blackbox"]
+        excess = _worse(float(white.mean() - black.mean()), mcnemar(white, black))
+        status = _worst(status, excess)
+        if excess != "pass":
+            shares = f"white-box {white.mean():.1%} > black-box {black.mean():.1%}"
+            notes.append(f"{target} at ε {eps:g}: {shares} on {len(rows)} images")
+    evidence = "; ".join(notes) or f"at ε {', '.join(f'{eps:g}' for eps in sorted(radii))}"
+    return Check("white-box at most black-box", status, evidence)
+
+
+def kin(targets: Iterable[Subject], surrogates: Sequence[Subject]) -> Check:
+    """Whether surrogates are hold-outs for the targets; a relation that was allowed labels the result."""
+    pairs = [(surrogate, target) for target in targets for surrogate in surrogates]
+    reasons = list(dict.fromkeys(filter(None, (kinship(surrogate, target) for surrogate, target in pairs))))
+    if reasons:
+        return Check("surrogates unrelated", "warn", f"no black-box result, for {'; '.join(reasons)}")
+    names = ", ".join(dict.fromkeys(surrogate.name for surrogate in surrogates))
+    return Check("surrogates unrelated", "pass", f"{names}: no weights, ancestor or similarity shared")
+
+
+def failed(checks: Iterable[Check]) -> bool:
+    return any(each.status == "fail" for each in checks)
+
+
+def _attacked(outcomes: Outcomes) -> pd.DataFrame:
+    """Rows of who was attacked, or meant: the ensemble, or for transfer the source itself."""
+    frame = outcomes.frame
+    judged = np.where(frame["threat"] == "transfer", frame["member"] == frame["surrogate"], frame["member"] == ENSEMBLE)
+    return frame[judged & (frame["threat"] != "clean")]
+
+
+def _shares(
+    name: str, frame: pd.DataFrame, bad: pd.Series, what: str, fix: str, tolerated: pd.Series | None = None
+) -> Check | None:
+    """The worst share of bad rows among those still right, over attacks and ε.
+
+    It fails where it is large and more than a point of accuracy hangs on it; ``tolerated`` rows only warn.
+    """
+    columns = ["threat", "target", "surrogate", "attack", "loss", "eps"]
+    table = frame[columns].assign(
+        right=frame["correct"], bad=bad & frame["correct"], tolerated=False if tolerated is None else tolerated
+    )
+    groups = table.groupby(columns, as_index=False).agg(
+        bad=("bad", "sum"), right=("right", "sum"), size=("bad", "size"), tolerated=("tolerated", "all")
+    )
+    groups = groups[groups["right"] > 0]
+    if groups.empty:
+        return None
+    share = groups["bad"] / groups["right"]
+    failing = (share > MANY) & (groups["bad"] > POINT * groups["size"]) & ~groups["tolerated"]
+    rank = (share > POINT).astype(int) + failing
+    status = _STATUSES[rank.max()]
+    worst = groups.loc[share[rank == rank.max()].idxmax()]
+    place = f"{worst['threat']} of {worst['target']}, {worst['attack']} {worst['loss']}, ε {worst['eps']:g}"
+    evidence = f"{worst['bad']} of {worst['right']} samples still right {what} ({place})"
+    return Check(name, status, f"at most {evidence}" if status == "pass" else f"{evidence}; {fix}")
+
+
+def _worse(difference: float, p: float) -> Status:
+    """What a difference that should be negative or nothing amounts to."""
+    if difference <= 0:
+        return "pass"
+    return _STATUSES[(difference > POINT) + (p <= LEVEL)]
+
+
+def _worst(*statuses: Status) -> Status:
+    return max(statuses, key=_STATUSES.index)

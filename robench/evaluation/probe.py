@@ -1,0 +1,162 @@
+"""Would a harder attack say the same? A few survivors of a white-box result under stronger and stranger attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from robench.attacks import ATTACKS, Attack
+from robench.core.data import Data
+from robench.core.errors import RobenchError
+from robench.core.plugins import construct
+from robench.core.progress import Progress, silent
+from robench.core.rng import Draws
+from robench.evaluation.checks import POINT, Check
+from robench.evaluation.engine import Evaluator, Settings, steps_of
+from robench.evaluation.outcomes import ENSEMBLE, Outcomes
+from robench.evaluation.subjects import Subject
+from robench.evaluation.threats import Whitebox
+
+#: Survivors that are attacked again at most.
+SURVIVORS = 200
+#: An ε at which every image can be made grey: nothing is left to be right about.
+LARGE = 0.5
+STEPS, RESTARTS = 10, 2
+DRAWS, QUERIES = 100, 1000
+SQUARE = "torchattacks/Square"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignNoise(Attack):
+    """x + ε·s, s drawn from {−1, 1} for every pixel: a corner of the ball, without a gradient."""
+
+    name: ClassVar[str] = "sign-noise"
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
+        noise = draws.uniform("noise", images.shape[1:], images)
+        return images + eps.view(-1, 1, 1, 1) * (noise - 0.5).sign()
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One attack on the survivors, and what it means that it takes some."""
+
+    name: str
+    attack: Attack
+    eps: float
+    restarts: int
+    says: str
+
+
+def probe(
+    target: Subject,
+    outcomes: Outcomes,
+    data: Data,
+    attack: Attack,
+    restarts: int,
+    settings: Settings | None = None,
+    *,
+    limit: int = SURVIVORS,
+    progress: Progress = silent,
+    notice: Callable[[str], None] = lambda text: None,
+) -> list[Check]:
+    """Attacks some survivors again: in a ball of 0.5, with ten times the steps and twice the restarts, with random sign
+    noise and with Square (Andriushchenko et al. 2020).
+
+    They are taken at the ε whose accuracy is nearest to half the clean one, where a stronger attack shows most.
+
+    Args:
+        outcomes: white-box rows of ``target``.
+        attack, restarts: what the result was measured with, or of several attacks the one to strengthen.
+        limit: survivors at most.
+        notice: receives the cost before it is paid.
+    """
+    chosen = _survivors(outcomes.where(target=target.name, member=ENSEMBLE))
+    if chosen is None:
+        return [Check("probe", "pass", f"nothing of {target.name} survives, so that there is nothing to probe")]
+    eps, accuracy, survivors = chosen
+    samples = survivors[torch.linspace(0, len(survivors) - 1, min(limit, len(survivors))).long()]
+    trials, checks = _trials(attack, eps, restarts)
+    steps = sum(len(samples) * trial.restarts * steps_of(trial.attack) for trial in trials)
+    queries = len(samples) * QUERIES * any(trial.name == _WITHOUT for trial in trials)
+    notice(
+        f"probing {len(samples)} of {len(survivors)} survivors of {target.name} at ε {eps:g}: "
+        f"at most {steps:,} gradient steps" + (f" and {queries:,} queries" if queries else "")
+    )
+    for trial in trials:
+        evaluator = Evaluator(data, settings, progress=progress, notice=notice)
+        threat = Whitebox(eps=(trial.eps,), attacks=(trial.attack,), restarts=trial.restarts)
+        try:
+            rows = evaluator.run([target], threat, samples).where(threat="whitebox")
+        except RobenchError as error:
+            checks.append(Check(trial.name, "warn", f"skipped: {error}"))
+            continue
+        checks.append(_judged(trial, rows, target, accuracy, large=trial.eps != eps))
+    return checks
+
+
+_EFFORT = "more effort changes nothing"
+_NOISE = "noise does not beat it"
+_WITHOUT = "Square does not beat it"
+
+
+def _trials(attack: Attack, eps: float, restarts: int) -> tuple[list[_Trial], list[Check]]:
+    """What to try, and a check for what cannot be tried."""
+    masked = "gradients are masked or the attack is set badly, and the accuracy is too high"
+    trials, skipped = [], []
+    if eps < LARGE:
+        trials.append(
+            _Trial("a large ε takes all", attack, LARGE, restarts, f"{attack.label} does not reach it: {masked}")
+        )
+    trials.append(_Trial(_NOISE, SignNoise(), eps, DRAWS, f"a gradient attack must do better: {masked}"))
+    try:
+        square = construct(ATTACKS.get(SQUARE), {"n_queries": QUERIES}, f"attack {SQUARE!r}")
+        trials.append(_Trial(_WITHOUT, square, eps, 1, f"a gradient attack must do better: {masked}"))
+    except RobenchError as error:
+        skipped.append(Check(_WITHOUT, "warn", f"skipped: {error}"))
+    values = {item.name: getattr(attack, item.name) for item in fields(attack)}
+    if "steps" in values:
+        harder: Attack = type(attack)(**{**values, "steps": STEPS * values["steps"]})
+        more = restarts * (RESTARTS if attack.stochastic else 1)
+        says = f"the attack had not converged: evaluate with --steps {STEPS * values['steps']}"
+        trials.append(_Trial(_EFFORT, harder, eps, more, says))
+    else:
+        skipped.append(Check(_EFFORT, "warn", f"skipped: attack {attack.label!r} has no `steps` to raise"))
+    return trials, skipped
+
+
+def _judged(trial: _Trial, rows: Outcomes, target: Subject, accuracy: float, *, large: bool) -> Check:
+    verdicts = rows.verdicts(["target"])
+    standing = int(verdicts["correct"].sum())
+    fallen = len(verdicts) - standing
+    # Points of accuracy of the whole result, not of the survivors.
+    excess = accuracy * (standing if large else fallen) / len(verdicts)
+    if large:
+        evidence = f"{standing} of {len(verdicts)} survivors of {target.name} are right at ε {trial.eps:g}"
+    else:
+        tries = f" in {trial.restarts} draws" if trial.restarts > 1 else ""
+        evidence = (
+            f"{trial.attack.label}{tries} takes {fallen} of {len(verdicts)} survivors of {target.name} at ε "
+            f"{trial.eps:g}, {100 * excess:.1f} points of accuracy"
+        )
+    if excess > POINT:
+        return Check(trial.name, "fail", f"{evidence}: {trial.says}")
+    return Check(trial.name, "pass", evidence)
+
+
+def _survivors(outcomes: Outcomes) -> tuple[float, float, Tensor] | None:
+    """ε, accuracy there, and the samples that are right under every white-box attack."""
+    verdicts = outcomes.where(threat="whitebox").verdicts(["eps"])
+    accuracies = verdicts.groupby("eps")["correct"].mean()
+    accuracies = accuracies[accuracies > 0]
+    if accuracies.empty:
+        return None
+    clean = outcomes.where(threat="clean").verdicts(["eps"])["correct"].mean()
+    # The larger ε of two that are as near.
+    eps = float((accuracies[::-1] - clean / 2).abs().idxmin())
+    own = verdicts[(verdicts["eps"] == eps) & verdicts["correct"]]
+    return eps, float(accuracies[eps]), torch.from_numpy(own["sample"].to_numpy(dtype="int64"))

@@ -1,0 +1,58 @@
+"""The call from Python, on a user's own modules, without any folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import robench
+from robench.attacks.pgd import PGD
+from robench.core.data import Data
+
+
+class Linear(nn.Module):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = nn.Parameter(torch.randn(4, 64, generator=generator))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.flatten(1) - 0.5) @ self.weight.T
+
+
+def test_a_module_and_a_list_of_members(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    threat = robench.Whitebox(eps=(0.01, 0.2), attacks=(PGD(steps=5),), restarts=2)
+    for model in (Linear(0), [Linear(0), Linear(1)]):
+        table = robench.evaluate(model, data, threat, samples=20).accuracy()
+        assert list(table["threat"]) == ["clean", "whitebox", "whitebox"]
+        assert (table["samples"] == 20).all()
+        assert table["accuracy"].iloc[2] <= table["accuracy"].iloc[1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_users_module_is_left_as_it_was(data: Data) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 4)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    robench.evaluate(model, data, robench.Whitebox(eps=(0.1,), attacks=(PGD(steps=2),)), samples=8)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], atol=0, rtol=0)
+
+
+def test_black_box_takes_subjects_made_of_modules(data: Data) -> None:
+    surrogate = robench.Subject.of_model(Linear(5), torch.device("cpu"), name="hold-out")
+    threat = robench.Blackbox(eps=(0.1,), attacks=(PGD(steps=2),), surrogates=(surrogate,))
+    frame = robench.evaluate(Linear(0), data, threat, samples=8).frame
+    assert set(frame.loc[frame["threat"] == "blackbox", "surrogate"]) == {"hold-out"}
+
+
+def test_what_the_package_offers_exists() -> None:
+    for name in robench.__all__:
+        assert getattr(robench, name) is not None
+    with pytest.raises(AttributeError, match="nothing"):
+        robench.nothing  # noqa: B018

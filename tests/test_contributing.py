@@ -1,0 +1,65 @@
+"""The code in CONTRIBUTING.md works as it stands there: one new file, found and tested by itself."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+#: Adds a folder to a package, as if its files lay in the package's own, and runs command lines.
+SCRIPT = """
+import importlib, json, sys
+from robench.cli import run
+package, folder, lines = json.loads(sys.argv[1])
+importlib.import_module(package).__path__.append(folder)
+sys.exit(max(run(line) for line in lines))
+"""
+
+
+def snippets() -> dict[str, str]:
+    """Every Python block, by the path in its first line."""
+    blocks = re.findall(r"```python\n# (\S+)\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.DOTALL)
+    return {path: f"# {path}\n{code}" for path, code in blocks}
+
+
+def test_there_is_one_of_each() -> None:
+    assert [Path(path).parent.name for path in snippets()] == ["defenses", "attacks"]
+
+
+@pytest.mark.parametrize("path", snippets())
+def test_the_file_is_found_and_keeps_the_contract(path: str, tmp_path: Path) -> None:
+    file = tmp_path / Path(path).name
+    file.write_text(snippets()[path], encoding="utf-8")
+    package = f"robench.{Path(path).parent.name}"
+    lines = [["list", package.rpartition(".")[2]], ["check", file.stem]]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps([package, str(tmp_path), lines])],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(rf"^  {file.stem} +\S", done.stdout, re.MULTILINE)
+    assert "pass is data" in done.stdout
+    assert not re.search("^  (warn|FAIL) ", done.stdout, re.MULTILINE), done.stdout
+
+
+def test_the_code_is_formatted(tmp_path: Path) -> None:
+    ruff = Path(sys.executable).with_name("ruff")
+    if not ruff.exists():
+        pytest.skip("ruff is not installed")
+    for path, code in snippets().items():
+        file = tmp_path / path
+        file.parent.mkdir()
+        file.write_text(code, encoding="utf-8")
+    config = ["--config", str(ROOT / "pyproject.toml")]
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run([ruff, *command, *config, str(tmp_path)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
