@@ -10,10 +10,10 @@ $(SETUP): setup.cfg pyproject.toml constraints.txt
 ifeq ($(UV),)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade pip uv
-	VIRTUAL_ENV=.venv $(BIN)/uv pip install -q -c constraints.txt -e '.[dev,torchattacks]'
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install -q -c constraints.txt -e '.[dev,torchattacks,timm]'
 else
 	test -x $(BIN)/python || uv venv -q --python $(PYTHON) .venv
-	VIRTUAL_ENV=.venv uv pip install -q -c constraints.txt -e '.[dev,torchattacks]'
+	VIRTUAL_ENV=.venv uv pip install -q -c constraints.txt -e '.[dev,torchattacks,timm]'
 endif
 	touch $@
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from robench.core.data import Data
     from robench.core.fast import Precision
     from robench.core.runs import Run, Runs
+    from robench.evaluation.engine import Forecast
     from robench.evaluation.outcomes import Outcomes
+    from robench.evaluation.threats import Threat
 
 
 def main() -> None:
@@ -277,8 +279,11 @@ def import_(
     show_default=True,
     help="Of crafting; verdicts are taken in float32 on the original weights.",
 )
+@click.option("--dry-run", is_flag=True, help="Say what would be done, what is done, and what it would take.")
 @click.option("--no-cache", is_flag=True, help="Craft again; keep no adversarial images.")
 @click.option("--no-train", is_flag=True, help="Missing surrogates are an error.")
+@click.option("--probe", is_flag=True, help="Attack up to 200 survivors again, far harder; white-box.")
+@click.option("--strict", is_flag=True, help="Exit code 1 where a check of validity fails.")
 @click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @_shared("data_dir", "device", "runs", "yes")
 def eval_(
@@ -299,26 +304,33 @@ def eval_(
     seed: int,
     batch_size: int,
     precision: Precision,
+    dry_run: bool,
     no_cache: bool,
     no_train: bool,
+    probe: bool,
+    strict: bool,
     style: str,
     data_dir: str,
     device: str,
     runs: str,
     yes: bool,
-) -> None:
-    """Judge RUNs, or every target run of the data set, under a threat."""
+) -> int:
+    """Judge RUNs, or every target run of the data set, under a threat; says what speaks against the result."""
     from robench.core.data import load
     from robench.core.runs import Runs
-    from robench.evaluation import words
+    from robench.evaluation import checks, words
     from robench.evaluation.engine import Settings
     from robench.evaluation.outcomes import Outcomes
-    from robench.studies.workbench import Workbench
+    from robench.evaluation.probe import probe as attacked_again
+    from robench.evaluation.threats import Transfer, Whitebox
+    from robench.studies.workbench import Workbench, stored
     from robench.training.recipes import recipe_file
 
     blackbox_only = {"surrogates", "surrogate_defense", "allow_related", "no_train", "yes", "no_cache"}
     if threat != "blackbox":
         _refuse_given(blackbox_only, f"has no effect under --threat {threat}")
+    if threat != "whitebox":
+        _refuse_given({"probe"}, f"has no effect under --threat {threat}")
     store = Runs(runs)
     chosen = [store.get(name) for name in names]
     data = load(dataset or _dataset_of(chosen), data_dir)
@@ -343,20 +355,113 @@ def eval_(
         notice=_notice,
         confirm=_confirm(yes),
     )
-    if threat == "whitebox":
-        outcomes = bench.whitebox(chosen, **options)
-    elif threat == "transfer":
-        outcomes = bench.transfer(chosen, **options)
+    found: list[checks.Check] = []
+    plans: list[tuple[list[Run], Threat]] = []
+    if threat != "blackbox":
+        plans.append((chosen, (Whitebox if threat == "whitebox" else Transfer)(**options)))
     else:
-        options |= {"allow_related": allow_related, "cache": not no_cache}
-        parts = []
         for defense in sorted({run.defense if surrogate_defense == "same" else surrogate_defense for run in chosen}):
             group = [run for run in chosen if surrogate_defense != "same" or run.defense == defense]
             sizes, others = _surrogates(surrogates)
-            hold_outs = bench.train(bench.surrogate_tasks(sizes, defense), allowed=not no_train, ask_beyond=600)
-            parts.append(bench.blackbox(group, [*hold_outs, *map(store.get, others)], **options))
-        outcomes = Outcomes.concat(parts)
+            tasks = bench.surrogate_tasks(sizes, defense)
+            if dry_run and (missing := [task.name for task in tasks if task.name not in store.names()]):
+                click.echo(f"missing surrogates, trained first: {', '.join(missing)}, {bench.estimate(tasks)}")
+                continue
+            hold_outs = bench.train(tasks, allowed=not no_train, ask_beyond=600) + list(map(store.get, others))
+            plans.append((group, bench.hold_out(hold_outs, allow_related=allow_related, **options)))
+            found.append(checks.kin(map(bench.subject, group), [*map(bench.subject, hold_outs)]))
+    if dry_run:
+        for group, made in plans:
+            click.echo(_bill(bench.forecast(group, made, cache=not no_cache)))
+        return 0
+    outcomes = Outcomes.concat(bench.judge(group, made, cache=not no_cache) for group, made in plans)
     click.echo(_formatted(outcomes, threat, style))
+    found += checks.check(outcomes, stored(chosen, _notice))
+    if probe:
+        for run in chosen:
+            with _bar() as progress:
+                found += attacked_again(
+                    bench.subject(run),
+                    outcomes,
+                    data,
+                    options["attacks"],
+                    restarts,
+                    bench.settings,
+                    progress=progress,
+                    notice=_notice,
+                )
+    for each in found:
+        click.echo(each, err=style != "table")
+    return int(strict and checks.failed(found))
+
+
+@cli.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option("--threat", type=click.Choice(["whitebox", "blackbox", "clean"]), required=True)
+@click.option("--eps", help="0.01:0.07:0.01, 8/255, or several with commas. By default all that both have.")
+@click.option("--defenses", is_flag=True, help="A and B are defenses: over at least 3 seeds of each.")
+@click.option("--n", type=int, help="Members, for --defenses; needed where there are several sizes.")
+@click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+@_shared("runs")
+def compare(
+    first: str, second: str, threat: str, eps: str | None, defenses: bool, n: int | None, style: str, runs: str
+) -> None:
+    """Whether run A differs from run B, on the images and under the attacks that both were judged on."""
+    from robench.core.runs import Runs
+    from robench.evaluation import comparison, words
+    from robench.studies.workbench import OUTCOMES
+
+    if threat == "clean":
+        _refuse_given({"eps"}, "has no effect under --threat clean")
+    if not defenses:
+        _refuse_given({"n"}, "has no effect without --defenses")
+    store = Runs(runs)
+    radii = words.radii(eps) if eps else ()
+
+    def measured(run: Run) -> comparison.Measured:
+        return comparison.Measured.of_folder(run.name, run.folder / OUTCOMES, _notice)
+
+    if defenses:
+        sides = [(each, [*map(measured, comparison.of_defense(store.all(), each, n))]) for each in (first, second)]
+        rows = comparison.compare_defenses(sides[0], sides[1], threat, radii, _notice)
+    else:
+        one, other = measured(store.get(first)), measured(store.get(second))
+        rows = comparison.compare(one, other, threat, radii, _notice)
+    click.echo(_as_text(rows, style) or _compared(rows))
+
+
+@cli.command()
+@click.argument("what", metavar="RUN|MODEL")
+@click.option("--dataset", help="By default the one that the run was trained on; needed for a MODEL.")
+@click.option("--model", multiple=True, help="package.module:factory that a run needs: allows to import it.")
+@_shared("data_dir", "device", "runs")
+def doctor(what: str, dataset: str | None, model: tuple[str, ...], data_dir: str, device: str, runs: str) -> int:
+    """What is wrong with a RUN, or with the MODEL that package.module:factory makes, and the fix of each."""
+    from robench.core.data import load
+    from robench.core.ensemble import Ensemble
+    from robench.core.errors import RobenchError
+    from robench.core.models import build
+    from robench.core.runs import Runs
+    from robench.evaluation.doctor import diagnose
+
+    if ":" in what:
+        _refuse_given({"model", "runs"}, "has no effect for a MODEL")
+        if dataset is None:
+            raise RobenchError("a MODEL is examined on data: add --dataset")
+        data = load(dataset, data_dir)
+        ensemble = Ensemble([build(data.model(what), 0, trusted=True)]).eval()
+    else:
+        run = Runs(runs).get(what)
+        data = load(dataset or _dataset_of([run]), data_dir)
+        code = {spec.name for spec in run.specs if ":" in spec.name}
+        ensemble = run.load(trusted=bool(code) and code <= set(model))
+    findings = diagnose(ensemble.to(_device(device)), data)
+    for finding in findings:
+        click.echo(finding)
+    if not findings:
+        click.echo(f"{what}: nothing found")
+    return int(any(finding.status == "fail" for finding in findings))
 
 
 @cli.command()
@@ -406,6 +511,27 @@ def report(
 
 
 @cli.command()
+@click.argument("action", type=click.Choice(["list", "verify", "clear"]))
+@_shared("runs")
+def cache(action: str, runs: str) -> int:
+    """The adversarial images that are kept: list them, verify every file, or clear all."""
+    from robench.evaluation.images import Images
+    from robench.studies.workbench import CRAFTED
+
+    images = Images(Path(runs) / CRAFTED, _notice)
+    if action == "clear":
+        click.echo(f"freed {images.clear() / 1e6:.1f} MB")
+        return 0
+    crafts = list(images.crafts(verify=action == "verify"))
+    for craft in crafts:
+        what = " ".join(str(craft.manifest.get(name, "?")) for name in ("surrogate", "attack", "loss", "eps"))
+        damaged = f"  {craft.damaged} damaged" if craft.damaged else ""
+        click.echo(f"{craft.key}  {craft.images:>6} images  {craft.size / 1e6:8.1f} MB  {what}{damaged}")
+    click.echo(f"{len(crafts)} crafts, {sum(craft.size for craft in crafts) / 1e6:.1f} MB")
+    return int(any(craft.damaged for craft in crafts))
+
+
+@cli.command()
 @click.option("--out", default="demo", show_default=True, type=click.Path(path_type=Path))
 def demo(out: Path) -> None:
     """Baseline/3 and DVERGE/3 on handwritten digits, under three threats, with figures: minutes on two cores."""
@@ -418,19 +544,74 @@ def demo(out: Path) -> None:
         click.echo(path)
 
 
+def _bill(parts: Sequence[Forecast]) -> str:
+    """What every attack takes, and the sum."""
+    from robench.studies.workbench import duration
+
+    lines = [
+        f"{part.title}: {part.cells} cells, {part.done} done, {part.passes} passes, {part.disk / 1e6:.0f} MB, "
+        f"{duration(part.seconds)}"
+        for part in parts
+    ]
+    cells, done, passes = (sum(getattr(part, name) for part in parts) for name in ("cells", "done", "passes"))
+    disk, seconds = sum(part.disk for part in parts), sum(part.seconds for part in parts)
+    return "\n".join(
+        [
+            *lines,
+            f"in all at most {cells - done} of {cells} cells, {passes} forward and backward passes of one image, "
+            f"{disk / 1e6:.0f} MB, {duration(seconds)}",
+        ]
+    )
+
+
 def _formatted(outcomes: Outcomes, threat: str, style: str) -> str:
+    from robench.studies.summary import objects
+
+    rows = [row for row in objects(outcomes) if (threat == "transfer") == ("success" in row)]
+    return _as_text(rows, style) or _table(rows, threat)
+
+
+def _as_text(rows: list[dict[str, Any]], style: str) -> str:
+    """JSON or CSV; nothing for a table."""
     import json
 
     import pandas as pd
 
-    from robench.studies.summary import objects
-
-    rows = [row for row in objects(outcomes) if (threat == "transfer") == ("success" in row)]
     if style == "json":
         return json.dumps(rows, indent=2)
-    if style == "csv":
-        return pd.DataFrame(rows).to_csv(index=False).rstrip()
-    return _table(rows, threat)
+    return pd.DataFrame(rows).to_csv(index=False).rstrip() if style == "csv" else ""
+
+
+def _compared(rows: list[dict[str, Any]]) -> str:
+    """Accuracies and their difference in percent, a line per ε."""
+    import io
+
+    from rich.console import Console
+    from rich.table import Table
+
+    def cell(row: dict[str, Any], value: str, ends: str = "") -> str:
+        return f"{100 * row[value]:.1f} [{100 * row[f'low{ends}']:.1f}, {100 * row[f'high{ends}']:.1f}]"
+
+    a, b, threat = (rows[0][name] for name in ("a", "b", "threat"))
+    over = "; ± sd over seeds" if "sd_a" in rows[0] else ""
+    table = Table(title=f"{threat}: accuracy in % [95 % interval], on the same images{over}", title_justify="left")
+    for heading in ("ε", "images", "versions", a, b, "difference", "p", "p, Holm", ""):
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in rows:
+        spread = [f" ± {100 * row[f'sd_{which}']:.1f}" if over else "" for which in "ab"]
+        table.add_row(
+            f"{row['eps']:g}",
+            str(row["samples"]),
+            str(row["versions"]),
+            *(cell(row, f"accuracy_{which}", f"_{which}") + sd for which, sd in zip("ab", spread, strict=True)),
+            cell(row, "difference"),
+            f"{row['p']:.3g}",
+            f"{row['p_adjusted']:.3g}",
+            row["verdict"],
+        )
+    text = io.StringIO()
+    Console(file=text, width=400, highlight=False).print(table)
+    return text.getvalue().rstrip()
 
 
 def _table(rows: list[dict[str, Any]], threat: str) -> str:

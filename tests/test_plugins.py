@@ -31,18 +31,18 @@ for line in json.loads(sys.argv[2]):
 print(json.dumps([answers, heavy]))
 """
 
-DATA = ["--dataset", "npz:data.npz", "--device", "cpu"]
+DATA = "--dataset npz:data.npz --device cpu"
+TRAIN = f"--n 2 --model resnet8 --epochs 1 --batch-size 32 {DATA}"
+EVAL = f"--threat whitebox --eps 0.1,0.3 --samples 8 --restarts 1 --format json {DATA}"
 LINES = {
-    "list": ["list"],
-    "check": ["check", "example-noise", "example-fgsm"],
-    "train": ["train", "example-noise", "--n", "2", "--model", "resnet8", "--epochs", "1", "--batch-size", "32"]
-    + ["--set", "sigma=0.05", "--name", "noisy", *DATA],
-    "eval": ["eval", "noisy", "--threat", "whitebox", "--attacks", "example-fgsm", "--eps", "0.1,0.3", "--samples", "8"]
-    + ["--restarts", "1", "--format", "json", *DATA],
-    "broken attack": ["check", "broken"],
-    "wrong field": ["train", "example-noise", "--set", "sigma=2", *DATA],
-    "broken defense": ["train", "broken", *DATA],
-    "not a class": ["check", "number"],
+    "list": "list",
+    "check": "check example-noise example-fgsm",
+    "train": f"train example-noise --set sigma=0.05 --name noisy {TRAIN}",
+    "eval": f"eval noisy --attacks example-fgsm {EVAL}",
+    "broken attack": "check broken",
+    "wrong field": f"train example-noise --set sigma=2 {TRAIN}",
+    "broken defense": f"train broken {TRAIN}",
+    "not a class": "check number",
 }
 
 
@@ -69,11 +69,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     record = site / "robench_broken-1.0.dist-info"
     record.mkdir()
     (record / "METADATA").write_text("Metadata-Version: 2.1\nName: robench-broken\nVersion: 1.0\n")
-    points = "broken = robench_broken:Broken\n"
-    numbers = "number = robench_number:number\n"
-    (record / "entry_points.txt").write_text(
-        f"[robench.attacks]\n{points}{numbers}\n[robench.defenses]\n{points}", encoding="utf-8"
-    )
+    broken, number = "broken = robench_broken:Broken\n", "number = robench_number:number\n"
+    (record / "entry_points.txt").write_text(f"[robench.attacks]\n{broken}{number}\n[robench.defenses]\n{broken}")
     return site
 
 
@@ -85,7 +82,7 @@ def answers(site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     images[:, 0, 0] = 60 * labels[:, None]
     np.savez(folder / "data.npz", x_train=images[:64], y_train=labels[:64], x_test=images[64:], y_test=labels[64:])
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(site), json.dumps(list(LINES.values()))],
+        [sys.executable, "-c", SCRIPT, str(site), json.dumps([line.split() for line in LINES.values()])],
         capture_output=True,
         text=True,
         timeout=200,

@@ -166,11 +166,19 @@ def _timm() -> ModuleType:
 
 def _torchvision_names() -> list[str]:
     models = _torchvision()
-    return list(models.list_models(module=models))
+    return list(models.list_models(module=models))  # without those that segment, detect or see films
 
 
 def _timm_names() -> list[str]:
     return list(_timm().list_models())
+
+
+def _or_none(names: Callable[[], list[str]]) -> list[str]:
+    """What `Registry.families` lists: nothing where the package does not import."""
+    try:
+        return names()
+    except RobenchError:
+        return []
 
 
 #: In training these return a tuple, unless they are made without their auxiliary heads.
@@ -216,7 +224,7 @@ for _prefix, _names, _make in (
     ("torchvision", _torchvision_names, _make_torchvision),
     ("timm", _timm_names, _make_timm),
 ):
-    MODELS.family(_prefix, _resolver(_prefix, _names, _make), _names)
+    MODELS.family(_prefix, _resolver(_prefix, _names, _make), partial(_or_none, _names))
 
 
 class Normalized(nn.Module):

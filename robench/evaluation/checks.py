@@ -150,16 +150,15 @@ def whitebox_is_strongest(outcomes: Outcomes) -> Check | None:
     if points.shape[1] < 2 or (points := points.dropna().astype(bool)).empty:
         return None
     status: Status = "pass"
-    notes, radii = [], set()
+    notes = []
     for (target, eps), rows in points.groupby(["target", "eps"]):
-        radii.add(eps)
         white, black = rows["whitebox"], rows["blackbox"]
         excess = _worse(float(white.mean() - black.mean()), mcnemar(white, black))
         status = _worst(status, excess)
         if excess != "pass":
             shares = f"white-box {white.mean():.1%} > black-box {black.mean():.1%}"
             notes.append(f"{target} at ε {eps:g}: {shares} on {len(rows)} images")
-    evidence = "; ".join(notes) or f"at ε {', '.join(f'{eps:g}' for eps in sorted(radii))}"
+    evidence = "; ".join(notes) or f"at ε {', '.join(f'{eps:g}' for eps in points.index.unique('eps').sort_values())}"
     return Check("white-box at most black-box", status, evidence)
 
 
@@ -205,7 +204,7 @@ def _shares(
     failing = (share > MANY) & (groups["bad"] > POINT * groups["size"]) & ~groups["tolerated"]
     rank = (share > POINT).astype(int) + failing
     status = _STATUSES[rank.max()]
-    worst = groups.loc[share[rank == rank.max()].idxmax()]
+    worst = groups.iloc[int(np.argmax(rank + share))]
     place = f"{worst['threat']} of {worst['target']}, {worst['attack']} {worst['loss']}, ε {worst['eps']:g}"
     evidence = f"{worst['bad']} of {worst['right']} samples still right {what} ({place})"
     return Check(name, status, f"at most {evidence}" if status == "pass" else f"{evidence}; {fix}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Literal
 
@@ -18,7 +19,7 @@ from robench.core.data import Data, to_images
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.frozen import frozen
-from robench.core.losses import cross_entropy, margin
+from robench.core.losses import Loss, cross_entropy, margin
 from robench.core.models import Normalized
 from robench.evaluation.statistics import mcnemar
 
@@ -91,7 +92,7 @@ def _diagnose(model: nn.Module, data: Data, samples: int) -> list[Finding]:
                     "its BatchNorm is in train mode inside forward, or it counts calls: let eval() reach every module",
                 )
             )
-        malformed = _malformed(output, images, data)
+        malformed = list(_malformed(output, images, data))
         found += malformed
         if any(finding.status == "fail" for finding in malformed):
             return found
@@ -274,7 +275,7 @@ def _gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Fin
         "remove no_grad, detach, rounding and argmax from forward, or attack it without gradients (torchattacks/Square)"
     )
     try:
-        slopes = [gradient(lambda x, loss=loss: loss(model(x), labels), images) for loss in (margin, cross_entropy)]
+        slopes = [gradient(partial(_loss, loss, model, labels), images) for loss in (margin, cross_entropy)]
     except (RobenchError, RuntimeError) as error:
         yield Finding("no gradient", "fail", " ".join(str(error).split()), fix)
         return
@@ -292,6 +293,10 @@ def _gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Fin
             f"the gradient of cross entropy is exactly zero on {of_loss:.1%} of {len(images)} images",
             "attack it with --losses cw or --precision float64 too",
         )
+
+
+def _loss(loss: Loss, model: nn.Module, labels: Tensor, images: Tensor) -> Tensor:
+    return loss(model(images), labels)
 
 
 def _outputs(model: nn.Module, images: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks import Attack, Crafted
+from robench.core import linf
 from robench.core.data import Data
 from robench.core.ensemble import Ensemble, mixture
 from robench.core.errors import RobenchError
@@ -23,7 +25,8 @@ from robench.core.losses import margin
 from robench.core.progress import Progress, silent
 from robench.core.rng import Draws
 from robench.core.store import content_key
-from robench.evaluation.images import Images, Kept
+from robench.evaluation.claims import Claims
+from robench.evaluation.images import Images
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
 from robench.evaluation.rows import MemoryRows, Rows
 from robench.evaluation.subjects import Subject
@@ -61,7 +64,7 @@ class _Cell:
     """One ε of one job on one target, and the samples that are still to be judged."""
 
     key: str
-    craft: str
+    manifest: dict[str, Any]
     eps: float
     target: Subject
     pending: Indices
@@ -71,6 +74,7 @@ class _Cell:
 class _Work:
     """Cells that one crafting serves: the same source, attack and restarts."""
 
+    key: str
     job: Job
     cells: list[_Cell]
 
@@ -86,6 +90,28 @@ class _Work:
     def cost(self) -> int:
         """Gradient steps that the crafting takes at most."""
         return len(self.pairs()[0]) * len(self.job.restarts) * steps_of(self.job.attack)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The bill of one attack on one source.
+
+    Attributes:
+        cells: how many in all; done: how many of them need nothing.
+        passes: forward and backward passes of one image, at most: fallen samples are not attacked again.
+        disk: bytes of adversarial images; seconds: from a short calibration.
+    """
+
+    title: str
+    cells: int
+    done: int
+    passes: int
+    disk: int
+    seconds: float
+
+
+def _title(job: Job, target: Subject) -> str:
+    return f"{job.threat}: {job.attack.label} {job.attack.loss} on {job.source_name if not job.pooled else target.name}"
 
 
 def steps_of(attack: Attack) -> int:
@@ -114,6 +140,7 @@ class Evaluator:
     Args:
         rows: where the rows of a target are kept; by default in memory.
         images: the cache of adversarial images; None crafts again for every call.
+        claims: through which processes on the same store share the work.
     """
 
     def __init__(
@@ -123,6 +150,7 @@ class Evaluator:
         *,
         rows: Callable[[Subject], Rows] = lambda subject: MemoryRows(),
         images: Images | None = None,
+        claims: Claims | None = None,
         progress: Progress = silent,
         notice: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -131,6 +159,7 @@ class Evaluator:
         self._rows_of = rows
         self._rows: dict[str, Rows] = {}
         self._images = images
+        self._claims = claims or Claims(None)
         self._progress = progress
         self._notice = notice
         self._batch = self.settings.batch_size
@@ -148,6 +177,90 @@ class Evaluator:
         Raises:
             RobenchError: a surrogate that is no hold-out, a model or an attack that breaks its contract.
         """
+        indices = self._open(targets, samples)
+        if threat.clean:
+            for target in targets:
+                self._clean(target, indices[target.name])
+        for attack in threat.attacks:
+            if attack.batch_dependent:
+                self._notice(
+                    f"{attack.label}: an image depends on the others in its batch, so other samples, another "
+                    f"--batch-size or an interruption give other rows"
+                )
+        self._done = 0
+        left = None
+        while works := self.plan(targets, threat, indices):
+            before, left = left, sum(len(cell.pending) for work in works for cell in work.cells)
+            self._total = self._done + sum(work.cost() for work in works)
+            if self._share(works, np.unique(np.concatenate(list(indices.values()))), len(threat.eps)):
+                assert before is None or left < before, "units were done and their rows are still missing"
+            else:
+                # What is left, other processes have.
+                time.sleep(0.5)
+            for target in targets:
+                self._rows[target.name].refresh()
+        for target in targets:
+            self._rows[target.name].compact()
+        wanted: dict[str, set[str]] = {}
+        for target in targets:
+            keys = {key for job in threat.jobs(target) for key, _ in self._keys(job, target, threat)}
+            wanted[target.name] = keys | ({self._clean_cell(target)[0]} if threat.clean else set())
+        parts = []
+        for target in targets:
+            frame = self._rows[target.name].outcomes().frame
+            mask = frame["cell"].isin(wanted[target.name]) & frame["sample"].isin(indices[target.name])
+            parts.append(Outcomes(frame[mask]))
+        return Outcomes.concat(parts)
+
+    def forecast(
+        self,
+        targets: Sequence[Subject],
+        threat: Threat,
+        samples: Tensor | Callable[[Subject], Tensor],
+        *,
+        calibrate: bool = True,
+    ) -> list[Forecast]:
+        """What `run` would do, and for how long, by a short calibration here; writes nothing.
+
+        Args:
+            calibrate: False leaves the seconds at 0.
+        """
+        indices = self._open(targets, samples)
+        image = self.data.test.images[0].numel() * 4
+        cells: dict[str, int] = {}
+        for target in targets:
+            for job in threat.jobs(target):
+                cells[_title(job, target)] = cells.get(_title(job, target), 0) + len(threat.eps)
+        todo: dict[str, list[_Work]] = {title: [] for title in cells}
+        for work in self.plan(targets, threat, indices):
+            todo[_title(work.job, work.cells[0].target)].append(work)
+        found = []
+        for title, works in todo.items():
+            pairs = sum(len(work.pairs()[0]) for work in works)
+            steps = sum(work.cost() for work in works)
+            cached = self._images is not None and any(not work.job.pooled for work in works)
+            seconds = self._calibrated(works[0]) * steps if works and calibrate else 0.0
+            pending = sum(len(work.cells) for work in works)
+            found.append(Forecast(title, cells[title], cells[title] - pending, steps, pairs * image * cached, seconds))
+        return found
+
+    def _calibrated(self, work: _Work, steps: int = 2) -> float:
+        """Seconds per image and gradient step, of a full batch."""
+        samples, eps = work.pairs()
+        chunk = np.resize(np.arange(len(samples)), self._batch)
+        attack = replace(work.job.attack, **({"steps": steps} if hasattr(work.job.attack, "steps") else {}))
+        model = self._model(work)
+        times = []
+        for _ in range(2):
+            start = time.perf_counter()
+            self._craft(model, attack, self._batch_of(samples[chunk]), samples[chunk], eps[chunk], 0)
+            if self.settings.device.type == "cuda":
+                torch.cuda.synchronize(self.settings.device)
+            times.append(time.perf_counter() - start)
+        return min(times) / len(chunk) / steps_of(attack)
+
+    def _open(self, targets: Sequence[Subject], samples: Tensor | Callable[[Subject], Tensor]) -> dict[str, Indices]:
+        """Opens the targets' rows; the samples of each."""
         indices = {
             target.name: (samples(target) if callable(samples) else samples).numpy().astype(np.int64)
             for target in targets
@@ -157,40 +270,30 @@ class Evaluator:
         for target in targets:
             if target.name not in self._rows:
                 self._rows[target.name] = self._rows_of(target)
-            if threat.clean:
-                self._clean(target, indices[target.name])
-        works = self.plan(targets, threat, indices)
-        self._done, self._total = 0, sum(work.cost() for work in works)
-        wanted: dict[str, set[str]] = {target.name: set() for target in targets}
-        for target in targets:
-            if threat.clean:
-                wanted[target.name].add(self._clean_cell(target)[0])
-            wanted[target.name] |= {key for job in threat.jobs(target) for key, _ in self._keys(job, target, threat)}
-        for work in works:
-            self._run(work)
-        for target in targets:
-            self._rows[target.name].compact()
-        parts = []
-        for target in targets:
-            frame = self._rows[target.name].outcomes().frame
-            mask = frame["cell"].isin(wanted[target.name]) & frame["sample"].isin(indices[target.name])
-            parts.append(Outcomes(frame[mask]))
-        return Outcomes.concat(parts)
+        return indices
 
     def plan(self, targets: Sequence[Subject], threat: Threat, indices: Mapping[str, Indices]) -> list[_Work]:
         """What is still to be done."""
-        works: dict[Any, _Work] = {}
+        works: dict[str, _Work] = {}
         for target in targets:
             rows = self._rows[target.name]
             for job in threat.jobs(target):
-                for (key, manifest), eps in zip(self._keys(job, target, threat), threat.eps, strict=True):
-                    pending = np.array(sorted(set(indices[target.name].tolist()) - rows.samples(key)), dtype=np.int64)
-                    if not len(pending):
-                        continue
-                    rows.declare(key, manifest)
-                    shared = (job.source_key, job.attack, job.restarts, target.name if job.pooled else "")
-                    work = works.setdefault(shared, _Work(job, []))
-                    work.cells.append(_Cell(key, manifest["craft"], eps, target, pending))
+                key = content_key(
+                    {
+                        "source": job.source_key,
+                        "attack": job.attack.manifest(),
+                        "restarts": list(job.restarts),
+                        "target": target.identity if job.pooled else None,
+                        "precision": self.settings.precision,
+                        "seed": self.settings.seed,
+                        "data": self.data.identity,
+                    }
+                )
+                for (cell, manifest), eps in zip(self._keys(job, target, threat), threat.eps, strict=True):
+                    pending = np.array(sorted(set(indices[target.name].tolist()) - rows.samples(cell)), dtype=np.int64)
+                    if len(pending):
+                        work = works.setdefault(key, _Work(key, job, []))
+                        work.cells.append(_Cell(cell, manifest, eps, target, pending))
         return list(works.values())
 
     def _keys(self, job: Job, target: Subject, threat: Threat) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -205,6 +308,8 @@ class Evaluator:
                 "restarts": list(job.restarts),
                 "seed": self.settings.seed,
                 "precision": self.settings.precision,
+                # Only for an attack whose images depend on their company does the batch belong to what made them.
+                "batch": self.settings.batch_size if job.attack.batch_dependent else None,
             }
             identity = {"craft": craft, "threat": job.threat, "target": target.identity}
             manifest = {
@@ -251,28 +356,58 @@ class Evaluator:
             )
         rows.append(pd.concat(parts, ignore_index=True))
 
-    def _run(self, work: _Work) -> None:
-        samples, eps = work.pairs()
-        first = self._batch_of(samples[:1])
+    def _share(self, works: Sequence[_Work], requested: Indices, radii: int) -> bool:
+        """Does every unit of ``works`` that no other process has; whether there was any.
+
+        Units are cut by the rank of a sample among those requested, so that processes with the same command cut alike.
+        """
+        size = max(1, 2 * self.settings.batch_size // radii)
+        any_mine = False
+        for work in works:
+            model: nn.Module | None = None
+            for number in range(-(-len(requested) // size)):
+                mine = requested[number * size : (number + 1) * size]
+                with self._claims.take(content_key([work.key, number, size])) as granted:
+                    unit = self._unit(work, mine) if granted else None
+                    if unit is None:
+                        continue
+                    any_mine = True
+                    model = model or self._model(unit)
+                    for cell in unit.cells:
+                        self._rows[cell.target.name].declare(cell.key, cell.manifest)
+                    judges = {cell.target.name: self._judge_of(cell.target) for cell in unit.cells}
+                    if unit.job.pooled:
+                        self._pooled(unit, model, judges)
+                    else:
+                        self._version(unit, model, judges)
+        return any_mine
+
+    def _unit(self, work: _Work, samples: Indices) -> _Work | None:
+        """The part of ``work`` on these samples that nobody has done by now; None where there is none."""
+        cells = []
+        for cell in work.cells:
+            rows = self._rows[cell.target.name]
+            pending = cell.pending[np.isin(cell.pending, samples)]
+            if len(pending):
+                rows.refresh()
+                done = rows.samples(cell.key)
+                pending = np.array([sample for sample in pending if int(sample) not in done], dtype=np.int64)
+            if len(pending):
+                cells.append(replace(cell, pending=pending))
+        return replace(work, cells=cells) if cells else None
+
+    def _model(self, work: _Work) -> nn.Module:
         with frozen(work.job.source):
-            model = attackable(work.job.source, first, self.settings.precision)
-        judges = {cell.target.name: self._judge_of(cell.target) for cell in work.cells}
-        # A unit is what a kill may cost.
-        for unit in _chunks(len(samples), 2 * self.settings.batch_size):
-            if work.job.pooled:
-                self._pooled(work, model, judges, samples[unit], eps[unit])
-            else:
-                self._version(work, model, judges, samples[unit], eps[unit])
+            return attackable(work.job.source, self._batch_of(work.cells[0].pending[:1]), self.settings.precision)
 
     def _pooled(
         self,
         work: _Work,
         model: nn.Module,
         judges: Mapping[str, Ensemble],
-        samples: Indices,
-        eps: npt.NDArray[np.float64],
     ) -> None:
         """All restarts, each on what still stands; a row says whether any succeeded, and which was the first."""
+        samples, eps = work.pairs()
         job, target = work.job, work.cells[0].target
         judge = judges[target.name]
         labels = self._labels(samples)
@@ -283,8 +418,7 @@ class Evaluator:
         alive = np.arange(count)
         for restart in job.restarts:
             standing = verdict.correct if restart != job.restarts[0] else np.ones((judged, count), dtype=bool)
-            for chunk, images, crafted in self._crafts(model, job.attack, samples, eps, alive, restart):
-                del images
+            for chunk, crafted in self._crafts(model, job.attack, samples, eps, alive, restart):
                 found = _judge(judge, crafted.images, labels[chunk], members_too=job.members_too)
                 update = standing[:, chunk]
                 for mine, theirs in zip(verdict.arrays(), found.arrays(), strict=True):
@@ -314,70 +448,73 @@ class Evaluator:
         work: _Work,
         model: nn.Module,
         judges: Mapping[str, Ensemble],
-        samples: Indices,
-        eps: npt.NDArray[np.float64],
     ) -> None:
         """One version of every image, judged by all targets that lack it."""
+        samples, eps = work.pairs()
         (restart,) = work.job.restarts
-        parts: dict[str, list[pd.DataFrame]] = {}
-        for radius in np.unique(eps):
-            at = np.flatnonzero(eps == radius)
-            craft = next(cell.craft for cell in work.cells if cell.eps == radius)
-            for chunk, images, crafted in self._through_cache(work, model, craft, samples, eps, at, restart):
-                del images
-                for cell in work.cells:
-                    mine = np.isin(samples[chunk], cell.pending)
-                    if cell.eps != radius or not mine.any():
-                        continue
-                    chosen = torch.from_numpy(np.flatnonzero(mine)).to(crafted.images.device)
-                    own = samples[chunk][mine]
-                    verdict = _judge(
-                        judges[cell.target.name], crafted.images[chosen], self._labels(own), members_too=False
-                    )
-                    parts.setdefault(cell.target.name, []).append(
+        parts: dict[str, list[pd.DataFrame]] = {name: [] for name in judges}
+        for chunk, crafted in self._through_cache(work, model, samples, eps, restart):
+            for name, judge in judges.items():
+                cells = [cell for cell in work.cells if cell.target.name == name]
+                places = [
+                    np.flatnonzero((eps[chunk] == cell.eps) & np.isin(samples[chunk], cell.pending)) for cell in cells
+                ]
+                order = np.concatenate(places)
+                if not len(order):
+                    continue
+                at = torch.from_numpy(order).to(crafted.images.device)
+                labels = self._labels(samples[chunk][order])
+                verdict = _judge(judge, crafted.images[at], labels, members_too=False)
+                distance, flat = crafted.linf[at].cpu().numpy(), crafted.zero_gradient[at].cpu().numpy()
+                ends = np.cumsum([len(place) for place in places])
+                for cell, place, end in zip(cells, places, ends, strict=True):
+                    own = np.arange(end - len(place), end)
+                    parts[name].append(
                         _rows(
                             cell.key,
-                            own,
-                            self._labels(own),
-                            verdict,
-                            crafted.linf[chosen].cpu().numpy(),
-                            crafted.zero_gradient[chosen].cpu().numpy(),
+                            samples[chunk][place],
+                            labels[own],
+                            verdict.at(own),
+                            distance[own],
+                            flat[own],
                             restart,
                         )
                     )
-                self._advance(len(chunk) * steps_of(work.job.attack), work)
+            self._advance(len(chunk) * steps_of(work.job.attack), work)
         for name, frames in parts.items():
-            self._rows[name].append(pd.concat(frames, ignore_index=True))
+            if frames:
+                self._rows[name].append(pd.concat(frames, ignore_index=True))
 
     def _through_cache(
-        self,
-        work: _Work,
-        model: nn.Module,
-        craft: str,
-        samples: Indices,
-        eps: npt.NDArray[np.float64],
-        at: Indices,
-        restart: int,
-    ) -> Iterator[tuple[Indices, Tensor, Crafted]]:
-        """As `_crafts`, from the cache where it has the images, else crafted and kept there."""
+        self, work: _Work, model: nn.Module, samples: Indices, eps: npt.NDArray[np.float64], restart: int
+    ) -> Iterator[tuple[Indices, Crafted]]:
+        """As `_crafts` on all pairs: from the cache where it has the images, else crafted and kept there."""
+        everything = np.arange(len(samples))
         if self._images is None:
-            yield from self._crafts(model, work.job.attack, samples, eps, at, restart)
+            yield from self._crafts(model, work.job.attack, samples, eps, everything, restart)
             return
-        kept = self._kept(craft)
-        there = np.array([int(sample) in kept for sample in samples[at]], dtype=bool)
-        for chunk in np.array_split(at[there], max(1, -(-there.sum() // self._batch))):
-            if len(chunk):
+        manifests = {cell.eps: cell.manifest for cell in work.cells}
+        there = np.zeros(len(samples), dtype=bool)
+        for radius, manifest in manifests.items():
+            kept = self._images.kept(manifest["craft"])
+            mine = np.flatnonzero((eps == radius) & np.isin(samples, list(kept)))
+            there[mine] = True
+            for at in _chunks(len(mine), self._batch):
+                chunk = mine[at]
                 clean = self._batch_of(samples[chunk])
-                loaded, flat = self._images.load(kept, samples[chunk], clean, float(eps[chunk[0]]))
-                distance = (loaded - clean).abs().flatten(1).amax(dim=1)
-                yield chunk, clean, Crafted(loaded, distance, flat)
-        for chunk, images, crafted in self._crafts(model, work.job.attack, samples, eps, at[~there], restart):
-            self._images.save(craft, samples[chunk], crafted.images, crafted.zero_gradient)
-            yield chunk, images, crafted
-
-    def _kept(self, craft: str) -> Kept:
-        assert self._images is not None
-        return self._images.kept(craft)
+                images, flat = self._images.load(kept, samples[chunk], clean, radius)
+                yield chunk, Crafted(images, linf.distance(images, clean), flat)
+        for chunk, crafted in self._crafts(model, work.job.attack, samples, eps, everything[~there], restart):
+            for radius in np.unique(eps[chunk]):
+                own = np.flatnonzero(eps[chunk] == radius)
+                at_own = torch.from_numpy(own).to(crafted.images.device)
+                self._images.save(
+                    manifests[float(radius)],
+                    samples[chunk][own],
+                    crafted.images[at_own],
+                    crafted.zero_gradient[at_own],
+                )
+            yield chunk, crafted
 
     def _crafts(
         self,
@@ -387,8 +524,8 @@ class Evaluator:
         eps: npt.NDArray[np.float64],
         chosen: Indices,
         restart: int,
-    ) -> Iterator[tuple[Indices, Tensor, Crafted]]:
-        """Crafts for ``samples[chosen]`` batch by batch: (positions, clean images, crafted)."""
+    ) -> Iterator[tuple[Indices, Crafted]]:
+        """Crafts for ``samples[chosen]`` batch by batch: (positions, crafted)."""
         start = 0
         while start < len(chosen):
             chunk = chosen[start : start + self._batch]
@@ -401,7 +538,7 @@ class Evaluator:
                 self._batch = max(1, len(chunk) // 2)
                 self._notice(f"out of memory with {len(chunk)} images: going on with {self._batch}")
                 continue
-            yield chunk, images, crafted
+            yield chunk, crafted
             start += len(chunk)
 
     def _craft(
@@ -441,6 +578,7 @@ class Evaluator:
         return np.asarray(self.data.test.labels.numpy()[samples], dtype=np.int64)
 
     def _advance(self, steps: int, work: _Work) -> None:
+        self._claims.beat()
         self._done += steps
         source = work.job.source_name or work.cells[0].target.name
         self._progress(self._done, self._total, f"{work.job.threat}: {work.job.attack.label} on {source}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,55 +14,71 @@ import torch
 from torch import Tensor
 
 from robench.core.errors import RobenchError
-from robench.core.store import read_tensors, tensors_hash, write_tensors
+from robench.core.store import checked_name, read_json, read_tensors, tensors_hash, write_json, write_tensors
+
+#: Where each sample of a craft is: file, and row in it.
+Kept = dict[int, tuple[Path, int]]
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What the cache has of one craft: where each sample is."""
+class Craft(NamedTuple):
+    """One entry of the cache, for lists.
 
-    place: dict[int, tuple[Path, int]]
+    Attributes:
+        manifest: of a cell that it was made for; empty where that is lost.
+        images: how many; size: bytes on disk; damaged: files that were not what was written, and are removed.
+    """
 
-    def __contains__(self, sample: int) -> bool:
-        return sample in self.place
+    key: str
+    manifest: Mapping[str, Any]
+    images: int
+    size: int
+    damaged: int
 
 
 class Images:
-    """A folder per craft, in it parts of float32 images with their samples: lossless, verified when read."""
+    """A folder per craft, in it parts of images with their samples: lossless, verified when read."""
 
     def __init__(self, root: Path, notice: Callable[[str], None] = lambda text: None) -> None:
         self.root = root
         self._notice = notice
         self._read = lru_cache(maxsize=8)(self._verified)
+        self._kept: dict[str, Kept] = {}
+        self._known: set[Path] = set()
 
     def kept(self, craft: str) -> Kept:
-        place: dict[int, tuple[Path, int]] = {}
-        for path in sorted((self.root / craft).glob("part-*.safetensors")):
-            tensors = self._read(path)
-            if tensors is not None:
-                place.update({int(sample): (path, row) for row, sample in enumerate(tensors["samples"])})
-        return Kept(place)
+        """What the cache has of a craft, by sample."""
+        kept = self._kept.setdefault(craft, {})
+        for path in sorted((self.root / checked_name(craft, "craft")).glob("part-*.safetensors")):
+            if path not in self._known:
+                tensors = self._read(path)
+                if tensors is not None:
+                    self._known.add(path)
+                    kept.update({int(sample): (path, row) for row, sample in enumerate(tensors["samples"])})
+        return kept
 
-    def save(self, craft: str, samples: npt.NDArray[np.int64], images: Tensor, zero_gradient: Tensor) -> None:
-        tensors = {
-            "images": images.cpu(),
-            "samples": torch.from_numpy(samples),
-            "zero_gradient": zero_gradient.cpu(),
-        }
+    def save(
+        self, manifest: Mapping[str, Any], samples: npt.NDArray[np.int64], images: Tensor, zero_gradient: Tensor
+    ) -> None:
+        """Keeps images (B,C,H,W) of a cell whose manifest names the craft."""
+        folder = self.root / checked_name(manifest["craft"], "craft")
+        if not (folder / "craft.json").exists():
+            write_json(folder / "craft.json", {name: manifest[name] for name in ("surrogate", "attack", "loss", "eps")})
+        tensors = {"images": images.cpu(), "samples": torch.from_numpy(samples), "zero_gradient": zero_gradient.cpu()}
         digest = tensors_hash(tensors)
-        write_tensors(self.root / craft / f"part-{digest[:24]}.safetensors", tensors, {"hash": digest})
+        write_tensors(folder / f"part-{digest[:24]}.safetensors", tensors, {"hash": digest})
 
     def load(self, kept: Kept, samples: npt.NDArray[np.int64], clean: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """Images (B,C,H,W) and zero-gradient flags (B,) of ``samples``, on the device of ``clean``.
 
         Raises:
-            RobenchError: an image outside the ball or the box: the cache belongs to other data.
+            RobenchError: a file that was damaged since, or an image outside the ball or the box.
         """
         images, flags = [], []
         for sample in samples:
-            path, row = kept.place[int(sample)]
+            path, row = kept[int(sample)]
             tensors = self._read(path)
-            assert tensors is not None
+            if tensors is None:
+                raise RobenchError(f"{path} was damaged while it was in use and is removed; run the same command again")
             images.append(tensors["images"][row])
             flags.append(tensors["zero_gradient"][row])
         loaded = torch.stack(images).to(clean)
@@ -69,9 +86,25 @@ class Images:
         if not bool(inside):
             raise RobenchError(
                 f"cached images in {self.root} leave the ball of {eps:g} around their clean images; "
-                f"`robench cache clear`, or --no-cache"
+                f"robench cache clear, or --no-cache"
             )
         return loaded, torch.stack(flags).to(clean.device)
+
+    def crafts(self, *, verify: bool = False) -> Iterator[Craft]:
+        """Every entry; with ``verify`` each file is read and a damaged one removed."""
+        for folder in sorted(path for path in self.root.glob("*") if path.is_dir()):
+            paths = sorted(folder.glob("part-*.safetensors"))
+            size = sum(path.stat().st_size for path in paths)
+            read = [self._verified(path) if verify else _header(path) for path in paths]
+            manifest = read_json(folder / "craft.json") if (folder / "craft.json").exists() else {}
+            images = sum(len(tensors["samples"]) for tensors in read if tensors is not None)
+            yield Craft(folder.name, manifest, images, size, sum(tensors is None for tensors in read))
+
+    def clear(self) -> int:
+        """Removes everything; the bytes that were freed."""
+        freed = sum(craft.size for craft in self.crafts())
+        shutil.rmtree(self.root, ignore_errors=True)
+        return freed
 
     def _verified(self, path: Path) -> dict[str, Tensor] | None:
         try:
@@ -84,3 +117,14 @@ class Images:
             path.unlink(missing_ok=True)
             return None
         return tensors
+
+
+def _header(path: Path) -> dict[str, Tensor] | None:
+    """The samples of a part alone; None where it cannot be opened."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {"samples": file.get_tensor("samples")}
+    except (SafetensorError, OSError):
+        return None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -56,8 +57,8 @@ def probe(
     target: Subject,
     outcomes: Outcomes,
     data: Data,
-    attack: Attack,
-    restarts: int,
+    attacks: Sequence[Attack],
+    restarts: int | None = None,
     settings: Settings | None = None,
     *,
     limit: int = SURVIVORS,
@@ -71,7 +72,8 @@ def probe(
 
     Args:
         outcomes: white-box rows of ``target``.
-        attack, restarts: what the result was measured with, or of several attacks the one to strengthen.
+        attacks, restarts: what the result was measured with (by default the protocol's restarts); of several attacks
+            the first that takes steps is strengthened.
         limit: survivors at most.
         notice: receives the cost before it is paid.
     """
@@ -80,7 +82,8 @@ def probe(
         return [Check("probe", "pass", f"nothing of {target.name} survives, so that there is nothing to probe")]
     eps, accuracy, survivors = chosen
     samples = survivors[torch.linspace(0, len(survivors) - 1, min(limit, len(survivors))).long()]
-    trials, checks = _trials(attack, eps, restarts)
+    attack = next((each for each in attacks if hasattr(each, "steps")), attacks[0])
+    trials, checks = _trials(attack, eps, restarts or Whitebox.restarts)
     steps = sum(len(samples) * trial.restarts * steps_of(trial.attack) for trial in trials)
     queries = len(samples) * QUERIES * any(trial.name == _WITHOUT for trial in trials)
     notice(
@@ -157,6 +160,7 @@ def _survivors(outcomes: Outcomes) -> tuple[float, float, Tensor] | None:
         return None
     clean = outcomes.where(threat="clean").verdicts(["eps"])["correct"].mean()
     # The larger ε of two that are as near.
-    eps = float((accuracies[::-1] - clean / 2).abs().idxmin())
+    radii = accuracies.index.to_numpy(dtype=float)[::-1]
+    eps = float(radii[np.argmin(np.abs(accuracies.to_numpy()[::-1] - clean / 2))])
     own = verdicts[(verdicts["eps"] == eps) & verdicts["correct"]]
     return eps, float(accuracies[eps]), torch.from_numpy(own["sample"].to_numpy(dtype="int64"))

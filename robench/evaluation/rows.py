@@ -28,6 +28,9 @@ class Rows(Protocol):
     def outcomes(self) -> Outcomes:
         """All rows."""
 
+    def refresh(self) -> None:
+        """Learns of rows that others added."""
+
     def compact(self) -> None:
         """Tidies up after a job."""
 
@@ -52,6 +55,9 @@ class MemoryRows:
         rows = pd.concat(self._parts, ignore_index=True) if self._parts else empty_rows()
         return Outcomes.join(rows, self._cells)
 
+    def refresh(self) -> None:
+        pass
+
     def compact(self) -> None:
         pass
 
@@ -66,13 +72,12 @@ class FolderRows:
     def __init__(self, folder: Path, notice: Callable[[str], None] = lambda text: None) -> None:
         self.folder = folder
         self._notice = notice
-        self._rows = self._read()
-        self._index: dict[str, frozenset[int]] = {
-            str(cell): frozenset(map(int, samples)) for cell, samples in self._rows.groupby("cell")["sample"]
-        }
+        self._parts: dict[str, pd.DataFrame] = {}
+        self._index: dict[str, set[int]] = {}
+        self.refresh()
 
     def samples(self, cell: str) -> frozenset[int]:
-        return self._index.get(cell, frozenset())
+        return frozenset(self._index.get(cell, ()))
 
     def declare(self, cell: str, manifest: Mapping[str, Any]) -> None:
         path = self.folder / "cells" / f"{cell}.json"
@@ -80,11 +85,27 @@ class FolderRows:
             write_json(path, dict(manifest))
 
     def append(self, rows: pd.DataFrame) -> None:
-        write_frame(self.folder, rows)
-        self._rows = pd.concat([self._rows, rows], ignore_index=True)
+        self._add(write_frame(self.folder, rows), rows)
+
+    def refresh(self) -> None:
+        """Reads the parts that are new; what others compacted away holds nothing new."""
+        for path in sorted(self.folder.glob("part-*.parquet")):
+            if path.name in self._parts:
+                continue
+            try:
+                part = read_frame(path)
+            except FileNotFoundError:
+                # Another process compacted in between: what it wrote instead holds these rows.
+                return self.refresh()
+            if part is None:
+                self._notice(f"{path} is damaged and was removed; its rows are judged again")
+                path.unlink(missing_ok=True)
+            else:
+                self._add(path, part)
+        return None
 
     def outcomes(self) -> Outcomes:
-        rows = self._rows.drop_duplicates(["cell", "member", "sample"])
+        rows = self._all()
         cells = {}
         for cell in rows["cell"].unique():
             path = self.folder / "cells" / f"{cell}.json"
@@ -98,24 +119,21 @@ class FolderRows:
         old = sorted(self.folder.glob("part-*.parquet"))
         if len(old) < 2:
             return
-        rows = self._read().drop_duplicates(["cell", "member", "sample"])
+        self.refresh()
         keys = ["cell", "member", "sample"]
-        kept = write_frame(self.folder, rows.sort_values(keys, kind="stable", ignore_index=True))
+        kept = write_frame(self.folder, self._all().sort_values(keys, kind="stable", ignore_index=True))
         for path in old:
-            if path != kept:
+            if path != kept and path.name in self._parts:
                 path.unlink(missing_ok=True)
+        self._parts = {kept.name: self._all()}
 
-    def _read(self) -> pd.DataFrame:
-        parts = []
-        for path in sorted(self.folder.glob("part-*.parquet")):
-            try:
-                part = read_frame(path)
-            except FileNotFoundError:
-                # Another process compacted in between: what it wrote instead holds these rows.
-                return self._read()
-            if part is None:
-                self._notice(f"{path} is damaged and was removed; its rows are judged again")
-                path.unlink(missing_ok=True)
-            else:
-                parts.append(part)
-        return pd.concat(parts, ignore_index=True) if parts else empty_rows()
+    def _all(self) -> pd.DataFrame:
+        if not self._parts:
+            return empty_rows()
+        rows = pd.concat(self._parts.values(), ignore_index=True)
+        return rows.drop_duplicates(["cell", "member", "sample"], ignore_index=True)
+
+    def _add(self, path: Path, rows: pd.DataFrame) -> None:
+        self._parts[path.name] = rows
+        for cell, samples in rows.groupby("cell")["sample"]:
+            self._index.setdefault(str(cell), set()).update(map(int, samples))

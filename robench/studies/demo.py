@@ -29,7 +29,7 @@ SURROGATES = (3, 5)
 def demonstrate(
     out: Path,
     *,
-    samples: int = 250,
+    samples: int = 200,
     bar: Bar = no_bar,
     notice: Callable[[str], None] = lambda text: None,
 ) -> tuple[dict[str, Outcomes], list[Path]]:
@@ -52,7 +52,7 @@ def demonstrate(
         ),
         "whitebox": bench.whitebox(targets, eps=EPS, attacks=words.attacks("whitebox", steps=20), restarts=2),
         "blackbox": bench.blackbox(
-            targets, surrogates, eps=EPS, attacks=words.attacks("blackbox", steps=20), restarts=2
+            targets, surrogates, eps=EPS, attacks=words.attacks("blackbox", steps=10), restarts=2
         ),
     }
     rows = [row for name, outcomes in found.items() for row in objects(outcomes) if row.get("threat", name) == name]

@@ -12,7 +12,8 @@ from robench.core.errors import RobenchError
 from robench.core.progress import Progress, silent
 from robench.core.runs import Run, Runs
 from robench.evaluation.api import chosen_samples
-from robench.evaluation.engine import Evaluator, Settings
+from robench.evaluation.claims import Claims
+from robench.evaluation.engine import Evaluator, Forecast, Settings
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.rows import FolderRows
@@ -25,6 +26,10 @@ from robench.training.task import Task, resolve
 #: Folder of a run that holds its rows; folder of all runs that holds the adversarial images.
 OUTCOMES = "outcomes"
 CRAFTED = ".crafted"
+CLAIMS = ".claims"
+
+#: Bytes of adversarial images beyond which their size is said before they are made.
+LARGE = 100_000_000
 
 Bar = Callable[[], AbstractContextManager[Progress]]
 
@@ -75,23 +80,28 @@ class Workbench:
         return self._subjects[run.name]
 
     def whitebox(self, runs: Sequence[Run], **options: Any) -> Outcomes:
-        return self._judge(runs, Whitebox(**options), cache=False)
+        return self.judge(runs, Whitebox(**options))
 
     def transfer(self, runs: Sequence[Run], **options: Any) -> Outcomes:
-        small = [run.name for run in runs if run.n < 2]
-        if small:
-            raise RobenchError(f"threat 'transfer' is among members, and {small[0]!r} has one; leave it out")
-        return self._judge(runs, Transfer(**options), cache=False)
+        return self.judge(runs, Transfer(**options))
 
     def blackbox(
         self, runs: Sequence[Run], surrogates: Sequence[Run], *, cache: bool = True, **options: Any
     ) -> Outcomes:
-        hold_outs = tuple(self.subject(run) for run in surrogates)
-        return self._judge(runs, Blackbox(surrogates=hold_outs, **options), cache=cache)
+        return self.judge(runs, self.hold_out(surrogates, **options), cache=cache)
+
+    def hold_out(self, surrogates: Sequence[Run], **options: Any) -> Blackbox:
+        """The black-box threat from these runs."""
+        return Blackbox(surrogates=tuple(self.subject(run) for run in surrogates), **options)
 
     def surrogate_tasks(self, sizes: Iterable[int], defense: str, **options: Any) -> list[Task]:
         """Hold-out ensembles: the same recipe, in the role of a surrogate, so that every draw differs."""
         return [resolve(self.data, defense, n, role="surrogate", **options) for n in sizes]
+
+    def estimate(self, tasks: Sequence[Task]) -> str:
+        """How long the missing ones of ``tasks`` would train, in words."""
+        missing = [task for task in tasks if task.name not in self.store.names()]
+        return "about " + duration(sum(seconds(task, self.data, self.settings.device) for task in missing))
 
     def train(
         self,
@@ -116,10 +126,10 @@ class Workbench:
             )
         if missing and ask_beyond is not None:
             estimate = sum(seconds(task, self.data, self.settings.device) for task in missing)
-            self.notice(f"training {', '.join(task.name for task in missing)}: about {_duration(estimate)}")
-            if estimate > ask_beyond and not self.confirm(f"That is about {_duration(estimate)}. Train them?"):
+            self.notice(f"training {', '.join(task.name for task in missing)}: about {duration(estimate)}")
+            if estimate > ask_beyond and not self.confirm(f"That is about {duration(estimate)}. Train them?"):
                 raise RobenchError(
-                    f"surrogates are missing and would take about {_duration(estimate)}; "
+                    f"surrogates are missing and would take about {duration(estimate)}; "
                     f"pass --yes, or name other runs with --surrogates"
                 )
         finished = []
@@ -139,23 +149,45 @@ class Workbench:
                 )
         return finished
 
-    def _judge(self, runs: Sequence[Run], threat: Threat, *, cache: bool) -> Outcomes:
+    def judge(self, runs: Sequence[Run], threat: Threat, *, cache: bool = True) -> Outcomes:
+        """Rows of ``runs`` under ``threat``; what is there already is not computed again.
+
+        Args:
+            cache: keep the adversarial images of surrogates, for other targets.
+        """
+        with self.bar() as progress:
+            evaluator, targets, samples = self._prepared(runs, threat, cache, progress)
+            if cache and isinstance(threat, Blackbox):
+                size = sum(part.disk for part in evaluator.forecast(targets, threat, samples, calibrate=False))
+                if size > LARGE:
+                    self.notice(f"adversarial images: up to {size / 1e9:.1f} GB in {self.store.root / CRAFTED}")
+            return evaluator.run(targets, threat, samples)
+
+    def forecast(self, runs: Sequence[Run], threat: Threat, *, cache: bool = True) -> list[Forecast]:
+        """What `judge` would do; writes nothing."""
+        evaluator, targets, samples = self._prepared(runs, threat, cache, silent)
+        return evaluator.forecast(targets, threat, samples)
+
+    def _prepared(
+        self, runs: Sequence[Run], threat: Threat, cache: bool, progress: Progress
+    ) -> tuple[Evaluator, list[Subject], Any]:
         if not runs:
             raise RobenchError("there is no run to judge; robench train or robench import makes one")
+        small = [run.name for run in runs if run.n < 2]
+        if small and isinstance(threat, Transfer):
+            raise RobenchError(f"threat 'transfer' is among members, and {small[0]!r} has one; leave it out")
         targets = [self.subject(run) for run in runs]
-        with self.bar() as progress:
-            evaluator = Evaluator(
-                self.data,
-                self.settings,
-                rows=lambda subject: FolderRows(self.store.folder(subject.name) / OUTCOMES, self.notice),
-                images=Images(self.store.root / CRAFTED, self.notice) if cache else None,
-                progress=progress,
-                notice=self.notice,
-            )
-            chosen = chosen_samples(
-                self.data, threat, self.samples, self.subset, self.settings.seed, self.settings.device
-            )
-            return evaluator.run(targets, threat, chosen)
+        evaluator = Evaluator(
+            self.data,
+            self.settings,
+            rows=lambda subject: FolderRows(self.store.folder(subject.name) / OUTCOMES, self.notice),
+            images=Images(self.store.root / CRAFTED, self.notice) if cache and isinstance(threat, Blackbox) else None,
+            claims=Claims(self.store.root / CLAIMS),
+            progress=progress,
+            notice=self.notice,
+        )
+        seed, device = self.settings.seed, self.settings.device
+        return evaluator, targets, chosen_samples(self.data, threat, self.samples, self.subset, seed, device)
 
 
 def stored(runs: Sequence[Run], notice: Callable[[str], None] = lambda text: None) -> Outcomes:
@@ -163,5 +195,5 @@ def stored(runs: Sequence[Run], notice: Callable[[str], None] = lambda text: Non
     return Outcomes.concat(FolderRows(run.folder / OUTCOMES, notice).outcomes() for run in runs)
 
 
-def _duration(seconds_: float) -> str:
+def duration(seconds_: float) -> str:
     return f"{seconds_ / 60:.0f} minutes" if seconds_ >= 120 else f"{seconds_:.0f} seconds"

@@ -18,7 +18,7 @@ from robench.attacks.sgm import SGM, skip_gradient
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.fast import attackable
-from robench.core.models import Normalized, ResNet
+from robench.core.models import Normalized, ResNet, WideResNet
 from robench.core.rng import Stream
 
 from .conftest import member
@@ -207,6 +207,7 @@ def convnext() -> nn.Module:
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     # factory, branches hooked by `all`, and by `reference`
     "own": (lambda: ResNet(20, num_classes=5, in_channels=3, widths=(4, 6, 8)), 9, 6),
+    "own WRN": (lambda: WideResNet(16, 2, num_classes=5, in_channels=3), 6, 3),
     "torchvision BasicBlock": (lambda: torchvision_net(BasicBlock), 5, 1),
     "torchvision Bottleneck": (lambda: torchvision_net(Bottleneck), 5, 1),
     "torchvision ConvNeXt": (convnext, 2, 1),

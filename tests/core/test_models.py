@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.core.errors import RobenchError
+from robench.core.fast import attackable
 from robench.core.models import MODELS, ModelSpec, Normalized, build, parameter_count
 
 Factory = Callable[..., Any]
@@ -55,6 +56,92 @@ def test_a_resnet_has_as_many_layers_as_its_name_says(depth: int) -> None:
     ]
     assert len(weighted) == depth
     assert model(torch.rand(1, 1, 8, 8)).shape == (1, 7)
+
+
+def test_wrn_28_10_is_the_papers() -> None:
+    with torch.device("meta"):
+        model = MODELS.get("wrn28-10")(num_classes=10, in_channels=3)
+    assert parameter_count(model) == 36_479_194
+    names = set(model.state_dict())
+    # As in TRADES and RobustBench.
+    assert {"block1.layer.0.convShortcut.weight", "block3.layer.3.bn2.running_var", "bn1.weight", "fc.bias"} <= names
+
+
+def test_a_wide_resnet_is_the_formulas() -> None:
+    model: Any = MODELS.get("wrn16-4")(num_classes=7, in_channels=1).eval()
+    weighted = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert len([name for name in weighted if "convShortcut" not in name]) == 14  # 16 counts two of the shortcuts
+    images = torch.rand(2, 1, 8, 8)
+    x = model.conv1(images)
+    for stage in (model.block1, model.block2, model.block3):
+        for number, block in enumerate(stage.layer):
+            active = block.bn1(x).relu()
+            branch = block.conv2(block.bn2(block.conv1(active)).relu())
+            x = (x if number else block.convShortcut(active)) + branch
+    torch.testing.assert_close(model(images), model.fc(model.bn1(x).relu().mean(dim=(2, 3))))
+    assert x.shape == (2, 256, 2, 2)
+
+
+def test_a_wide_resnet_made_fast_is_the_same() -> None:
+    model = build(spec("wrn16-4"), 0).train()
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model(images)
+        torch.testing.assert_close(attackable(model, images, "float64")(images.double()), model.double().eval()(images))
+
+
+@pytest.mark.parametrize("name", ["torchvision/mobilenet_v3_small", "timm/resnet10t"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_networks_of_other_packages_take_our_classes_and_channels(name: str, channels: int) -> None:
+    pytest.importorskip(name.partition("/")[0])
+    own = spec(name, num_classes=7, in_channels=channels, mean=(0.5,) * channels, std=(0.2,) * channels)
+    model = build(own, 1).eval()
+    assert model(torch.rand(2, channels, 32, 32)).shape == (2, 7)
+    assert same(model, build(own, 1))
+    assert not same(model, build(own, 2))
+
+
+@pytest.mark.parametrize("name", ["googlenet", "densenet121", "vgg11", "vit_b_32", "convnext_tiny", "squeezenet1_0"])
+def test_every_kind_of_torchvision_network_is_built_without_weights(name: str) -> None:
+    size = 224 if name == "vit_b_32" else 64
+    with torch.device("meta"):
+        model = MODELS.get(f"torchvision/{name}")(num_classes=7, in_channels=1).train()
+        assert model(torch.rand(2, 1, size, size)).shape == (2, 7)
+
+
+def test_a_stem_is_not_changed() -> None:
+    model = build(spec("torchvision/resnet18"), 0).model
+    conv = model.get_submodule("conv1")
+    assert isinstance(conv, nn.Conv2d)
+    assert (conv.kernel_size, conv.stride, type(model.get_submodule("maxpool"))) == ((7, 7), (2, 2), nn.MaxPool2d)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("torchvision/resnet81", "torchvision/resnet18"), ("timm/resnet_18", "timm/resnet18")],
+)
+def test_a_network_that_a_package_has_not_lists_its_neighbours(name: str, near: str) -> None:
+    pytest.importorskip(name.partition("/")[0])
+    with pytest.raises(RobenchError, match=rf"unknown model '{name}'; did you mean .*{near}"):
+        build(spec(name), 0)
+
+
+@pytest.mark.parametrize(
+    ("absent", "name", "remedy"),
+    [
+        ("torchvision", "torchvision/resnet18", "install torch and torchvision together"),
+        ("torchvision", "timm/resnet18", "install torch and torchvision together"),
+        ("timm", "timm/resnet18", r"pip install robench\[timm\]"),
+    ],
+)
+def test_a_package_that_does_not_import_is_named(
+    absent: str, name: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, absent, None)
+    with pytest.raises(RobenchError, match=remedy):
+        build(spec(name), 0)
+    assert MODELS.families()[name.partition("/")[0]] == []
+    assert {"torchvision", "timm"} <= set(MODELS.prefixes())
 
 
 def test_weights_depend_on_the_key_alone() -> None:

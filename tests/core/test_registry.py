@@ -87,6 +87,11 @@ def test_a_family_resolves_what_follows_the_slash(registry: Registry[Any]) -> No
         registry.family("zoo", lambda rest: rest, list)
 
 
+def test_prefixes_ask_no_family_for_its_names(registry: Registry[Any]) -> None:
+    registry.family("zoo", lambda rest: rest, lambda: pytest.fail("imports the zoo"))
+    assert registry.prefixes() == ["zoo"]
+
+
 @pytest.mark.parametrize("name", ["zoo/", "zoo", "other/a"])
 def test_half_a_family_name_is_unknown(registry: Registry[Any], name: str) -> None:
     registry.family("zoo", lambda rest: rest, list)

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -227,8 +228,6 @@ def test_kill_during_evaluation_then_the_same_command_gives_the_same_rows(
     baseline: str, work: Path, delay: float, tmp_path: Path
 ) -> None:
     """kill -9 once the first rows are there, or a little later."""
-    import shutil
-
     arguments = ["eval", "base", "--threat", "whitebox", *EVAL]
     arguments += ["--eps", "0.05:0.3:0.05", "--steps", "12", "--batch-size", "8", "--precision", "float64"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -247,3 +246,51 @@ def test_kill_during_evaluation_then_the_same_command_gives_the_same_rows(
     assert run([*arguments, "--runs", str(killed)]) == 0
     first, second = (stored([Runs(folder).get("base")]).frame for folder in (whole, killed))
     pd.testing.assert_frame_equal(first, second, check_exact=False, atol=1e-6)
+
+
+def test_two_processes_share_the_work_and_give_the_same_rows(baseline: str, work: Path, tmp_path: Path) -> None:
+    arguments = ["eval", "base", "--threat", "whitebox", *EVAL]
+    arguments += ["--eps", "0.05:0.3:0.05", "--steps", "8", "--batch-size", "12", "--precision", "float64"]
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    for folder in (alone, shared):
+        shutil.copytree(work / "runs" / "base", folder / "base", ignore=shutil.ignore_patterns("outcomes"))
+    assert run([*arguments, "--runs", str(alone)]) == 0
+    command = [sys.executable, "-m", "robench", *arguments, "--runs", str(shared)]
+    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    first, second = (stored([Runs(folder).get("base")]).frame for folder in (alone, shared))
+    pd.testing.assert_frame_equal(first, second, check_exact=False, atol=1e-6)
+    assert not list((shared / ".claims").glob("*"))
+
+
+def test_dry_run_says_what_it_would_take_and_writes_nothing(
+    baseline: str, surrogate: str, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (baseline, surrogate):
+        shutil.copytree(work / "runs" / name, tmp_path / name, ignore=shutil.ignore_patterns("outcomes"))
+    common = ["--runs", str(tmp_path), "--dry-run", *EVAL]
+    before = sorted(tmp_path.rglob("*"))
+    assert run(["eval", "base", "--threat", "blackbox", "--surrogates", "sub", "--eps", "0.1,0.2", *common]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    # Two losses, two radii; two starts of PGD, one each of M-DI² and SGM; 16 images, 2 steps.
+    assert printed[-1].startswith("in all at most 16 of 16 cells, 512 forward and backward passes")
+    assert run(["eval", "base", "--threat", "blackbox", "--surrogates", "1", "--eps", "0.1", *common]) == 0
+    assert "missing surrogates" in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_cache_lists_verifies_and_clears(
+    baseline: str, surrogate: str, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["eval", "base", "--threat", "blackbox", "--surrogates", "sub", "--eps", "0.3", *EVAL]) == 0
+    capsys.readouterr()
+    assert run(["cache", "list"]) == 0
+    assert "sub pgd:steps=2:momentum=1 ce 0.3" in capsys.readouterr().out
+    victim = sorted(Path("runs/.crafted").glob("*/part-*"))[0]
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 1
+    victim.write_bytes(content)
+    assert run(["cache", "verify"]) == 1
+    assert "1 damaged" in capsys.readouterr().out
+    assert run(["cache", "clear"]) == 0
+    assert not Path("runs/.crafted").exists()

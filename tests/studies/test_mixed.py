@@ -48,12 +48,11 @@ def test_a_small_resnet_and_one_of_torchvision_train_with_dverge_and_are_attacke
     limits = ["--eps", "0.1", "--samples", "8", "--steps", "2", "--restarts", "1", "--batch-size", "8"]
     attacks = ["--attacks", "pgd,mdi2,sgm", "--losses", "ce", "--format", "json"]
     assert run(["eval", name, "--threat", "whitebox", *attacks, *limits, *DATA]) == 0
-    assert [row["eps"] for row in json.loads(capsys.readouterr().out)] == [0.0, 0.1]
+    clean, _ = json.loads(capsys.readouterr().out)
+    assert clean["accuracy"] > 0  # else there would be nothing to attack
     rows = stored([trained]).where(threat="whitebox").frame
     assert {label.partition(":")[0] for label in rows["attack"]} == {"pgd", "mdi2", "sgm"}
-    assert run(["eval", name, "--threat", "transfer", "--format", "json", "--eps", "0.1", *limits[2:], *DATA]) == 0
-    pairs = {(row["source"], row["target"]) for row in json.loads(capsys.readouterr().out)}
-    assert pairs == {(i, j) for i in (1, 2) for j in (1, 2, "ensemble")}
+    assert 0 < rows["linf"].min() <= rows["linf"].max() <= 0.1 + 1e-6
 
 
 def test_a_member_without_activation_modules_is_told_how_to_give_its_features(

@@ -1,0 +1,93 @@
+"""Who works on what: several processes on one store share units of work, and none waits for a dead one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from robench.core.errors import RobenchError
+
+#: Seconds without a sign of life after which a claim of another machine counts as abandoned.
+STALE = 900.0
+
+
+class Claims:
+    """Claims as files in ``folder``; None grants everything, for work that nobody else can see."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._held: Path | None = None
+
+    @contextmanager
+    def take(self, unit: str) -> Iterator[bool]:
+        """Whether ``unit`` is ours until the block ends; not while a living process has it."""
+        if self._folder is None:
+            yield True
+            return
+        path = self._folder / f"{unit}.json"
+        if not self._create(path) and not (self._abandoned(path) and self._create(path)):
+            yield False
+            return
+        self._held = path
+        try:
+            yield True
+        finally:
+            self._held = None
+            path.unlink(missing_ok=True)
+
+    def beat(self) -> None:
+        """A sign of life of the claim that is held."""
+        if self._held is not None and self._held.exists():
+            os.utime(self._held)
+
+    @staticmethod
+    def _create(path: Path) -> bool:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise RobenchError(f"cannot write {path} ({error.strerror}); free or choose another place") from error
+        with os.fdopen(handle, "w") as file:
+            json.dump({"host": socket.gethostname(), "process": os.getpid()}, file)
+        return True
+
+    @staticmethod
+    def _abandoned(path: Path) -> bool:
+        """Removes a claim whose owner is gone; whether it did."""
+        try:
+            age = time.time() - path.stat().st_mtime
+            owner = json.loads(path.read_text() or "{}")
+        except FileNotFoundError:
+            return True
+        except ValueError:
+            owner = {}
+        if owner.get("host") == socket.gethostname():
+            gone = not _alive(int(owner["process"]))
+        else:
+            gone = age > STALE
+        if gone:
+            # Only one of several processes gets to move it away.
+            grave = path.with_suffix(f".{os.getpid()}.gone")
+            try:
+                path.rename(grave)
+            except FileNotFoundError:
+                return True
+            grave.unlink(missing_ok=True)
+        return gone
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,190 @@
+"""Every fault that makes a number false is named by one check, and by no other."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robench.attacks import Attack
+from robench.attacks.pgd import PGD
+from robench.core.data import Data
+from robench.core.errors import RobenchError
+from robench.core.rng import Draws
+from robench.evaluation.checks import Check, check, failed, kin
+from robench.evaluation.engine import Evaluator, Settings
+from robench.evaluation.outcomes import ENSEMBLE, Outcomes
+from robench.evaluation.rows import FolderRows
+from robench.evaluation.subjects import Subject
+from robench.evaluation.threats import Blackbox, Threat, Transfer, Whitebox
+
+CPU = torch.device("cpu")
+MakeSubject = Callable[[int], Subject]
+
+
+def outcomes(threat: str, right: dict[float, int], total: int = 200, **changes: Any) -> Outcomes:
+    """The first so many samples are right at each ε; 0 is clean."""
+    cells, rows = {}, []
+    for eps, standing in right.items():
+        kind = threat if eps else "clean"
+        cell = f"{kind}{eps}"
+        constants = {"target": "t", "defense": "d", "n": 2, "seed": 0, "surrogate": "s" * (threat == "blackbox")}
+        cells[cell] = {**constants, "threat": kind, "attack": "pgd", "loss": "ce", "eps": eps}
+        for sample in range(total):
+            correct = sample < standing
+            row = {"cell": cell, "sample": sample, "member": ENSEMBLE, "restart": 0, "label": 0}
+            row |= {"prediction": int(not correct), "correct": correct, "margin": 1.0 if correct else -1.0}
+            rows.append({**row, "linf": eps, "zero_gradient": False})
+    frame = Outcomes.join(pd.DataFrame(rows), cells).frame
+    return Outcomes(frame.assign(**{name: values(frame) for name, values in changes.items()}))
+
+
+def named(checks: list[Check]) -> dict[str, str]:
+    return {each.name: each.status for each in checks if each.status != "pass"}
+
+
+WHITE = {0.0: 190, 0.1: 120, 0.2: 40}
+
+
+def test_a_sound_result_passes_every_check() -> None:
+    checks = check(outcomes("whitebox", WHITE), outcomes("blackbox", {0.1: 150, 0.2: 100}))
+    assert named(checks) == {}
+    assert [each.name for each in checks] == [
+        "rows possible",
+        "images moved",
+        "gradients there",
+        "accuracy falls with ε",
+        "white-box at most black-box",
+    ]
+    assert not failed(checks)
+
+
+@pytest.mark.parametrize(("excess", "status"), [(1, {}), (4, "warn"), (30, "fail")])
+def test_whitebox_above_blackbox(excess: int, status: Any) -> None:
+    found = named(check(outcomes("blackbox", {0.1: 120 - excess}), outcomes("whitebox", WHITE)))
+    assert found == ({"white-box at most black-box": status} if status else {})
+
+
+def test_the_result_itself_is_held_against_known_rows_of_the_other_threat() -> None:
+    """A weak white-box result is not hidden by a strong one that was measured before."""
+    weak = outcomes("whitebox", {0.1: 190})
+    before = Outcomes.concat([outcomes("whitebox", {0.1: 60}), outcomes("blackbox", {0.1: 100})])
+    assert named(check(weak, before)) == {"white-box at most black-box": "fail"}
+
+
+def test_accuracy_that_rises_or_never_falls() -> None:
+    rising = check(outcomes("blackbox", {0.0: 190, 0.1: 100, 0.2: 130}))
+    assert named(rising) == {"accuracy falls with ε": "fail"}
+    assert "from 50.0% at ε 0.1 to 65.0% at 0.2" in str(rising[3])
+    assert named(check(outcomes("blackbox", {0.0: 190, 0.1: 100, 0.2: 103}))) == {"accuracy falls with ε": "warn"}
+    flat = check(outcomes("whitebox", {0.0: 190, 0.1: 190, 0.2: 190}))
+    assert named(flat) == {"accuracy falls with ε": "warn"}
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "evidence"),
+    [
+        ("linf", lambda frame: frame["eps"] * 1.01, "400 beyond ε"),
+        ("margin", lambda frame: frame["margin"].where(frame["sample"] > 0), "3 NaN"),
+        ("margin", lambda frame: -frame["margin"], "600 margin against the verdict"),
+        ("prediction", lambda frame: 1 - frame["prediction"], "600 correct against prediction"),
+        ("label", lambda frame: (frame["eps"] > 0.1).astype(int), "two labels"),
+    ],
+)
+def test_impossible_rows(column: str, values: Any, evidence: str) -> None:
+    found = check(outcomes("whitebox", WHITE, **{column: values}))
+    assert found[0].status == "fail"
+    assert evidence in found[0].evidence
+
+
+def test_a_few_survivors_do_not_fail_a_result() -> None:
+    def flag(frame: pd.DataFrame) -> pd.Series:
+        return frame["sample"] < 2
+
+    few = outcomes("whitebox", {0.0: 190, 0.1: 2}, zero_gradient=flag)
+    assert named(check(few)) == {"gradients there": "warn"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clean(Attack):
+    """Returns what it was given."""
+
+    name: ClassVar[str] = "clean"
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
+        return images
+
+
+def evaluated(data: Data, threat: Threat, target: Subject, **options: Any) -> Outcomes:
+    return Evaluator(data, Settings(CPU), **options).run([target], threat, torch.arange(40))
+
+
+def test_an_attack_that_returns_clean_images(make_subject: MakeSubject, data: Data) -> None:
+    checks = check(evaluated(data, Whitebox(eps=(0.1, 0.2), attacks=(Clean(),)), make_subject(0)))
+    assert named(checks) == {"images moved": "fail", "accuracy falls with ε": "warn"}
+    assert str(checks[1]).startswith("fail  images moved: 40 of 40 samples still right less than 0.5 ε away")
+
+
+class Rounds(nn.Module):
+    """A defense whose gradient is zero: it rounds its input to 16 levels."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model((images * 15).round() / 15)  # type: ignore[no-any-return]
+
+
+def test_a_defense_without_gradients(make_subject: MakeSubject, data: Data) -> None:
+    target = Subject.of_model(Rounds(make_subject(0).ensemble), CPU)
+    found = evaluated(data, Whitebox(eps=(0.03,), attacks=(PGD(steps=2),)), target)
+    assert named(check(found)) == {"gradients there": "fail"}
+
+
+@pytest.mark.parametrize("threat", ["transfer", "blackbox", "whitebox"])
+def test_an_ordinary_result_passes(make_subject: MakeSubject, data: Data, threat: str) -> None:
+    kinds: dict[str, Threat] = {
+        "transfer": Transfer(eps=(0.05,), attacks=(PGD(steps=5),)),
+        "whitebox": Whitebox(eps=(0.02, 0.05), attacks=(PGD(steps=5),)),
+        "blackbox": Blackbox(
+            eps=(0.05,), attacks=(PGD(steps=5), PGD(steps=5, loss="cw")), surrogates=(make_subject(7),)
+        ),
+    }
+    assert named(check(evaluated(data, kinds[threat], make_subject(0)))) == {}
+
+
+def test_a_surrogate_that_is_related_is_refused_or_labels_the_result(make_subject: MakeSubject, data: Data) -> None:
+    target, stranger = make_subject(0), make_subject(7)
+    twin = Subject.of_model(copy.deepcopy(target.ensemble), CPU, name="twin")
+    with pytest.raises(RobenchError, match="twin and subject0 share a member"):
+        evaluated(data, Blackbox(eps=(0.1,), attacks=(Clean(),), surrogates=(twin,)), target)
+    assert kin([target], [stranger]).status == "pass"
+    label = kin([target], [stranger, twin])
+    assert str(label) == "warn  surrogates unrelated: no black-box result, for twin and subject0 share a member"
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    make_subject: MakeSubject, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("robench.core.store.os.fsync", full)
+    with pytest.raises(RobenchError, match=r"^cannot write .* \(No space left on device\); [^\n]*$"):
+        evaluated(
+            data,
+            Whitebox(eps=(0.1,), attacks=(PGD(steps=2),)),
+            make_subject(0),
+            rows=lambda subject: FolderRows(tmp_path / subject.name),
+        )
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -1,0 +1,58 @@
+"""Several processes share one store; a dead one's claims are taken over."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from robench.evaluation import claims
+from robench.evaluation.claims import Claims
+
+
+def test_one_has_it_and_the_other_has_not(tmp_path: Path) -> None:
+    with Claims(tmp_path).take("unit") as first:
+        assert first
+        with Claims(tmp_path).take("unit") as second:
+            assert not second
+        with Claims(tmp_path).take("other") as other:
+            assert other
+    with Claims(tmp_path).take("unit") as again:
+        assert again
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dead_process_has_no_claim(tmp_path: Path) -> None:
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    owner = {"host": socket.gethostname(), "process": int(gone.stdout)}
+    (tmp_path / "unit.json").write_text(json.dumps(owner))
+    with Claims(tmp_path).take("unit") as granted:
+        assert granted
+
+
+def test_another_machine_keeps_its_claim_until_it_is_silent(tmp_path: Path) -> None:
+    path = tmp_path / "unit.json"
+    path.write_text(json.dumps({"host": "elsewhere", "process": 1}))
+    with Claims(tmp_path).take("unit") as granted:
+        assert not granted
+    old = path.stat().st_mtime - claims.STALE - 1
+    os.utime(path, (old, old))
+    with Claims(tmp_path).take("unit") as granted:
+        assert granted
+
+
+def test_a_sign_of_life_renews_a_claim(tmp_path: Path) -> None:
+    mine = Claims(tmp_path)
+    with mine.take("unit"):
+        path = tmp_path / "unit.json"
+        os.utime(path, (0, 0))
+        mine.beat()
+        assert path.stat().st_mtime > 1e9
+
+
+def test_without_a_folder_everything_is_granted() -> None:
+    with Claims(None).take("unit") as granted:
+        assert granted

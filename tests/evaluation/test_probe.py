@@ -1,0 +1,115 @@
+"""A harder attack tells a masked model from a sound one."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robench.attacks import Attack
+from robench.attacks.pgd import PGD
+from robench.core.data import Data
+from robench.core.errors import RobenchError
+from robench.core.rng import Draws
+from robench.evaluation import probe as module
+from robench.evaluation.checks import Check, failed
+from robench.evaluation.engine import Evaluator, Settings
+from robench.evaluation.probe import SignNoise, probe
+from robench.evaluation.subjects import Subject
+from robench.evaluation.threats import Whitebox
+
+CPU = torch.device("cpu")
+MakeSubject = Callable[[int], Subject]
+
+NAMES = {"a large ε takes all", "noise does not beat it", "Square does not beat it", "more effort changes nothing"}
+
+
+def probed(data: Data, target: Subject, attack: Attack, eps: tuple[float, ...], **options: int) -> dict[str, Check]:
+    settings = Settings(CPU)
+    outcomes = Evaluator(data, settings).run(
+        [target], Whitebox(eps=eps, attacks=(attack,), restarts=2), torch.arange(40)
+    )
+    notices: list[str] = []
+    checks = probe(target, outcomes, data, [attack], 2, settings, notice=notices.append, **options)
+    assert len(notices) == 1
+    assert "at most" in notices[0]
+    return {check.name: check for check in checks}
+
+
+@pytest.fixture(autouse=True)
+def _few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "QUERIES", 100)
+    monkeypatch.setattr(module, "DRAWS", 20)
+
+
+def test_a_sound_attack_stands(make_subject: MakeSubject, data: Data) -> None:
+    pytest.importorskip("torchattacks")
+    checks = probed(data, make_subject(0), PGD(steps=20), (0.01, 0.02, 0.1), limit=12)
+    assert set(checks) == NAMES
+    assert not failed(checks.values()), list(map(str, checks.values()))
+
+
+class Rounds(nn.Module):
+    """A defense whose gradient is zero: it rounds its input."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model((images * 31).round() / 31)  # type: ignore[no-any-return]
+
+
+def test_a_defense_without_gradients_is_beaten_by_noise_and_square(make_subject: MakeSubject, data: Data) -> None:
+    pytest.importorskip("torchattacks")
+    target = Subject.of_model(Rounds(make_subject(0).ensemble), CPU)
+    checks = probed(data, target, PGD(steps=2, random_start=False), (0.1,))
+    failing = {name for name, check in checks.items() if check.status == "fail"}
+    # Without a gradient, ten times the steps are as good as none.
+    assert failing == NAMES - {"more effort changes nothing"}
+    assert "points of accuracy" in checks["noise does not beat it"].evidence
+
+
+def test_too_few_steps_are_found(make_subject: MakeSubject, data: Data) -> None:
+    checks = probed(data, make_subject(0), PGD(steps=1, step_ratio=0.2, random_start=False), (0.03,))
+    assert checks["more effort changes nothing"].status == "fail"
+    assert "--steps 10" in checks["more effort changes nothing"].evidence
+
+
+def test_without_torchattacks_square_is_said_to_be_skipped(
+    make_subject: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = importlib.import_module
+
+    def absent(name: str, package: str | None = None) -> object:
+        if name == "torchattacks":
+            raise ImportError(name)
+        return original(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    check = probed(data, make_subject(0), PGD(steps=3), (0.02,), limit=4)["Square does not beat it"]
+    assert check.status == "warn"
+    assert check.evidence.startswith("skipped: ")
+    assert "pip install" in check.evidence
+
+
+def test_where_nothing_survives_there_is_nothing_to_probe(make_subject: MakeSubject, data: Data) -> None:
+    target, attack = make_subject(0), PGD(steps=10)
+    outcomes = Evaluator(data).run([target], Whitebox(eps=(0.5,), attacks=(attack,)), torch.arange(8))
+    assert [str(check) for check in probe(target, outcomes, data, [attack])] == [
+        "pass  probe: nothing of subject0 survives, so that there is nothing to probe"
+    ]
+
+
+def test_sign_noise_is_a_corner_of_the_ball() -> None:
+    images = torch.full((2, 1, 4, 4), 0.5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    crafted = SignNoise()(model, images, torch.tensor([0, 1]), 0.1, Draws.of([3, 4]))
+    torch.testing.assert_close((crafted.images - images).abs(), torch.full_like(images, 0.1))
+    other = SignNoise()(model, images, torch.tensor([0, 1]), 0.1, Draws.of([3, 4], restart=1))
+    assert not torch.equal(crafted.images, other.images)
+    with pytest.raises(RobenchError, match="eps"):
+        SignNoise()(model, images, torch.tensor([0, 1]), 2.0)

@@ -1,0 +1,342 @@
+"""Everything of ours keeps its contract, and what breaks one is told which: `robench check`."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robench.attacks import ATTACKS, Attack
+from robench.cli import run
+from robench.core.data import DATASETS, Split, load
+from robench.core.ensemble import Ensemble
+from robench.core.models import MODELS
+from robench.core.rng import Draws
+from robench.defenses import DEFENSES, Batch, Defense, Terms
+from robench.evaluation.conformance import CHECKS, Kind, examine, kinds
+
+OURS = [
+    *(("attack", name) for name in ATTACKS.names()),
+    *(("defense", name) for name in DEFENSES.names()),
+    *(("model", name) for name in ("resnet8", "wrn16-4", "torchvision/mobilenet_v3_small")),
+    ("dataset", "digits"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("kind", "name"), OURS, ids=[f"{kind}-{name}" for kind, name in OURS])
+def test_ours_pass_without_a_doubt(kind: Kind, name: str) -> None:
+    if name == "autoattack" and importlib.util.find_spec("torchattacks") is None:
+        pytest.skip("torchattacks is not installed")
+    assert kind in kinds(name)
+    found = list(examine(kind, name))
+    assert len(found) == len(CHECKS[kind])
+    assert [finding for finding in found if finding.verdict != "pass"] == []
+
+
+class _Base(Attack):
+    """A sound attack, for the unsound ones to inherit from."""
+
+    @property
+    def stochastic(self) -> bool:
+        return False
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
+        return (images + eps.view(-1, 1, 1, 1) * (images < 0.5)).clamp(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sound(_Base):
+    """Breaks nothing, though it does not look at the model."""
+
+
+class Undecorated(_Base):
+    """No dataclass of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed(_Base):
+    """A field that is no JSON."""
+
+    choice: tuple[int, ...] = field(default=(1, 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Permissive(_Base):
+    """Forgets to call its base."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Global(_Base):
+    """Draws from torch."""
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
+        return images + eps.view(-1, 1, 1, 1) * (torch.rand_like(images) - 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restless(Sound):
+    """Says that restarts differ."""
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharing(_Base):
+    """Images depend on their batch."""
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
+        return images + (images - images.mean(0)) * eps.view(-1, 1, 1, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vandal(_Base):
+    """Changes weights and inputs, and leaves the ball."""
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
+        with torch.no_grad():
+            next(model.parameters()).add_(1)
+        return images.add_(3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lazy(_Base):
+    """Returns what it got, in another dtype where that is float64."""
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
+        return images.float()
+
+
+ATTACK_FAULTS: dict[type[Attack], set[tuple[str, str]]] = {
+    Sound: set(),
+    Undecorated: {("FAIL", "is data")},
+    Listed: {("FAIL", "is data")},
+    Permissive: {("FAIL", "refuses wrong fields")},
+    Global: {
+        ("FAIL", "leaves the global generators alone"),
+        ("FAIL", "is deterministic"),
+        ("FAIL", "takes one eps per image"),
+        ("FAIL", "does not depend on the batch"),
+        ("FAIL", "restarts as it says"),
+        ("warn", "stays in the ball and in the box by itself"),
+    },
+    Restless: {("FAIL", "restarts as it says")},
+    Sharing: {("FAIL", "does not depend on the batch"), ("warn", "stays in the ball and in the box by itself")},
+    Vandal: {
+        ("FAIL", "leaves nothing on the model"),
+        ("warn", "leaves its inputs alone"),
+        ("warn", "stays in the ball and in the box by itself"),
+    },
+    Lazy: {
+        ("FAIL", "returns images like those it got"),
+        ("FAIL", "raises the loss"),
+        ("FAIL", "does not depend on the batch"),
+    },
+}
+
+
+def faults(kind: Kind, name: str) -> set[tuple[str, str]]:
+    return {(verdict, check) for check, verdict, _ in examine(kind, name) if verdict != "pass"}
+
+
+@pytest.fixture
+def register(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Registers under ``faulty`` for the length of a test."""
+
+    def add(registry: Any, item: Any) -> None:
+        registry.names()
+        monkeypatch.setattr(registry, "_items", dict(registry._items))
+        registry.register("faulty")(item)
+
+    return add
+
+
+@pytest.mark.parametrize("attack", ATTACK_FAULTS, ids=lambda kind: kind.__name__)
+def test_an_attack_is_told_what_it_breaks(attack: type[Attack], register: Any) -> None:
+    register(ATTACKS, attack)
+    found = faults("attack", "faulty")
+    # Whether a change that ignores the model raises its loss is chance.
+    assert found - {("warn", "raises the loss")} == ATTACK_FAULTS[attack]
+
+
+class _Trained(Defense):
+    """A sound defense, for the unsound ones to inherit from."""
+
+    def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
+        for member in ensemble.members:
+            yield {"ce": F.cross_entropy(member(batch.images), batch.labels)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept(_Trained):
+    """Breaks nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partial(_Trained):
+    """Forgets the last member."""
+
+    def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
+        yield from list(super().loss(ensemble, batch))[:-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropping(_Trained):
+    """Draws from torch."""
+
+    def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
+        for member in ensemble.members:
+            yield {"ce": F.cross_entropy(member(F.dropout(batch.images, 0.5)), batch.labels)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Messy(_Trained):
+    """Leaves eval mode and noise on the batch behind."""
+
+    def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
+        ensemble.eval()
+        batch.images.mul_(0.5)
+        yield from super().loss(ensemble, batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unreduced(_Trained):
+    """A loss per image, and a size that it does not refuse."""
+
+    min_members: ClassVar[int] = 2
+
+    def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
+        for member in ensemble.members:
+            yield {"ce": F.cross_entropy(member(batch.images), batch.labels, reduction="none")}
+
+    def check(self, *, members: int, classes: int) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Infinite(_Trained):
+    """Divides by zero."""
+
+    def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
+        for member in ensemble.members:
+            yield {"ce": F.cross_entropy(member(batch.images), batch.labels) / 0}
+
+
+DEFENSE_FAULTS: dict[type[Defense], set[str]] = {
+    Kept: set(),
+    Partial: {"reaches every member"},
+    Dropping: {"is deterministic in training", "leaves the generators alone in training"},
+    Messy: {"restores modes and flags", "leaves its batch alone"},
+    Infinite: {"has a finite loss", "reaches every member"},
+    Unreduced: {
+        "has a finite loss",
+        "reaches every member",
+        "is deterministic in training",
+        "leaves its batch alone",
+        "leaves the generators alone in training",
+        "refuses too few members",
+    },
+}
+
+
+@pytest.mark.parametrize("defense", DEFENSE_FAULTS, ids=lambda kind: kind.__name__)
+def test_a_defense_is_told_what_it_breaks(defense: type[Defense], register: Any) -> None:
+    register(DEFENSES, defense)
+    assert faults("defense", "faulty") == {("FAIL", check) for check in DEFENSE_FAULTS[defense]}
+
+
+class _Net(nn.Module):
+    """A network on any channels; its last layer may have the wrong size, its forward pass a habit."""
+
+    def __init__(self, classes: int, channels: int, habit: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 4, 3, 4)
+        self.act = nn.ReLU()
+        self.fc = nn.Linear(4, classes)
+        self.habit = habit
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.habit == "numpy" and self.training:
+            x = x + float(np.random.rand())  # noqa: NPY002
+        if self.habit == "batch":
+            x = x - x.mean(0)
+        y = self.conv(x)
+        y = torch.relu(y) if self.habit == "functional" else self.act(y)
+        return self.fc(y.mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+
+MODEL_FAULTS: dict[str, set[str]] = {
+    "none": set(),
+    "ten": {"honours classes and channels"},
+    "numpy": {"trains from its seed"},
+    "batch": {"judges every image alone"},
+    "functional": {"shows its layers"},
+}
+
+
+@pytest.mark.parametrize("habit", MODEL_FAULTS)
+def test_a_model_is_told_what_it_breaks(habit: str, register: Any) -> None:
+    def factory(*, num_classes: int, in_channels: int) -> nn.Module:
+        return _Net(10 if habit == "ten" else num_classes, in_channels, habit)
+
+    register(MODELS, factory)
+    assert faults("model", "faulty") == {("FAIL", check) for check in MODEL_FAULTS[habit]}
+
+
+def test_a_data_set_is_told_what_it_breaks(register: Any) -> None:
+    digits = load("digits")
+    made: list[int] = []
+
+    def faulty(place: object) -> Any:
+        made.append(0)
+        return type(digits)(
+            **{
+                **vars(digits),
+                "test": Split(digits.train.images.float(), digits.train.labels),
+                "fingerprint": str(made),
+            }
+        )
+
+    register(DATASETS, faulty)
+    assert faults("dataset", "faulty") == {
+        ("FAIL", "is a data set"),  # it calls itself digits
+        ("FAIL", "holds images and labels"),
+        ("FAIL", "is the same every time"),
+    }
+
+
+def test_the_exit_code_tells(register: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run(["check", "resnet8"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "model resnet8:"
+    assert out[3] == "  pass shows its layers: 8 layers"
+    register(DEFENSES, Partial)
+    assert run(["check", "resnet8", "faulty"]) == 1
+    out = capsys.readouterr().out
+    assert "  FAIL reaches every member: model.conv1.weight of member 3 gets no gradient" in out
+    assert run(["check", "resnet9"]) == 2
+    assert "unknown plug-in 'resnet9'; did you mean resnet8" in capsys.readouterr().err
+    pixels, labels = np.arange(256, dtype=np.uint8).reshape(4, 1, 8, 8), np.array([0, 1, 0, 1])
+    np.savez(tmp_path / "d.npz", x_train=pixels, y_train=labels, x_test=pixels[:2], y_test=labels[:2])
+    assert run(["check", f"npz:{tmp_path / 'd.npz'}"]) == 0
+    assert "  warn keeps test images apart: 2 test images are among the training images" in capsys.readouterr().out
