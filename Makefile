@@ -20,8 +20,9 @@ endif
 demo: $(SETUP)
 	$(BIN)/robench demo
 
+# Two workers of one thread each: the models are too small for more.
 test: $(SETUP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The authors' published weights and real CIFAR-10 images, in full (needs ../shared/data or $$ROBENCH_DATA).
 truth: $(SETUP)

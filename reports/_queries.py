@@ -8,6 +8,7 @@ import pandas as pd
 from scipy import stats
 
 from robench.core.errors import RobenchError
+from robench.evaluation.statistics import sign_test
 
 COLUMNS = (
     "target", "defense", "n", "seed", "threat", "surrogate", "attack", "loss", "eps", "restart", "member", "sample",
@@ -103,9 +104,7 @@ def paired(left: pd.Series, right: pd.Series) -> float:
     means = pd.concat([left.groupby("sample").mean(), right.groupby("sample").mean()], axis=1, join="inner")
     difference = means.iloc[:, 0] - means.iloc[:, 1]
     wins, losses = int((difference > 1e-9).sum()), int((difference < -1e-9).sum())
-    if wins + losses == 0:
-        return 1.0
-    return float(stats.binomtest(wins, wins + losses, 0.5).pvalue)
+    return sign_test(wins, losses)
 
 
 def transfer_rates(frame: pd.DataFrame) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from robench.core.errors import RobenchError
+from robench.evaluation.statistics import holm
 from robench.reports import style
 from robench.reports._queries import accuracies, paired, survived
 
@@ -51,16 +52,6 @@ def accuracy(frame: pd.DataFrame, threat: str) -> pd.DataFrame:
     return points.sort_values(
         ["defense", "n", "eps"], key=lambda s: s.map(rank) if s.name == "defense" else s, ignore_index=True
     )[["defense", "n", "eps", "accuracy", "low", "high", "best", "p", "samples", "seeds", "sd", "versions"]]
-
-
-def holm(p_values: list[float]) -> list[float]:
-    """Adjusted p-values (Holm 1979), in the order given."""
-    adjusted = [0.0] * len(p_values)
-    largest = 0.0
-    for place, index in enumerate(np.argsort(p_values, kind="stable")):
-        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
 
 
 def csv(table: pd.DataFrame) -> str:

@@ -53,6 +53,7 @@ def check(outcomes: Outcomes, known: Outcomes | None = None) -> list[Check]:
         both = Outcomes.concat([outcomes, known.where(threat=missing)])
     checks = [
         impossible(outcomes),
+        above_chance(outcomes),
         moved(outcomes),
         zero_gradients(outcomes),
         falls(outcomes),
@@ -81,6 +82,21 @@ def impossible(outcomes: Outcomes) -> Check:
     if found:
         return Check("rows possible", "fail", f"of {len(frame)} rows {', '.join(found)}; evaluate again")
     return Check("rows possible", "pass", f"{len(frame)} rows within ε, finite and consistent")
+
+
+def above_chance(outcomes: Outcomes) -> Check | None:
+    """Clean accuracy must beat guessing among the classes there are: else model, data or preprocessing is another's."""
+    clean = outcomes.where(threat="clean", member=ENSEMBLE)
+    classes = clean.frame["label"].nunique()
+    if classes < 2:
+        return None
+    table = clean.accuracy(["target"])
+    low = table[table["low"] <= 1 / classes]
+    if low.empty:
+        return Check("clean above chance", "pass", f"at least {table['accuracy'].min():.1%}")
+    worst = low.iloc[0]
+    evidence = f"{worst['accuracy']:.1%} of {worst['samples']} images by {worst['target']}, {classes} classes"
+    return Check("clean above chance", "warn", f"{evidence}; robench doctor looks for the reason")
 
 
 def moved(outcomes: Outcomes) -> Check | None:

@@ -201,6 +201,9 @@ def _common(
 ) -> list[_Point]:
     """What all ensembles have in common; what some have beyond it is said."""
     everyone = [*first, *second]
+    twice = {each.name for each in first} & {each.name for each in second}
+    if twice:
+        raise RobenchError(f"expected two different sides of a comparison, got {min(twice)!r} on both")
     frames = [each.frame[each.frame["threat"] == threat] for each in everyone]
     names = " ".join(each.name for each in everyone)
     how = f"robench eval {{}} --threat {'whitebox' if threat == 'clean' else threat}"

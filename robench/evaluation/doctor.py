@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -48,7 +48,7 @@ class Finding:
         return f"{self.status}  {self.name}: {self.evidence}; {self.fix}"
 
 
-def diagnose(model: nn.Module, data: Data, *, samples: int = 200) -> list[Finding]:
+def diagnose(model: nn.Module, data: Data, *, samples: int = 128) -> list[Finding]:
     """What would make a result on ``model`` false; nothing where it is well. The model is left as it was.
 
     Args:
@@ -76,6 +76,9 @@ def _diagnose(model: nn.Module, data: Data, samples: int) -> list[Finding]:
     with torch.random.fork_rng(devices), _restored(model) as before, frozen(model):
         found += _stuck(model)
         try:
+            if isinstance(model, Normalized) and len(model.mean) not in (1, images.shape[1]):
+                # Broadcasting would make up the missing channels.
+                raise RobenchError(f"it normalises {len(model.mean)} channels")
             output = _outputs(model, images)
         except Exception as error:  # whatever the user's code raises
             text = " ".join(str(error).split())
@@ -226,6 +229,11 @@ def _conventions(model: nn.Module, output: Tensor, images: Tensor, labels: Tenso
             "double normalisation",
             f"{twice}: remove its own, for robench's models have theirs",
         )
+        views["normalised by the data set's mean and std"] = (
+            lambda x: _normalised(x, data.mean, data.std),
+            "wrong normalisation",
+            "import it for this --dataset, so that it gets the data set's mean and std",
+        )
     else:
         views["normalised by the data set's mean and std"] = (
             lambda x: _normalised(x, data.mean, data.std),
@@ -248,24 +256,27 @@ def _conventions(model: nn.Module, output: Tensor, images: Tensor, labels: Tenso
         )
     views["in [-1, 1]"] = (lambda x: 2 * x - 1, "input range", "compute 2x - 1 inside the model")
     views["in [0, 255]"] = (lambda x: 255 * x, "input range", "multiply by 255 inside the model")
-    found: dict[str, _Verdicts] = {
-        how: _right(_outputs(network, view(images)), labels) for how, (view, _, _) in views.items()
-    }
+    found: dict[str, _Verdicts] = {}
+    for how, (view, _, _) in views.items():
+        # A model may refuse what is out of its range.
+        with suppress(Exception):
+            found[how] = _right(_outputs(network, view(images)), labels)
+    if not found:
+        return
     best = max(float(other.mean()) for other in found.values())
     # Normalisations resemble one another: the plainest of those about as good.
     how = next(how for how, other in found.items() if other.mean() >= best - 0.02)
     other = found[how]
-    accuracy = f"{right.mean():.1%} as it is"
     if other.mean() - right.mean() > FAR and mcnemar(other, right) < SURE:
         _, name, fix = views[how]
-        yield Finding(name, "fail", f"accuracy is {accuracy}, {other.mean():.1%} on images {how}", fix)
+        yield Finding(name, "fail", f"accuracy is {right.mean():.1%} as it is, {other.mean():.1%} on images {how}", fix)
     else:
         chance = np.bincount(labels.cpu().numpy()).max() / len(labels)
         if right.mean() <= chance + 3 * np.sqrt(chance * (1 - chance) / len(labels)):
             yield Finding(
                 "accuracy",
                 "warn",
-                f"{accuracy} is no better than chance ({chance:.1%}), so that its input convention cannot be told",
+                f"{right.mean():.1%} is no better than chance ({chance:.1%}), which hides a wrong input convention",
                 "load trained weights; compare the order of classes",
             )
 

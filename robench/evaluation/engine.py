@@ -25,6 +25,7 @@ from robench.core.losses import margin
 from robench.core.progress import Progress, silent
 from robench.core.rng import Draws
 from robench.core.store import content_key
+from robench.core.threads import fitting_threads
 from robench.evaluation.claims import Claims
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
@@ -188,15 +189,19 @@ class Evaluator:
                     f"--batch-size or an interruption give other rows"
                 )
         self._done = 0
-        left = None
+        left: int | None = None
         while works := self.plan(targets, threat, indices):
-            before, left = left, sum(len(cell.pending) for work in works for cell in work.cells)
+            now = sum(len(cell.pending) for work in works for cell in work.cells)
             self._total = self._done + sum(work.cost() for work in works)
-            if self._share(works, np.unique(np.concatenate(list(indices.values()))), len(threat.eps)):
-                assert before is None or left < before, "units were done and their rows are still missing"
+            requested = np.unique(np.concatenate(list(indices.values())))
+            with fitting_threads(self.settings.device, self.settings.batch_size * self.data.test.images[0].numel()):
+                shared = self._share(works, requested, len(threat.eps))
+            if shared:
+                assert left is None or now < left, "units were done and their rows are still missing"
             else:
                 # What is left, other processes have.
                 time.sleep(0.5)
+            left = now
             for target in targets:
                 self._rows[target.name].refresh()
         for target in targets:
@@ -248,7 +253,8 @@ class Evaluator:
         """Seconds per image and gradient step, of a full batch."""
         samples, eps = work.pairs()
         chunk = np.resize(np.arange(len(samples)), self._batch)
-        attack = replace(work.job.attack, **({"steps": steps} if hasattr(work.job.attack, "steps") else {}))
+        fewer: dict[str, Any] = {"steps": steps} if hasattr(work.job.attack, "steps") else {}
+        attack = replace(work.job.attack, **fewer)
         model = self._model(work)
         times = []
         for _ in range(2):
@@ -372,7 +378,8 @@ class Evaluator:
                     if unit is None:
                         continue
                     any_mine = True
-                    model = model or self._model(unit)
+                    if model is None:
+                        model = self._model(unit)
                     for cell in unit.cells:
                         self._rows[cell.target.name].declare(cell.key, cell.manifest)
                     judges = {cell.target.name: self._judge_of(cell.target) for cell in unit.cells}

@@ -91,7 +91,7 @@ def probe(
         f"at most {steps:,} gradient steps" + (f" and {queries:,} queries" if queries else "")
     )
     for trial in trials:
-        evaluator = Evaluator(data, settings, progress=progress, notice=notice)
+        evaluator = Evaluator(data, settings, progress=progress)
         threat = Whitebox(eps=(trial.eps,), attacks=(trial.attack,), restarts=trial.restarts)
         try:
             rows = evaluator.run([target], threat, samples).where(threat="whitebox")
@@ -141,7 +141,7 @@ def _judged(trial: _Trial, rows: Outcomes, target: Subject, accuracy: float, *, 
     if large:
         evidence = f"{standing} of {len(verdicts)} survivors of {target.name} are right at ε {trial.eps:g}"
     else:
-        tries = f" in {trial.restarts} draws" if trial.restarts > 1 else ""
+        tries = f" in {trial.restarts} tries" if trial.restarts > 1 else ""
         evidence = (
             f"{trial.attack.label}{tries} takes {fallen} of {len(verdicts)} survivors of {target.name} at ε "
             f"{trial.eps:g}, {100 * excess:.1f} points of accuracy"

@@ -18,6 +18,7 @@ from robench.core.models import build
 from robench.core.progress import Progress, silent
 from robench.core.rng import Stream
 from robench.core.runs import Run, Runs, lineage, load_state
+from robench.core.threads import fitting_threads
 from robench.defenses import Batch
 from robench.training.checkpoint import Checkpoint
 from robench.training.recipes import Recipe
@@ -79,7 +80,8 @@ def ensure(
         parent = ensure(task.start, data, runs, device=device, trusted=trusted, progress=progress, notice=notice)
     elif task.init != "scratch":
         parent = runs.get(task.init)
-    return _train(task, data, runs, parent, device, trusted, track, track_every, progress, notice)
+    with fitting_threads(device, task.recipe.batch_size * data.train.images[0].numel()):
+        return _train(task, data, runs, parent, device, trusted, track, track_every, progress, notice)
 
 
 def _train(

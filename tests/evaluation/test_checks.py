@@ -106,6 +106,18 @@ def test_impossible_rows(column: str, values: Any, evidence: str) -> None:
     assert evidence in found[0].evidence
 
 
+def test_clean_accuracy_at_chance() -> None:
+    def label(frame: pd.DataFrame) -> pd.Series:
+        return frame["sample"] % 4
+
+    def prediction(frame: pd.DataFrame) -> pd.Series:
+        return label(frame).where(frame["correct"], label(frame) + 1)
+
+    values = {"label": label, "prediction": prediction}
+    assert named(check(outcomes("whitebox", {0.0: 55, 0.1: 20}, **values))) == {"clean above chance": "warn"}
+    assert named(check(outcomes("whitebox", {0.0: 80, 0.1: 20}, **values))) == {}
+
+
 def test_a_few_survivors_do_not_fail_a_result() -> None:
     def flag(frame: pd.DataFrame) -> pd.Series:
         return frame["sample"] < 2
@@ -131,7 +143,13 @@ def evaluated(data: Data, threat: Threat, target: Subject, **options: Any) -> Ou
 def test_an_attack_that_returns_clean_images(make_subject: MakeSubject, data: Data) -> None:
     checks = check(evaluated(data, Whitebox(eps=(0.1, 0.2), attacks=(Clean(),)), make_subject(0)))
     assert named(checks) == {"images moved": "fail", "accuracy falls with ε": "warn"}
-    assert str(checks[1]).startswith("fail  images moved: 40 of 40 samples still right less than 0.5 ε away")
+    assert str(checks[2]).startswith("fail  images moved: 40 of 40 samples still right less than 0.5 ε away")
+
+
+@pytest.mark.parametrize(("threat", "status"), [("whitebox", "warn"), ("blackbox", "fail")])
+def test_torchattacks_may_give_clean_images_back_but_not_to_transfer_them(threat: str, status: str) -> None:
+    unmoved = {"attack": lambda frame: "torchattacks/Square", "linf": lambda frame: 0.0 * frame["eps"]}
+    assert named(check(outcomes(threat, WHITE, **unmoved))) == {"images moved": status}
 
 
 class Rounds(nn.Module):

@@ -118,7 +118,9 @@ def test_the_same_index_of_another_data_set_is_another_image() -> None:
     with pytest.raises(RobenchError, match="rows in common"):
         compare(one, two, "blackbox")
     with pytest.raises(RobenchError, match="no whitebox rows of 'one'; robench eval one --threat whitebox"):
-        compare(one, one, "whitebox")
+        compare(one, two, "whitebox")
+    with pytest.raises(RobenchError, match="'one' on both"):
+        compare(one, one, "blackbox")
 
 
 def seeds(name: str, shares: Sequence[float]) -> list[Measured]:

@@ -114,15 +114,16 @@ def test_train_mode_that_eval_does_not_end(images: Data) -> None:
         (lambda: Normalized(sound(), MEAN, STD), "double normalisation"),
         (lambda: Around(Normalized(sound(), MEAN, STD)), "double normalisation"),
         (lambda: Net(), "missing normalisation"),
+        (lambda: Normalized(Net(), (0.9, 0.1, 0.5), (0.5, 0.5, 0.5)), "wrong normalisation"),
         (lambda: Around(sound(), lambda x: x.flip(1)), "channel order"),
         (lambda: Around(sound(), lambda x: x / 255), "input range"),
         (lambda: Around(sound(), lambda x: (x + 1) / 2), "input range"),
         (lambda: Around(sound(), after=lambda z: z.softmax(1)), "probabilities"),
         (lambda: Around(sound(), after=lambda z: z.softmax(1).softmax(1)), "probabilities"),
-        (lambda: Around(sound(), after=lambda z: (4 * z).softmax(1).log_softmax(1)), "softmax twice"),
+        (lambda: Around(sound(), after=lambda z: (100 * z).softmax(1).log_softmax(1)), "softmax twice"),
         (lambda: Normalized(Net(5), MEAN, STD), "number of classes"),
         (lambda: Around(sound(), after=lambda z: z / (z * 0)), "not finite"),
-        (lambda: Around(sound(), lambda x: x / x.std((1, 2, 3), keepdim=True)), "not finite"),
+        (lambda: Around(sound(), lambda x: x + 0 * (x / x.std((1, 2, 3), keepdim=True))), "not finite"),
         (lambda: Around(sound(), after=lambda z: z - z.mean(0)), "batch dependence"),
         (lambda: Around(sound(), after=lambda z: z + torch.rand_like(z)), "not deterministic"),
         (lambda: Around(sound(), lambda x: torch.dropout(x, 0.1, True)), "not deterministic"),
@@ -148,6 +149,22 @@ def test_another_task_is_not_blamed_on_the_input_range(images: Data) -> None:
     data = make("npz:other", shuffled, shuffled, classes="abcd", statistics=(MEAN, STD))
     finding = one(diagnose(sound(), data))
     assert (finding.name, finding.status) == ("accuracy", "warn")
+
+
+def test_images_with_other_channels_are_not_made_up_by_broadcasting(images: Data) -> None:
+    grey = (images.test.images.numpy()[:, :1].copy(), images.test.labels.numpy())
+    finding = one(diagnose(sound(), make("npz:grey", grey, grey, classes="abcd")))
+    assert finding.name == "input"
+    assert "it normalises 3 channels" in finding.evidence
+
+
+def test_a_model_that_refuses_other_ranges_is_well(images: Data) -> None:
+    def strict(x: Tensor) -> Tensor:
+        assert x.min() >= 0
+        assert x.max() <= 1
+        return x
+
+    assert diagnose(Around(sound(), strict).eval(), images) == []
 
 
 def test_members_are_told_apart(images: Data) -> None:

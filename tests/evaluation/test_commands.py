@@ -1,0 +1,143 @@
+"""`eval --strict`, `--probe`, `compare` and `doctor` from the command line, on runs that nothing had to train."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from robench.cli import run
+from robench.core.data import Data
+from robench.core.runs import Runs
+from robench.core.store import read_json, write_json
+from tests.evaluation.conftest import SPEC, ensemble
+
+EVAL = ["--dataset", "npz:noise.npz", "--samples", "24", "--steps", "3", "--restarts", "2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def work(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("commands")
+    images, labels = data.test.images.numpy(), data.test.labels.numpy()
+    np.savez(folder / "noise.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        for seed in range(3):
+            for defense, key in (("gal", seed), ("adp", 10 + seed), ("hold-out", 20 + seed)):
+                Runs().save(
+                    f"{defense}{seed}",
+                    ensemble(key),
+                    members=[SPEC, SPEC],
+                    defense={"name": defense},
+                    seed=seed,
+                    role="target",
+                    data={"name": "noise", "fingerprint": ""},
+                )
+        yield folder
+    finally:
+        os.chdir(before)
+
+
+def test_checks_come_after_the_table_and_beside_csv(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["eval", "gal0", "--threat", "whitebox", "--eps", "0.02,0.1", *EVAL]
+    assert run([*arguments, "--strict"]) == 0
+    printed = capsys.readouterr()
+    names = [line.split(":")[0] for line in printed.out.splitlines()[-4:]]
+    assert names == [
+        "pass  rows possible",
+        "pass  images moved",
+        "pass  gradients there",
+        "pass  accuracy falls with ε",
+    ]
+    assert run([*arguments, "--format", "json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)
+    assert "pass  rows possible" in printed.err
+
+
+def test_strict_sets_the_exit_code(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An attack whose steps move nothing to speak of."""
+    lame = "pgd:step_ratio=0.001:random_start=false"
+    arguments = ["eval", "gal0", "--threat", "whitebox", "--eps", "0.1", "--attacks", lame, *EVAL]
+    assert run(arguments) == 0
+    assert run([*arguments, "--strict"]) == 1
+    assert "fail  images moved" in capsys.readouterr().out
+
+
+def test_an_allowed_relation_labels_the_result(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["eval", "gal0", "--threat", "blackbox", "--eps", "0.1", "--surrogates", "gal0", *EVAL]
+    assert run(arguments) == 2
+    assert "--allow-related" in capsys.readouterr().err
+    assert run([*arguments, "--allow-related"]) == 0
+    assert "warn  surrogates unrelated: no black-box result, for gal0 and gal0 share" in capsys.readouterr().out
+
+
+def test_probe_says_its_cost_and_what_it_found(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    black = ["eval", "gal0", "--threat", "blackbox", "--surrogates", "adp0", "--probe", *EVAL]
+    assert run(black) == 2
+    assert "--probe has no effect" in capsys.readouterr().err
+    assert run(["eval", "gal0", "--threat", "whitebox", "--eps", "0.02", "--probe", *EVAL]) == 0
+    printed = capsys.readouterr()
+    assert "survivors of gal0 at ε 0.02: at most" in printed.err
+    assert "a large ε takes all" in printed.out
+
+
+def test_compare_two_ensembles_and_two_defenses(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"{defense}{seed}" for seed in range(3) for defense in ("gal", "adp")]
+    assert run(["eval", *names, "--threat", "whitebox", "--eps", "0.02", *EVAL]) == 0
+    capsys.readouterr()
+    assert run(["compare", "gal0", "adp0", "--threat", "whitebox", "--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["a"], row["b"], row["samples"], row["eps"]) == ("gal0", "adp0", 24, 0.02)
+    assert run(["compare", "gal", "adp", "--defenses", "--threat", "clean"]) == 0
+    assert "± sd over seeds" in capsys.readouterr().out
+    cases = {
+        ("compare", "gal0", "adp0", "--threat", "blackbox"): "robench eval adp0 --threat blackbox",
+        ("compare", "gal0", "adp0", "--threat", "whitebox", "--eps", "0.3"): "--eps 0.3",
+        ("compare", "gal0", "adp0", "--threat", "clean", "--n", "2"): "no effect",
+        ("compare", "gal", "adp", "--defenses", "--threat", "clean", "--n", "5"): "choose with --n",
+        ("compare", "gal", "hold-out", "--defenses", "--threat", "clean"): "no clean rows of 'hold-out0'",
+        ("compare", "gal", "ghal", "--defenses", "--threat", "clean"): "did you mean gal",
+    }
+    for arguments, expected in cases.items():
+        assert run(list(arguments)) == 2, arguments
+        assert expected in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_doctor(work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(["doctor", "gal0", "--dataset", "npz:noise.npz", "--device", "cpu"]) == 0
+    manifest = Runs().get("gal1").manifest
+    assert run(["doctor", "gal1", "--dataset", "digits", "--device", "cpu"]) == 1
+    assert "fail  number of classes (member 1, 2): the model has 4 outputs, digits has 10" in capsys.readouterr().out
+    assert read_json(Path("runs/gal1/manifest.json")) == manifest
+    monkeypatch.syspath_prepend(str(work))
+    Path("made_here.py").write_text(
+        "from torch import nn\n"
+        "def soft(num_classes, in_channels):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64 * in_channels, num_classes), nn.Softmax(1))\n"
+    )
+    try:
+        assert run(["doctor", "made_here:soft", "--dataset", "digits", "--device", "cpu"]) == 1
+    finally:
+        sys.modules.pop("made_here", None)
+    assert "fail  probabilities" in capsys.readouterr().out
+    assert run(["doctor", "made_here:soft"]) == 2
+    assert "--dataset" in capsys.readouterr().err
+
+
+def test_weights_that_were_replaced_are_not_mixed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["eval", "hold-out1", "hold-out2", "--threat", "whitebox", "--eps", "0.02", *EVAL]) == 0
+    folder = Path("runs/hold-out1/outcomes/cells")
+    for path in folder.glob("*.json"):
+        cell = read_json(path)
+        if cell["threat"] == "clean":
+            write_json(path, {**cell, "recipe": {**cell["recipe"], "target": "other"}})
+    capsys.readouterr()
+    assert run(["compare", "hold-out1", "hold-out2", "--threat", "whitebox"]) == 2
+    assert "several models" in capsys.readouterr().err
