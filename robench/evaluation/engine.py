@@ -201,7 +201,7 @@ class Evaluator:
             else:
                 # What is left, other processes have.
                 time.sleep(0.5)
-            left = now
+            left = now if shared else None
             for target in targets:
                 self._rows[target.name].refresh()
         for target in targets:
