@@ -16,7 +16,9 @@ Objective = Callable[[Tensor, int], Tensor]
 def gradient(objective: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """Gradient of Σ_b objective(images)_b with respect to the images alone, (B,C,H,W): no parameter gradients."""
     images = images.detach().requires_grad_(True)
-    value = objective(images).sum()
+    # A caller's no_grad is meant for its own code.
+    with torch.enable_grad():
+        value = objective(images).sum()
     if not value.requires_grad:
         raise RobenchError(
             "the model's output does not depend differentiably on its input; remove `no_grad`, `detach` and argmax "

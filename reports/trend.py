@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from robench.core.errors import RobenchError
 from robench.reports import style
 
-TITLES = {"diversity": "Diversity (ε = 0.07)", "transferability": "Transferability (ε = 0.03)"}
+TITLES = {"diversity": "Diversity", "transferability": "Transferability"}
 UNITS = {"diversity": "cross-entropy", "transferability": "success rate, %"}
 #: Epochs of the paper's rolling mean.
 WINDOW = 30
@@ -22,7 +23,8 @@ def values(history: pd.DataFrame, window: int = WINDOW) -> pd.DataFrame:
     The first records average over as many as there are.
 
     Args:
-        history: columns run, defense, n, seed, epoch, diversity and transferability (a rate in [0, 1]).
+        history: columns run, defense, n, seed, epoch, diversity and transferability (a rate in [0, 1]); where there,
+            diversity_eps and transferability_eps name the radii.
 
     Raises:
         RobenchError: a column is missing, or there are no rows.
@@ -58,8 +60,10 @@ def trend(history: pd.DataFrame, ax: Axes, *, quantity: str, window: int = WINDO
                 linestyle=style.dash(int(n)), marker=style.marker(name), markeredgewidth=0,
                 markevery=max(1, len(line) // 8), label=f"{style.label(name)}/{n}",
             )  # fmt: skip
+    radii = sorted(history[f"{quantity}_eps"].unique()) if f"{quantity}_eps" in history.columns else []
     ax.set_xlabel("epoch")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylabel(UNITS[quantity])
-    ax.set_title(TITLES[quantity])
+    ax.set_title(TITLES[quantity] + (f" (ε = {', '.join(f'{eps:g}' for eps in radii)})" if radii else ""))
     ax.set_ylim(bottom=0)
     return ax

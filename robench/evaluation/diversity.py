@@ -115,6 +115,8 @@ class Tracking:
                     ensemble, images, labels, eps=self.transfer_eps, steps=self.steps, restarts=self.restarts
                 ),
                 "images": float(len(images)),
+                "diversity_eps": self.diversity_eps,
+                "transferability_eps": self.transfer_eps,
             }
 
         return measure

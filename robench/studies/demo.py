@@ -44,7 +44,8 @@ def demonstrate(
     device = torch.device("cpu")
     bench = Workbench(Runs(out / "runs"), data, Settings(device, batch_size=samples), samples, bar=bar, notice=notice)
     tracking = Tracking(TRANSFER_EPS, diversity_eps=0.3).on(data, device)
-    targets = bench.train([resolve(data, "baseline", 3), resolve(data, "dverge", 3)], track=tracking)
+    targets = bench.train([resolve(data, "baseline", 3)])
+    targets += bench.train([resolve(data, "dverge", 3)], track=tracking)
     surrogates = bench.train(bench.surrogate_tasks(SURROGATES, "baseline"))
     found = {
         "transfer": bench.transfer(

@@ -16,6 +16,9 @@ from robench.evaluation.outcomes import Outcomes
 from robench.reports import build, html
 from robench.reports.regions import Regions
 
+#: What a tracked training records, see `robench.evaluation.diversity.Tracking`.
+TRACKED = ("diversity", "diversity_eps", "transferability", "transferability_eps")
+
 
 def draw(
     outcomes: Outcomes,
@@ -74,12 +77,10 @@ def tracked(runs: Sequence[Run]) -> pd.DataFrame:
             "n": run.n,
             "seed": run.seed,
             "epoch": entry["epoch"],
-            "diversity": entry["track"]["diversity"],
-            "transferability": entry["track"]["transferability"],
+            **{name: entry["track"][name] for name in TRACKED},
         }
         for run in runs
         for entry in run.manifest.get("history", ())
         if "diversity" in entry.get("track", {})
     ]
-    columns = ["run", "defense", "n", "seed", "epoch", "diversity", "transferability"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["run", "defense", "n", "seed", "epoch", *TRACKED])

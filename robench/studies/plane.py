@@ -13,7 +13,7 @@ from robench.core.frozen import frozen
 from robench.core.losses import cross_entropy
 from robench.core.rng import Draws
 from robench.core.runs import Run
-from robench.reports import regions
+from robench.reports import regions, style
 from robench.studies.workbench import Workbench
 
 
@@ -44,7 +44,7 @@ def decision_regions(
     with frozen(model):
         first = gradient(lambda z: cross_entropy(model(z), label), image).sign()[0]
     second = (Draws.of([sample]).uniform("rademacher", image.shape[1:], image)[0] - 0.5).sign()
-    names = [f"{subject.defense}/{subject.n}" for subject in subjects[:-1]]
+    names = [f"{style.label(subject.defense)}/{subject.n}" for subject in subjects[:-1]]
     titles = names if len(set(names)) == len(names) else [subject.name for subject in subjects[:-1]]
     ensembles = {title: subject.ensemble.eval() for title, subject in zip(titles, subjects[:-1], strict=True)}
     return regions.compute(

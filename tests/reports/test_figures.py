@@ -144,6 +144,15 @@ def test_trend_keeps_runs_apart() -> None:
     assert trend.values(pd.concat([a, b]))["diversity"].tolist() == [2.0, 2.0, 2.0]
 
 
+def test_a_trend_says_the_radii_that_were_measured_or_none() -> None:
+    plain = history(epochs=3, sizes=(3,))
+    titles = [
+        trend.trend(rows, style.figure().subplots(), quantity="transferability").get_title()
+        for rows in (plain, plain.assign(transferability_eps=0.2))
+    ]
+    assert titles == ["Transferability", "Transferability (ε = 0.2)"]
+
+
 def test_regions_of_a_linear_model() -> None:
     """Class 1 where the first direction is taken by more than 0.05."""
     image = torch.full((1, 2, 2), 0.5)

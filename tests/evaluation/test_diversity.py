@@ -1,0 +1,73 @@
+"""Diversity against a direct computation, and tracking along training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from robench.attacks._distill import distill
+from robench.core.data import Data, to_images
+from robench.core.errors import RobenchError
+from robench.core.rng import Stream
+from robench.core.runs import Runs
+from robench.evaluation.diversity import Tracking, diversity, transfer_rate
+from robench.evaluation.subjects import Subject
+from robench.training.loop import ensure
+from robench.training.task import resolve
+
+MakeSubject = Callable[[int], Subject]
+
+
+def test_diversity_equals_a_direct_computation(make_subject: MakeSubject, data: Data) -> None:
+    ensemble = make_subject(0).ensemble
+    images, labels = to_images(data.test.images[:4]), data.test.labels[:4]
+    found = diversity(ensemble, images, labels, eps=0.1, steps=3)
+    order = Stream(("diversity", 0)).permutation(4).tolist()
+    following = {order[i]: order[(i + 1) % 4] for i in range(4)}
+    layer = 1 + int(float(Stream(("diversity", 0)).uniform((1,), "layer", 0)) * 8)
+    expected = torch.zeros(4)
+    for i, j in ((0, 1), (1, 0)):
+        sources = torch.stack([images[following[k]] for k in range(4)])
+        crafted = distill(ensemble.members[i], sources, images, layer, eps=0.1, steps=3, step_ratio=1 / 3)
+        with torch.no_grad():
+            log_p = ensemble.members[j](crafted).log_softmax(dim=1)
+        expected -= log_p[torch.arange(4), labels] / 2
+    torch.testing.assert_close(found, expected)
+
+
+def test_one_member_has_no_diversity(make_subject: MakeSubject, data: Data) -> None:
+    from robench.core.ensemble import Ensemble
+
+    alone = Ensemble([make_subject(0).ensemble.members[0]])
+    with pytest.raises(RobenchError, match="at least 2 members"):
+        diversity(alone, to_images(data.test.images[:4]), data.test.labels[:4])
+
+
+def test_identical_members_fall_together(make_subject: MakeSubject, data: Data) -> None:
+    from robench.core.ensemble import Ensemble
+
+    member = make_subject(0).ensemble.members[0]
+    images = to_images(data.test.images[:16])
+    with torch.no_grad():
+        labels = member(images).argmax(dim=1)
+        fallen = transfer_rate(Ensemble([member, member]), images, labels, eps=0.3, steps=5, restarts=1)
+    assert fallen > 0.9
+
+
+def test_tracking_is_recorded_and_changes_no_weight(data: Data, tmp_path: Path) -> None:
+    overrides = {"epochs": 3, "batch_size": 20}
+    task = resolve(data, "baseline", 2, models=["resnet8"], overrides=overrides)
+    track = Tracking(0.1, 0.2, images=10, steps=2).on(data, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    plain = ensure(task, data, Runs(tmp_path / "plain"), device=cpu)
+    tracked = ensure(task, data, Runs(tmp_path / "tracked"), device=cpu, track=track, track_every=2)
+    assert tracked.weights == plain.weights
+    history = tracked.manifest["history"]
+    assert ["track" in entry for entry in history] == [True, False, True]
+    assert history[0]["track"]["every"] == 2
+    measured = ensure(task, data, Runs(tmp_path / "spaced"), device=cpu, track=track).manifest["history"]
+    assert measured[0]["track"]["every"] >= 1
+    assert "track" not in plain.manifest["history"][0]
