@@ -28,6 +28,12 @@ test: $(SETUP)
 truth: $(SETUP)
 	$(BIN)/python -m pytest -m truth --timeout 3600 -rs -s
 
+# The lower bounds of setup.cfg, in an environment of their own (needs uv).
+test-oldest:
+	uv venv -q --clear --python $(PYTHON) build/oldest
+	VIRTUAL_ENV=build/oldest uv pip install -q --resolution lowest-direct -e '.[dev]'
+	OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest -n 2 --dist loadfile
+
 lint: $(SETUP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
