@@ -56,7 +56,7 @@ def test_a_tensor_is_copied() -> None:
         [[0.1], [0.1, 0.2]],
         object(),
     ],
-    ids=repr,
+    ids=lambda eps: type(eps).__name__,
 )
 def test_every_other_eps_is_an_error(eps: Any) -> None:
     with pytest.raises(RobenchError, match="expected `eps`"):
