@@ -317,6 +317,7 @@ def eval_(
 ) -> int:
     """Judge RUNs, or every target run of the data set, under a threat; says what speaks against the result."""
     from robench.core.data import load
+    from robench.core.errors import RobenchError
     from robench.core.runs import Runs
     from robench.evaluation import checks, words
     from robench.evaluation.engine import Settings
@@ -333,6 +334,8 @@ def eval_(
         _refuse_given({"probe"}, f"has no effect under --threat {threat}")
     store = Runs(runs)
     chosen = [store.get(name) for name in names]
+    if not chosen and not any(run.role == "target" for run in store.all()):
+        raise RobenchError(f"{runs} holds no target run; robench train or robench import makes one")
     data = load(dataset or _dataset_of(chosen), data_dir)
     chosen = chosen or _targets(store, data)
     if samples > len(data.test):

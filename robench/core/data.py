@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -277,6 +278,9 @@ def _official(name: str, place: Place) -> Data:
         try:
             part = getattr(datasets, spec.dataset)(root=place.folder / name, download=True, **arguments)
         except Exception as error:  # torchvision raises RuntimeError, URLError and OSError alike
+            for made in (place.folder / name, place.folder):
+                with contextlib.suppress(OSError):  # torchvision makes folders first; those that stay empty go
+                    made.rmdir()
             raise RobenchError(
                 f"data set {name!r} is not complete in {place.folder / name} and cannot be downloaded "
                 f"({_line(error)}); put the official files there, or name your own: --dataset npz:PATH or folder:PATH"

@@ -204,6 +204,7 @@ def test_wrong_input_ends_in_one_line_and_exit_code_2(
         ("import", "code.pth"): "refused",
         ("import", "wrong.pth", "--model", "resnet8"): "--model",
         ("report", "--runs", "nowhere"): "nothing was measured",
+        ("eval", "--threat", "whitebox", "--runs", "nowhere"): "holds no target run",
     }
     before = sorted(Path("runs").iterdir())
     for arguments, expected in cases.items():
