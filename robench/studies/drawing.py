@@ -12,6 +12,7 @@ from robench.core.errors import RobenchError
 from robench.core.provenance import versions
 from robench.core.runs import Run
 from robench.core.store import content_key
+from robench.evaluation.checks import check
 from robench.evaluation.outcomes import Outcomes
 from robench.reports import build, html
 from robench.reports.regions import Regions
@@ -46,6 +47,7 @@ def draw(
         outcomes.frame,
         out / "report.html",
         facts,
+        checks=[{"name": each.name, "status": each.status, "evidence": each.evidence} for each in check(outcomes)],
         paper=paper,
         different_data=facts["data"] != ["cifar10"],
         history=history,
