@@ -232,6 +232,15 @@ def test_out_of_memory_halves_the_batch(make_subject: MakeSubject, data: Data, m
     assert [notice.split(": ")[1] for notice in notices] == ["going on with 12", "going on with 6"]
 
 
+def test_out_of_memory_in_the_model_reaches_the_evaluator() -> None:
+    class Hungry(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        FAST(Hungry(), torch.rand(24, 1, 8, 8), torch.zeros(24, dtype=torch.int64), 0.1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Clean(Attack):
     """Returns what it was given."""
