@@ -159,6 +159,7 @@ class Evaluator:
         self.settings = settings or Settings()
         self._rows_of = rows
         self._rows: dict[str, Rows] = {}
+        self._doubles: dict[str, Ensemble] = {}
         self._images = images
         self._claims = claims or Claims(None)
         self._progress = progress
@@ -574,9 +575,11 @@ class Evaluator:
 
     def _judge_of(self, target: Subject) -> Ensemble:
         """The original weights, in the dtype of verdicts."""
-        if self.settings.precision == "float64":
-            return copy.deepcopy(target.ensemble).double()
-        return target.ensemble
+        if self.settings.precision != "float64":
+            return target.ensemble
+        if target.name not in self._doubles:
+            self._doubles[target.name] = copy.deepcopy(target.ensemble).double()
+        return self._doubles[target.name]
 
     def _batch_of(self, samples: Indices) -> Tensor:
         return _images(self.data, samples, self.settings.device, crafting_dtype(self.settings.precision))
