@@ -24,10 +24,11 @@ LAYERS = {
     "robench.evaluation": 4,
     "robench.reports": 5,
     "robench.studies": 6,
-    "robench.cli": 7,
-    "robench.__main__": 8,
+    "robench.commands": 7,
+    "robench.cli": 8,
+    "robench.__main__": 9,
     # The names for Python users, imported on first use.
-    "robench": 8,
+    "robench": 9,
 }
 
 

@@ -1,0 +1,207 @@
+"""`robench eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robench.commands._shared import bar, confirm, dataset_of, device_of, notice, refuse_given, shared, split
+from robench.commands._tables import formatted
+
+if TYPE_CHECKING:
+    from robench.core.data import Data
+    from robench.core.fast import Precision
+    from robench.core.runs import Run, Runs
+    from robench.evaluation.engine import Forecast
+    from robench.evaluation.threats import Threat
+
+
+@click.command("eval")
+@click.argument("names", nargs=-1, metavar="[RUN]...")
+@click.option("--threat", type=click.Choice(["whitebox", "blackbox", "transfer"]), required=True)
+@click.option("--surrogates", default="3,5,8", show_default=True, help="Sizes to make or reuse, or names of runs.")
+@click.option("--surrogate-defense", default="baseline", show_default=True, help="`same`: each target's own.")
+@click.option("--allow-related", is_flag=True, help="Judge on surrogates that are no hold-outs; labelled.")
+@click.option("--eps", help="0.01:0.07:0.01, 8/255, or several with commas. By default the data set's.")
+@click.option("--attacks", help="With commas; fields as pgd:momentum=1. By default the protocol's.")
+@click.option("--losses", help="ce, cw. By default the protocol's.")
+@click.option("--steps", type=int, help="Gradient steps. By default the protocol's: 50, black-box 100.")
+@click.option("--restarts", type=int, help="Random starts. By default the protocol's: 5, black-box 3.")
+@click.option("--samples", default=1000, show_default=True)
+@click.option("--subset", type=click.Choice(["first", "random", "paper"]), default="first", show_default=True)
+@click.option("--dataset", help="By default the one that the runs were trained on, else cifar10.")
+@click.option("--model", multiple=True, help="package.module:factory that a run needs: allows to import it.")
+@click.option("--seed", default=0, show_default=True, help="Of the attacks' draws.")
+@click.option("--batch-size", default=250, show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16", "float64"]),
+    default="float32",
+    show_default=True,
+    help="Of crafting; verdicts are taken in float32 on the original weights.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be done, what is done, and what it would take.")
+@click.option("--no-cache", is_flag=True, help="Craft again; keep no adversarial images.")
+@click.option("--no-train", is_flag=True, help="Missing surrogates are an error.")
+@click.option("--probe", is_flag=True, help="Attack up to 200 survivors again, far harder; white-box.")
+@click.option("--strict", is_flag=True, help="Exit code 1 where a check of validity fails.")
+@click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+@shared("data_dir", "device", "runs", "yes")
+def command(
+    names: tuple[str, ...],
+    threat: str,
+    surrogates: str,
+    surrogate_defense: str,
+    allow_related: bool,
+    eps: str | None,
+    attacks: str | None,
+    losses: str | None,
+    steps: int | None,
+    restarts: int | None,
+    samples: int,
+    subset: str,
+    dataset: str | None,
+    model: tuple[str, ...],
+    seed: int,
+    batch_size: int,
+    precision: Precision,
+    dry_run: bool,
+    no_cache: bool,
+    no_train: bool,
+    probe: bool,
+    strict: bool,
+    style: str,
+    data_dir: str,
+    device: str,
+    runs: str,
+    yes: bool,
+) -> int:
+    """Judge RUNs, or every target run of the data set, under a threat; says what speaks against the result."""
+    from robench.core.data import load
+    from robench.core.errors import RobenchError
+    from robench.core.runs import Runs
+    from robench.evaluation import checks, words
+    from robench.evaluation.engine import Settings
+    from robench.evaluation.outcomes import Outcomes
+    from robench.evaluation.probe import probe as attacked_again
+    from robench.evaluation.threats import Transfer, Whitebox
+    from robench.studies.workbench import Workbench, stored
+    from robench.training.recipes import recipe_file
+
+    blackbox_only = {"surrogates", "surrogate_defense", "allow_related", "no_train", "yes", "no_cache"}
+    if threat != "blackbox":
+        refuse_given(blackbox_only, f"has no effect under --threat {threat}")
+    if threat != "whitebox":
+        refuse_given({"probe"}, f"has no effect under --threat {threat}")
+    store = Runs(runs)
+    chosen = [store.get(name) for name in names]
+    if not chosen and not any(run.role == "target" for run in store.all()):
+        raise RobenchError(f"{runs} holds no target run; robench train or robench import makes one")
+    data = load(dataset or dataset_of(chosen), data_dir)
+    chosen = chosen or _targets(store, data)
+    if samples > len(data.test):
+        notice(f"{data.label} has {len(data.test)} test images: all of them are taken instead of {samples}")
+    grid = recipe_file(data.recipe).evaluation
+    options: dict[str, Any] = {
+        "eps": words.radii(eps) if eps else (grid.transfer_eps if threat == "transfer" else grid.eps),
+        "attacks": words.attacks(threat, split(attacks), split(losses), steps),
+    }
+    if restarts is not None:
+        options["restarts"] = restarts
+    bench = Workbench(
+        store,
+        data,
+        Settings(device_of(device), precision, batch_size, seed),
+        samples,
+        subset,
+        frozenset(model),
+        bar=bar,
+        notice=notice,
+        confirm=confirm(yes),
+    )
+    found: list[checks.Check] = []
+    plans: list[tuple[list[Run], Threat]] = []
+    if threat != "blackbox":
+        plans.append((chosen, (Whitebox if threat == "whitebox" else Transfer)(**options)))
+    else:
+        for defense in sorted({run.defense if surrogate_defense == "same" else surrogate_defense for run in chosen}):
+            group = [run for run in chosen if surrogate_defense != "same" or run.defense == defense]
+            sizes, others = _surrogates(surrogates)
+            tasks = bench.surrogate_tasks(sizes, defense)
+            if dry_run and (missing := [task.name for task in tasks if task.name not in store.names()]):
+                click.echo(f"missing surrogates, trained first: {', '.join(missing)}, {bench.estimate(tasks)}")
+                continue
+            hold_outs = bench.train(tasks, allowed=not no_train, ask_beyond=600) + list(map(store.get, others))
+            plans.append((group, bench.hold_out(hold_outs, allow_related=allow_related, **options)))
+            found.append(checks.kin(map(bench.subject, group), [*map(bench.subject, hold_outs)]))
+    if dry_run:
+        for group, made in plans:
+            click.echo(_bill(bench.forecast(group, made, cache=not no_cache)))
+        return 0
+    outcomes = Outcomes.concat(bench.judge(group, made, cache=not no_cache) for group, made in plans)
+    click.echo(formatted(outcomes, threat, style))
+    found += checks.check(outcomes, stored(chosen, notice))
+    if probe:
+        for run in chosen:
+            with bar() as progress:
+                found += attacked_again(
+                    bench.subject(run),
+                    outcomes,
+                    data,
+                    options["attacks"],
+                    restarts,
+                    bench.settings,
+                    progress=progress,
+                    notice=notice,
+                )
+    for each in found:
+        click.echo(each, err=style != "table")
+    return int(strict and checks.failed(found))
+
+
+def _bill(parts: Sequence[Forecast]) -> str:
+    """What every attack takes, and the sum."""
+    from robench.studies.workbench import duration
+
+    lines = [
+        f"{part.title}: {part.cells} cells, {part.done} done, {part.passes} passes, {part.disk / 1e6:.0f} MB, "
+        f"{duration(part.seconds)}"
+        for part in parts
+    ]
+    cells, done, passes = (sum(getattr(part, name) for part in parts) for name in ("cells", "done", "passes"))
+    disk, seconds = sum(part.disk for part in parts), sum(part.seconds for part in parts)
+    return "\n".join(
+        [
+            *lines,
+            f"in all at most {cells - done} of {cells} cells, {passes} forward and backward passes of one image, "
+            f"{disk / 1e6:.0f} MB, {duration(seconds)}",
+        ]
+    )
+
+
+def _surrogates(text: str) -> tuple[list[int], list[str]]:
+    """Sizes, and names of runs."""
+    from robench.core.errors import RobenchError
+
+    parts = split(text)
+    sizes = [int(part) for part in parts if part.lstrip("-").isdigit()]
+    if not parts or any(size < 1 for size in sizes):
+        raise RobenchError(f"expected --surrogates as sizes such as 3,5,8 or names of runs, got {text!r}")
+    return sizes, [part for part in parts if not part.lstrip("-").isdigit()]
+
+
+def _targets(store: Runs, data: Data) -> list[Run]:
+    """Every target run of a data set."""
+    from robench.core.errors import RobenchError
+
+    found = [
+        run
+        for run in store.all()
+        if run.role == "target"
+        and data.label in ((run.manifest["data"] or {}).get("name"), run.manifest.get("dataset"))
+    ]
+    if not found:
+        raise RobenchError(f"{store.root} holds no target run of {data.label}; robench train makes one")
+    return found

@@ -1,0 +1,59 @@
+"""`robench list`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from robench.commands._shared import shared
+
+
+@click.command("list")
+@click.argument("what", required=False, type=click.Choice(["defenses", "attacks", "models", "datasets", "runs"]))
+@shared("runs")
+def command(what: str | None, runs: str) -> None:
+    """What there is: defenses, attacks, models, datasets, runs."""
+    from robench.attacks import ATTACKS
+    from robench.core.data import DATASETS
+    from robench.core.models import MODELS
+    from robench.core.registry import Registry
+    from robench.core.runs import Runs
+    from robench.defenses import DEFENSES
+
+    registries: dict[str, Registry[Any]] = {
+        "defenses": DEFENSES,
+        "attacks": ATTACKS,
+        "models": MODELS,
+        "datasets": DATASETS,
+    }
+    for kind, registry in registries.items():
+        if what not in (None, kind):
+            continue
+        broken = registry.broken()
+        names = [name for name in registry.names() if name not in broken]
+        lines = [f"  {name:<16} {_summary(registry.get(name))}".rstrip() for name in names]
+        if what:
+            for prefix, members in registry.families().items():
+                here = f"{len(members)} names: {', '.join(members)}" if members else "none: its package does not import"
+                lines.append(f"  {prefix}/<name>   {here}")
+        else:
+            lines += [f"  {prefix}/<name>   robench list {kind} names them" for prefix in registry.prefixes()]
+        if kind == "datasets":
+            lines += [
+                "  folder:PATH      train/<class>/* and test/<class>/*",
+                "  npz:PATH         x_train y_train x_test y_test",
+            ]
+        click.echo(f"{kind}:\n" + "\n".join(lines))
+        for name, reason in broken.items():
+            click.echo(f"  {name}: skipped. {reason}", err=True)
+    if what in (None, "runs"):
+        found = Runs(runs).all()
+        click.echo("runs:" if found or what is None else f"runs: none in {runs}; robench train makes one")
+        for each in found:
+            click.echo(f"  {each.name:<44} {each.role:<9} {each.defense} n={each.n} seed={each.seed}")
+
+
+def _summary(item: Any) -> str:
+    """The first line of what a plug-in says of itself."""
+    return (getattr(item, "func", item).__doc__ or "").strip().partition("\n")[0]

@@ -1,0 +1,91 @@
+"""`robench train`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from robench.commands._shared import bar, device_of, notice, pairs, shared
+
+
+@click.command("train")
+@click.argument("defense")
+@click.option("--n", default=3, show_default=True, help="Members.")
+@click.option("--dataset", default="cifar10", show_default=True, help="Name, folder:PATH or npz:PATH.")
+@click.option("--model", help="Architecture; several with commas, one each. By default the recipe's.")
+@click.option("--recipe", help="Recipe file; by default the data set's.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--epochs", type=int, help="Instead of the recipe's.")
+@click.option("--batch-size", type=int, help="Instead of the recipe's.")
+@click.option("--lr", type=float, help="Instead of the recipe's.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any field of the defense or recipe.")
+@click.option("--init", help="baseline, scratch or a run to start from. By default the defense's own start.")
+@click.option("--role", type=click.Choice(["target", "surrogate"]), default="target", show_default=True)
+@click.option("--name", help="Name of the run. By default made from the above.")
+@click.option(
+    "--track",
+    type=click.Choice(["quick", "full"]),
+    help="Diversity and transferability into the history: in under 15 % of the time, or the paper's protocol.",
+)
+@shared("data_dir", "device", "runs")
+def command(
+    defense: str,
+    n: int,
+    dataset: str,
+    model: str | None,
+    recipe: str | None,
+    seed: int,
+    settings: tuple[str, ...],
+    init: str | None,
+    role: Any,
+    name: str | None,
+    track: str | None,
+    data_dir: str,
+    device: str,
+    runs: str,
+    **values: Any,
+) -> None:
+    """Train DEFENSE; run again, it resumes or says that it is complete. Prints the run's name last."""
+    from robench.core.data import load
+    from robench.core.runs import Runs
+    from robench.evaluation.diversity import Tracking
+    from robench.training.loop import ensure
+    from robench.training.recipes import recipe_file
+    from robench.training.task import resolve
+
+    overrides = {key: value for key, value in values.items() if value is not None} | pairs(settings)
+    place = device_of(device)
+    data = load(dataset, data_dir)
+    models = model.split(",") if model else []
+    task = resolve(
+        data,
+        defense,
+        n,
+        seed=seed,
+        role=role,
+        models=models,
+        recipe=recipe,
+        overrides=overrides,
+        init=init,
+        name=name,
+    )
+    trusted = any(":" in each for each in models)
+    tracking = None
+    if track is not None:
+        radius = recipe_file(recipe or data.recipe).evaluation.transfer_eps[0]
+        made = Tracking.full(radius) if track == "full" else Tracking(radius)
+        tracking = made.on(data, place)
+    with bar() as progress:
+        finished = ensure(
+            task,
+            data,
+            Runs(runs),
+            device=place,
+            trusted=trusted,
+            track=tracking,
+            track_every=1 if track == "full" else None,
+            progress=progress,
+            notice=notice,
+        )
+    click.echo(finished.name)
