@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from robench.commands._shared import as_text
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from robench.evaluation.outcomes import Outcomes
 
 
@@ -14,45 +16,73 @@ def formatted(outcomes: Outcomes, threat: str, style: str) -> str:
     from robench.studies.summary import objects
 
     rows = [row for row in objects(outcomes) if (threat == "transfer") == ("success" in row)]
-    return as_text(rows, style) or _table(rows, threat)
+    return as_text(rows, style) or (_matrices(rows) if threat == "transfer" else _accuracies(rows, threat))
 
 
-def _table(rows: list[dict[str, Any]], threat: str) -> str:
-    """Percentages with their intervals, ε across; for transfer one matrix per ensemble and ε."""
+def diversity(rows: pd.DataFrame, style: str) -> str:
+    from robench.studies.summary import diversities
+
+    found = diversities(rows)
+    lines = [
+        [row["target"], f"{row['eps']:g}", str(row["samples"]), interval(row, "diversity", scale=1, digits=3)]
+        for row in found
+    ]
+    title = "diversity: mean cross-entropy [95 % interval]"
+    return as_text(found, style) or drawn(title, ["target", "ε", "images", "diversity"], lines)
+
+
+def _matrices(rows: list[dict[str, Any]]) -> str:
+    """Percentages, one matrix per ensemble and ε."""
+    found = []
+    for run, eps in sorted({(row["run"], row["eps"]) for row in rows}):
+        own = {(row["source"], row["target"]): row for row in rows if (row["run"], row["eps"]) == (run, eps)}
+        sources, targets = list(dict.fromkeys(s for s, _ in own)), list(dict.fromkeys(t for _, t in own))
+        count = next(iter(own.values()))["samples"]
+        lines = [
+            [str(source), *(f"{100 * own[source, target]['success']:.1f}" for target in targets)] for source in sources
+        ]
+        title = f"{run}: success in %, ε {eps:g}, {count} images; row = source"
+        found.append(drawn(title, ["source", *map(str, targets)], lines))
+    return "\n".join(found)
+
+
+def _accuracies(rows: list[dict[str, Any]], threat: str) -> str:
+    """Percentages with their intervals, ε across, or attacks for convergence."""
+    from robench.evaluation.words import steps
+
+    columns = sorted({(row["eps"], row.get("attack", "")) for row in rows}, key=lambda key: (key[0], steps(key[1])))
+    clean = {row["target"]: row for row in rows if row["threat"] == "clean"}
+    found: dict[str, dict[tuple[float, str], dict[str, Any]]] = {}
+    for row in (row for row in rows if row["threat"] != "clean"):
+        name = row["target"] if row["threat"] == threat else f"{row['target']} ({row['threat']})"
+        line = found.setdefault(name, {(0.0, ""): clean[row["target"]]} if row["target"] in clean else {})
+        line[row["eps"], row.get("attack", "")] = row
+    lines = [
+        [name, *(interval(line[key], "accuracy") if key in line else "" for key in columns)]
+        for name, line in found.items()
+    ]
+    images = " or ".join(map(str, sorted({row["samples"] for row in rows})))
+    headings = ["clean" if eps == 0 else f"ε {eps:g} {attack}".rstrip() for eps, attack in columns]
+    return drawn(f"{threat}: accuracy in % [95 % interval], {images} images", ["target", *headings], lines)
+
+
+def interval(row: dict[str, Any], value: str, ends: str = "", *, scale: float = 100, digits: int = 1) -> str:
+    middle, low, high = (f"{scale * row[name]:.{digits}f}" for name in (value, f"low{ends}", f"high{ends}"))
+    return f"{middle} [{low}, {high}]"
+
+
+def drawn(title: str, headings: list[str], lines: list[list[str]]) -> str:
+    """A table as wide as it needs to be."""
     import io
 
     from rich.console import Console
     from rich.table import Table
 
-    tables = []
-    if threat == "transfer":
-        groups = sorted({(row["run"], row["eps"]) for row in rows})
-        for run, eps in groups:
-            own = {(row["source"], row["target"]): row for row in rows if (row["run"], row["eps"]) == (run, eps)}
-            sources, targets = list(dict.fromkeys(s for s, _ in own)), list(dict.fromkeys(t for _, t in own))
-            count = next(iter(own.values()))["samples"]
-            table = Table(title=f"{run}: success in %, ε {eps:g}, {count} images; row = source", title_justify="left")
-            for heading in ("source", *map(str, targets)):
-                table.add_column(heading, justify="right")
-            for source in sources:
-                table.add_row(str(source), *(f"{100 * own[source, target]['success']:.1f}" for target in targets))
-            tables.append(table)
-    else:
-        radii = sorted({row["eps"] for row in rows})
-        counts = sorted({row["samples"] for row in rows})
-        images = " or ".join(map(str, counts))
-        table = Table(title=f"{threat}: accuracy in % [95 % interval], {images} images", title_justify="left")
-        for heading in ("target", *("clean" if eps == 0 else f"ε {eps:g}" for eps in radii)):
-            table.add_column(heading, justify="left" if heading == "target" else "right")
-        for target in dict.fromkeys(row["target"] for row in rows):
-            own_rows = {row["eps"]: row for row in rows if row["target"] == target}
-            cells = [
-                f"{100 * row['accuracy']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]" if row else ""
-                for row in map(own_rows.get, radii)
-            ]
-            table.add_row(target, *cells)
-        tables.append(table)
-    console = Console(file=io.StringIO(), width=400, highlight=False)
-    for table in tables:
-        console.print(table)
-    return console.file.getvalue().rstrip()  # type: ignore[attr-defined,no-any-return]
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("target", "") else "right")
+    for line in lines:
+        table.add_row(*line)
+    text = io.StringIO()
+    Console(file=text, width=400, highlight=False).print(table)
+    return text.getvalue().rstrip()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robench.commands._shared import as_text, notice, refuse_given, shared
+from robench.commands._tables import drawn, interval
 
 if TYPE_CHECKING:
     from robench.core.runs import Run
@@ -50,31 +51,22 @@ def command(
 
 def _compared(rows: list[dict[str, Any]]) -> str:
     """Accuracies and their difference in percent, a line per ε."""
-    import io
-
-    from rich.console import Console
-    from rich.table import Table
-
-    def cell(row: dict[str, Any], value: str, ends: str = "") -> str:
-        return f"{100 * row[value]:.1f} [{100 * row[f'low{ends}']:.1f}, {100 * row[f'high{ends}']:.1f}]"
-
     a, b, threat = (rows[0][name] for name in ("a", "b", "threat"))
     over = "; ± sd over seeds" if "sd_a" in rows[0] else ""
-    table = Table(title=f"{threat}: accuracy in % [95 % interval], on the same images{over}", title_justify="left")
-    for heading in ("ε", "images", "versions", a, b, "difference", "p", "p, Holm", ""):
-        table.add_column(heading, justify="right" if heading else "left")
+    lines = []
     for row in rows:
         spread = [f" ± {100 * row[f'sd_{which}']:.1f}" if over else "" for which in "ab"]
-        table.add_row(
-            f"{row['eps']:g}",
-            str(row["samples"]),
-            str(row["versions"]),
-            *(cell(row, f"accuracy_{which}", f"_{which}") + sd for which, sd in zip("ab", spread, strict=True)),
-            cell(row, "difference"),
-            f"{row['p']:.3g}",
-            f"{row['p_adjusted']:.3g}",
-            row["verdict"],
+        lines.append(
+            [
+                f"{row['eps']:g}",
+                str(row["samples"]),
+                str(row["versions"]),
+                *(interval(row, f"accuracy_{which}", f"_{which}") + sd for which, sd in zip("ab", spread, strict=True)),
+                interval(row, "difference"),
+                f"{row['p']:.3g}",
+                f"{row['p_adjusted']:.3g}",
+                row["verdict"],
+            ]
         )
-    text = io.StringIO()
-    Console(file=text, width=400, highlight=False).print(table)
-    return text.getvalue().rstrip()
+    title = f"{threat}: accuracy in % [95 % interval], on the same images{over}"
+    return drawn(title, ["ε", "images", "versions", a, b, "difference", "p", "p, Holm", ""], lines)

@@ -8,26 +8,40 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robench.commands._shared import bar, confirm, dataset_of, device_of, notice, refuse_given, shared, split
-from robench.commands._tables import formatted
+from robench.commands._tables import diversity, formatted
 
 if TYPE_CHECKING:
     from robench.core.data import Data
     from robench.core.fast import Precision
     from robench.core.runs import Run, Runs
     from robench.evaluation.engine import Forecast
-    from robench.evaluation.threats import Threat
+
+
+#: Options that have an effect under some threats alone.
+_ONLY = {
+    ("surrogates", "surrogate_defense", "allow_related", "no_train", "yes", "no_cache"): ("blackbox",),
+    ("probe",): ("whitebox",),
+    ("attacks", "losses", "restarts", "batch_size", "precision", "dry_run", "strict"): (
+        "whitebox",
+        "blackbox",
+        "transfer",
+        "convergence",
+    ),
+}
 
 
 @click.command("eval")
 @click.argument("names", nargs=-1, metavar="[RUN]...")
-@click.option("--threat", type=click.Choice(["whitebox", "blackbox", "transfer"]), required=True)
+@click.option(
+    "--threat", type=click.Choice(["whitebox", "blackbox", "transfer", "convergence", "diversity"]), required=True
+)
 @click.option("--surrogates", default="3,5,8", show_default=True, help="Sizes to make or reuse, or names of runs.")
 @click.option("--surrogate-defense", default="baseline", show_default=True, help="`same`: each target's own.")
 @click.option("--allow-related", is_flag=True, help="Judge on surrogates that are no hold-outs; labelled.")
 @click.option("--eps", help="0.01:0.07:0.01, 8/255, or several with commas. By default the data set's.")
 @click.option("--attacks", help="With commas; fields as pgd:momentum=1. By default the protocol's.")
 @click.option("--losses", help="ce, cw. By default the protocol's.")
-@click.option("--steps", type=int, help="Gradient steps. By default the protocol's: 50, black-box 100.")
+@click.option("--steps", type=int, help="Gradient steps. By default the protocol's: 50, black-box 100, diversity 10.")
 @click.option("--restarts", type=int, help="Random starts. By default the protocol's: 5, black-box 3.")
 @click.option("--samples", default=1000, show_default=True)
 @click.option("--subset", type=click.Choice(["first", "random", "paper"]), default="first", show_default=True)
@@ -86,15 +100,12 @@ def command(
     from robench.evaluation.engine import Settings
     from robench.evaluation.outcomes import Outcomes
     from robench.evaluation.probe import probe as attacked_again
-    from robench.evaluation.threats import Transfer, Whitebox
+    from robench.evaluation.threats import Convergence, Threat, Transfer, Whitebox
     from robench.studies.workbench import Workbench, stored
-    from robench.training.recipes import recipe_file
 
-    blackbox_only = {"surrogates", "surrogate_defense", "allow_related", "no_train", "yes", "no_cache"}
-    if threat != "blackbox":
-        refuse_given(blackbox_only, f"has no effect under --threat {threat}")
-    if threat != "whitebox":
-        refuse_given({"probe"}, f"has no effect under --threat {threat}")
+    for options_, threats_ in _ONLY.items():
+        if threat not in threats_:
+            refuse_given(set(options_), f"has no effect under --threat {threat}")
     store = Runs(runs)
     chosen = [store.get(name) for name in names]
     if not chosen and not any(run.role == "target" for run in store.all()):
@@ -103,13 +114,7 @@ def command(
     chosen = chosen or _targets(store, data)
     if samples > len(data.test):
         notice(f"{data.label} has {len(data.test)} test images: all of them are taken instead of {samples}")
-    grid = recipe_file(data.recipe).evaluation
-    options: dict[str, Any] = {
-        "eps": words.radii(eps) if eps else (grid.transfer_eps if threat == "transfer" else grid.eps),
-        "attacks": words.attacks(threat, split(attacks), split(losses), steps),
-    }
-    if restarts is not None:
-        options["restarts"] = restarts
+    radii = words.radii(eps) if eps else _usual_eps(threat, data)
     bench = Workbench(
         store,
         data,
@@ -121,10 +126,22 @@ def command(
         notice=notice,
         confirm=confirm(yes),
     )
+    if threat == "diversity":
+        if len(radii) > 1:
+            raise RobenchError(f"expected one --eps under --threat diversity, got {eps}")
+        click.echo(diversity(bench.diversity(chosen, eps=radii[0], steps=steps or 10), style))
+        return 0
+    options: dict[str, Any] = {
+        "eps": radii,
+        "attacks": words.attacks(threat, split(attacks), split(losses), steps),
+    }
+    if restarts is not None:
+        options["restarts"] = restarts
     found: list[checks.Check] = []
     plans: list[tuple[list[Run], Threat]] = []
     if threat != "blackbox":
-        plans.append((chosen, (Whitebox if threat == "whitebox" else Transfer)(**options)))
+        known: dict[str, type[Threat]] = {"whitebox": Whitebox, "transfer": Transfer, "convergence": Convergence}
+        plans.append((chosen, known[threat](**options)))
     else:
         for defense in sorted({run.defense if surrogate_defense == "same" else surrogate_defense for run in chosen}):
             group = [run for run in chosen if surrogate_defense != "same" or run.defense == defense]
@@ -159,6 +176,18 @@ def command(
     for each in found:
         click.echo(each, err=style != "table")
     return int(strict and checks.failed(found))
+
+
+def _usual_eps(threat: str, data: Data) -> tuple[float, ...]:
+    """The data set's radii: the study's convergence check is at the smallest, its diversity at DVERGE's own."""
+    from robench.training.recipes import recipe_file
+
+    recipe = recipe_file(data.recipe)
+    if threat == "diversity":
+        return (float(recipe.resolve("dverge", 3, {})[1].eps),)  # type: ignore[attr-defined]
+    if threat == "transfer":
+        return recipe.evaluation.transfer_eps
+    return recipe.evaluation.eps[:1] if threat == "convergence" else recipe.evaluation.eps
 
 
 def _bill(parts: Sequence[Forecast]) -> str:

@@ -10,9 +10,11 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from robench.evaluation import words
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
 from robench.evaluation.statistics import LEVEL, mcnemar
 from robench.evaluation.subjects import Subject, kinship
+from robench.evaluation.threats import BLACKBOX
 
 Status = Literal["pass", "warn", "fail"]
 
@@ -49,7 +51,7 @@ def check(outcomes: Outcomes, known: Outcomes | None = None) -> list[Check]:
     """
     both = outcomes
     if known is not None:
-        missing = sorted({"whitebox", "blackbox"} - set(outcomes.frame["threat"]))
+        missing = sorted({"whitebox", *BLACKBOX} - set(outcomes.frame["threat"]))
         both = Outcomes.concat([outcomes, known.where(threat=missing)])
     checks = [
         impossible(outcomes),
@@ -58,6 +60,7 @@ def check(outcomes: Outcomes, known: Outcomes | None = None) -> list[Check]:
         zero_gradients(outcomes),
         falls(outcomes),
         whitebox_is_strongest(both),
+        converged(outcomes),
     ]
     return [each for each in checks if each is not None]
 
@@ -119,7 +122,7 @@ def zero_gradients(outcomes: Outcomes) -> Check | None:
     is zero by design.
     """
     frame = _attacked(outcomes)
-    frame = frame[(frame["threat"] != "blackbox") | (frame["loss"] == "ce")]
+    frame = frame[~frame["threat"].isin(BLACKBOX) | (frame["loss"] == "ce")]
     fix = "gradients are masked: try --losses cw, --precision float64, --probe, or --attacks torchattacks/Square"
     return _shares("gradients there", frame, frame["zero_gradient"], "with a gradient of exactly zero", fix)
 
@@ -129,7 +132,7 @@ def falls(outcomes: Outcomes) -> Check | None:
     status: Status = "pass"
     notes, curves = [], 0
     clean = outcomes.where(threat="clean", member=ENSEMBLE).verdicts(["target"]).assign(eps=0.0)
-    attacked = outcomes.where(threat=["whitebox", "blackbox"], member=ENSEMBLE).verdicts(["threat", "target", "eps"])
+    attacked = outcomes.where(threat=["whitebox", *BLACKBOX], member=ENSEMBLE).verdicts(["threat", "target", "eps"])
     for (threat, target), rows in attacked.groupby(["threat", "target"], sort=True):
         table = pd.concat([clean.loc[clean["target"] == target, rows.columns.drop("threat")], rows])
         points = table.pivot(index="sample", columns="eps", values="correct").dropna().astype(bool)
@@ -158,10 +161,12 @@ def falls(outcomes: Outcomes) -> Check | None:
 
 def whitebox_is_strongest(outcomes: Outcomes) -> Check | None:
     """On the same images, white-box accuracy must not exceed black-box accuracy: else its attack is too weak."""
-    wide = outcomes.where(threat=["whitebox", "blackbox"], member=ENSEMBLE)
+    wide = outcomes.where(threat=["whitebox", *BLACKBOX], member=ENSEMBLE).frame.replace(
+        {"threat": BLACKBOX[1]}, BLACKBOX[0]
+    )
     # Where a run was judged on two data sets, an index is two images: labels tell most of them apart.
-    labelled = wide.frame.groupby(["target", "eps", "sample"])["label"].transform("nunique") == 1
-    verdicts = Outcomes(wide.frame[labelled]).verdicts(["target", "eps", "threat"])
+    labelled = wide.groupby(["target", "eps", "sample"])["label"].transform("nunique") == 1
+    verdicts = Outcomes(wide[labelled]).verdicts(["target", "eps", "threat"])
     points = verdicts.pivot(index=["target", "eps", "sample"], columns="threat", values="correct")
     if points.shape[1] < 2 or (points := points.dropna().astype(bool)).empty:
         return None
@@ -176,6 +181,29 @@ def whitebox_is_strongest(outcomes: Outcomes) -> Check | None:
             notes.append(f"{target} at ε {eps:g}: {shares} on {len(rows)} images")
     evidence = "; ".join(notes) or f"at ε {', '.join(f'{eps:g}' for eps in points.index.unique('eps').sort_values())}"
     return Check("white-box at most black-box", status, evidence)
+
+
+def converged(outcomes: Outcomes) -> Check | None:
+    """In a convergence check, the strongest attack must not take more than the first of 50 steps or so does."""
+    verdicts = outcomes.where(threat="convergence", member=ENSEMBLE).verdicts(["target", "eps", "attack"])
+    effort = {attack: words.steps(attack) for attack in verdicts["attack"].unique()}
+    status: Status = "pass"
+    notes: list[str] = []
+    compared: list[str] = []
+    for (target, eps), rows in verdicts.groupby(["target", "eps"]):
+        points = rows.pivot(index="sample", columns="attack", values="correct").dropna().astype(bool)
+        ranked = sorted((attack for attack in map(str, points) if effort[attack] > 1), key=effort.__getitem__)
+        if len(ranked) < 2 or points.empty:
+            continue
+        usual, strongest = ranked[0], str(points[ranked[1:]].mean().idxmin())
+        before, after = points[usual], points[strongest]
+        gap = _worse(float(before.mean() - after.mean()), mcnemar(before, after))
+        status = _worst(status, gap)
+        evidence = f"{target} at ε {eps:g}: {usual} {before.mean():.1%}, {strongest} {after.mean():.1%}"
+        (compared if gap == "pass" else notes).append(evidence)
+    if not notes and not compared:
+        return None
+    return Check("attack converged", status, "; ".join(notes or compared))
 
 
 def kin(targets: Iterable[Subject], surrogates: Sequence[Subject]) -> Check:

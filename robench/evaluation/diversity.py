@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +20,10 @@ from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.features import depth
 from robench.core.frozen import frozen
+from robench.core.progress import Progress, silent
 from robench.core.rng import Draws, Stream
+from robench.core.store import content_key, read_frame, write_frame
+from robench.evaluation.subjects import Subject
 
 #: Images that share a feature layer.
 GROUP = 10
@@ -37,17 +43,21 @@ def diversity(
     Raises:
         RobenchError: fewer than two members or two images.
     """
-    if len(ensemble) < 2 or len(images) < 2:
-        raise RobenchError(
-            f"expected at least 2 members and 2 images for the diversity, got {len(ensemble)} and {len(images)}"
-        )
+    _enough(len(ensemble), len(images))
+    groups = range(0, len(images), GROUP)
+    return torch.cat([values for _, values in _by_group(ensemble, images, labels, groups, eps, steps, seed)])
+
+
+def _by_group(
+    ensemble: Ensemble, images: Tensor, labels: Tensor, groups: Iterable[int], eps: float, steps: int, seed: int
+) -> Iterator[tuple[int, Tensor]]:
+    """For every group's first place: the values of its images, which depend on no other group's."""
     stream = Stream(("diversity", seed))
     order = stream.permutation(len(images))
     sources = images[order[(order.argsort() + 1) % len(order)].to(images.device)]
-    values = []
     with frozen(ensemble):
         layers = [depth(member, images[:1]) for member in ensemble.members]
-        for start in range(0, len(images), GROUP):
+        for start in groups:
             at = slice(start, start + GROUP)
             position = float(stream.uniform((1,), "layer", start))
             losses = torch.zeros(len(images[at]), device=images.device)
@@ -58,8 +68,60 @@ def diversity(
                     for j, other in enumerate(ensemble.members):
                         if j != i:
                             losses += F.cross_entropy(other(crafted), labels[at], reduction="none")
-            values.append(losses / (len(ensemble) * (len(ensemble) - 1)))
-    return torch.cat(values)
+            yield start, losses / (len(ensemble) * (len(ensemble) - 1))
+
+
+def _enough(members: int, images: int) -> None:
+    if members < 2 or images < 2:
+        raise RobenchError(f"expected at least 2 members and 2 images for the diversity, got {members} and {images}")
+
+
+def measure(
+    target: Subject,
+    data: Data,
+    samples: Tensor,
+    folder: Path,
+    *,
+    eps: float = 0.07,
+    steps: int = 10,
+    seed: int = 0,
+    device: torch.device,
+    progress: Progress = silent,
+) -> pd.DataFrame:
+    """`diversity` of a run, kept in ``folder`` ten groups at a time: interrupted, it goes on.
+
+    Args:
+        samples: indices of test images that all members classify correctly; a value depends on all of them, as each
+            is the source of another.
+
+    Returns:
+        One row per image: target, defense, n, seed, eps, steps, sample, diversity.
+
+    Raises:
+        RobenchError: fewer than two members or two images.
+    """
+    _enough(target.n, len(samples))
+    about = {"eps": eps, "steps": steps, "draws": seed}
+    key = content_key({**about, "target": target.identity, "data": data.identity, "samples": samples.tolist()})
+    parts = {path: read_frame(path) for path in sorted(folder.glob("part-*.parquet"))}
+    for path in (path for path, part in parts.items() if part is None):
+        path.unlink(missing_ok=True)
+    known = [part[part["key"] == key] for part in parts.values() if part is not None]
+    done = {int(sample) for part in known for sample in part["sample"]}
+    groups = [start for start in range(0, len(samples), GROUP) if int(samples[start]) not in done]
+    images, labels = to_images(data.test.images[samples].to(device)), data.test.labels[samples].to(device)
+    fresh: list[pd.DataFrame] = []
+    for start, values in _by_group(target.ensemble, images, labels, groups, eps, steps, seed):
+        own = samples[start : start + GROUP]
+        fresh.append(pd.DataFrame({"key": key, "sample": own.numpy(), "diversity": values.cpu().numpy()}))
+        progress(start + len(own), len(samples), f"diversity of {target.name}")
+        if len(fresh) == 10 or start == groups[-1]:
+            known.append(pd.concat(fresh, ignore_index=True))
+            write_frame(folder, known[-1])
+            fresh = []
+    rows = pd.concat(known, ignore_index=True).drop_duplicates("sample").sort_values("sample", ignore_index=True)
+    who: dict[str, Any] = {"target": target.name, "defense": target.defense, "n": target.n, "seed": target.seed}
+    return rows.assign(**who, eps=eps, steps=steps)[[*who, "eps", "steps", "sample", "diversity"]]
 
 
 def transfer_rate(

@@ -12,6 +12,9 @@ from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.evaluation.subjects import Subject, kinship
 
+#: What the column ``threat`` says of surrogates that are Baselines, or any other defense, and of the target's own kind.
+BLACKBOX = ("blackbox", "blackbox-own")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -89,6 +92,16 @@ class Whitebox(Threat):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Convergence(Whitebox):
+    """White-box attacks of growing effort, each judged by itself: FGSM, then PGD with 50, 500 and 1000 steps and one
+    start (DVERGE paper, appendix D). Where more steps still lower the accuracy, the white-box number is too high."""
+
+    name: ClassVar[str] = "convergence"
+
+    restarts: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Transfer(Threat):
     """Within the ensemble: crafted on each member, tested on each and on the ensemble; any start counts."""
 
@@ -117,6 +130,9 @@ class Blackbox(Threat):
     """The attacker has hold-out surrogates: by default momentum PGD with 3 starts, M-DI² and SGM, each with CE and CW,
     100 steps (protocol §3). Every start is a version of its own; accurate means right on all versions.
 
+    Surrogates that were trained with the target's own technique are a harder threat, and a column of their own:
+    ``blackbox-own``. A Baseline target has no such setting.
+
     Attributes:
         surrogates: ensembles that share no weights and no ancestor with the targets.
         allow_related: judge all the same where they do.
@@ -141,24 +157,26 @@ class Blackbox(Threat):
                     f"{reason}: not a hold-out surrogate, so the result would not be a black-box one; choose another "
                     f"surrogate, or pass --allow-related to measure it and have it labelled"
                 )
+            own = surrogate.defense == target.defense and target.defense not in ("baseline", "unknown")
             for attack in self.attacks:
                 # The study's 3 starts are of PGD alone: M-DI² draws too, but starts at the image.
                 started = bool(getattr(attack, "random_start", False))
                 for restart in range(self.restarts) if started else (0,):
                     yield Job(
-                        self.name, surrogate.ensemble, surrogate.name, surrogate.identity, attack, (restart,), False
+                        BLACKBOX[own], surrogate.ensemble, surrogate.name, surrogate.identity, attack, (restart,), False
                     )
 
 
 #: Per threat: the attacks that are tried, with the fields that differ from the attacks' own defaults, and the losses.
-PROTOCOL: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, ...]]] = {
-    "whitebox": ({"pgd": {}}, ("ce",)),
-    "transfer": ({"pgd": {}}, ("ce",)),
-    "blackbox": ({"pgd": {"momentum": 1.0, "steps": 100}, "mdi2": {}, "sgm": {}}, ("ce", "cw")),
+PROTOCOL: dict[str, tuple[tuple[tuple[str, dict[str, Any]], ...], tuple[str, ...]]] = {
+    "whitebox": ((("pgd", {}),), ("ce",)),
+    "transfer": ((("pgd", {}),), ("ce",)),
+    "blackbox": ((("pgd", {"momentum": 1.0, "steps": 100}), ("mdi2", {}), ("sgm", {})), ("ce", "cw")),
+    "convergence": ((("fgsm", {}), *(("pgd", {"steps": steps}) for steps in (50, 500, 1000))), ("ce",)),
 }
 
 
 def default_attacks(threat: str) -> tuple[Attack, ...]:
     """The protocol's attacks for a threat, each with each loss."""
     attacks, losses = PROTOCOL[threat]
-    return tuple(ATTACKS.get(name)(loss=loss, **values) for name, values in attacks.items() for loss in losses)
+    return tuple(ATTACKS.get(name)(loss=loss, **values) for name, values in attacks for loss in losses)

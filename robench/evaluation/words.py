@@ -58,19 +58,32 @@ def attacks(
         RobenchError: unknown attack, loss or field.
     """
     protocol, usual = PROTOCOL[threat]
-    made = []
-    for text in names or protocol:
+    chosen: list[tuple[str, dict[str, object]]] = [] if names else [(name, dict(fields)) for name, fields in protocol]
+    for text in names:
         name, *pairs = text.split(":")
-        values: dict[str, object] = dict(protocol.get(name, {}))
+        own = [fields for each, fields in protocol if each == name]
+        # Where the protocol has an attack several times, its name does not say which of them.
+        values: dict[str, object] = dict(own[0]) if len(own) == 1 else {}
         for pair in pairs:
             field, equals, value = pair.partition("=")
             if not equals:
                 raise RobenchError(f"expected NAME:FIELD=VALUE in attack {text!r}, got {pair!r}")
             values[field] = value
-        if steps is not None:
-            values["steps"] = steps
-        for loss in losses or usual:
-            if loss not in LOSSES.names():
-                raise unknown("loss", loss, LOSSES.names())
-            made.append(construct(ATTACKS.get(name), {**values, "loss": loss}, f"attack {name!r}"))
-    return tuple(made)
+        chosen.append((name, values))
+    for loss in losses:
+        if loss not in LOSSES.names():
+            raise unknown("loss", loss, LOSSES.names())
+    more = {} if steps is None else {"steps": steps}
+    return tuple(
+        construct(ATTACKS.get(name), {**values, **more, "loss": loss}, f"attack {name!r}")
+        for name, values in chosen
+        for loss in losses or usual
+    )
+
+
+def steps(label: str) -> int:
+    """Gradient steps of an attack by its label in the rows, such as ``pgd:steps=500``; 1 where it says nothing."""
+    name, *pairs = label.split(":")
+    given = dict(pair.split("=") for pair in pairs).get("steps")
+    usual = getattr(ATTACKS.get(name), "steps", 1) if name in ATTACKS.names() else 1
+    return int(given or usual)

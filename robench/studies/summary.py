@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
+from scipy import stats
+
 from robench.evaluation.outcomes import Outcomes
+from robench.evaluation.threats import BLACKBOX
 
 
 def objects(outcomes: Outcomes) -> list[dict[str, Any]]:
-    """One object per target, threat and ε; per source, member and ε for transfer. Fractions in [0, 1].
+    """One object per target, threat and ε; for convergence per attack too; per source, member and ε for transfer.
 
-    Keys: target, defense, n, seed, threat, eps, accuracy, low, high, samples; or, for transfer, run, source, target
-    (members from 1, ``"ensemble"`` for the last column), eps, success, samples.
+    Fractions in [0, 1]. Keys: target, defense, n, seed, threat, eps, accuracy, low, high, samples (and attack); or, for
+    transfer, run, source, target (members from 1, ``"ensemble"`` for the last column), eps, success, samples.
     """
-    judged = outcomes.where(threat=["clean", "whitebox", "blackbox"])
-    table = judged.accuracy(["target", "defense", "n", "seed", "threat", "eps"])
-    rows: list[dict[str, Any]] = [
-        {
-            **{name: str(row[name]) for name in ("target", "defense", "threat")},
-            **{name: int(row[name]) for name in ("n", "seed", "samples")},
-            **{name: float(row[name]) for name in ("eps", "accuracy", "low", "high")},
-        }
-        for row in table.to_dict("records")
-    ]
+    by = ["target", "defense", "n", "seed", "threat", "eps"]
+    rows = _plain(outcomes.where(threat=["clean", "whitebox", *BLACKBOX]).accuracy(by))
+    rows += _plain(outcomes.where(threat="convergence").accuracy([*by, "attack"]))
     rows += [
         {
             "run": str(row["target"]),
@@ -35,3 +32,19 @@ def objects(outcomes: Outcomes) -> list[dict[str, Any]]:
         for row in outcomes.transferability().to_dict("records")
     ]
     return rows
+
+
+def diversities(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """One object per target of `Workbench.diversity`: target, defense, n, seed, eps, diversity (mean over images, in
+    nats), low, high (95 % t-interval), samples."""
+    by = ["target", "defense", "n", "seed", "eps"]
+    table = rows.groupby(by)["diversity"].agg(["mean", "sem", "size"]).reset_index()
+    half = stats.t.ppf(0.975, table["size"] - 1) * table["sem"]
+    table = table.assign(diversity=table["mean"], low=table["mean"] - half, high=table["mean"] + half)
+    return _plain(table.rename(columns={"size": "samples"})[[*by, "diversity", "low", "high", "samples"]])
+
+
+def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of plain Python values, which JSON takes."""
+    columns = [table[name].tolist() for name in table]
+    return [dict(zip(table.columns, values, strict=True)) for values in zip(*columns, strict=True)]

@@ -7,13 +7,17 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import pandas as pd
+
 from robench.core.data import Data
 from robench.core.errors import RobenchError
 from robench.core.progress import Progress, silent
 from robench.core.runs import Run, Runs
+from robench.core.threads import fitting_threads
 from robench.evaluation.api import chosen_samples
 from robench.evaluation.claims import Claims
-from robench.evaluation.engine import Evaluator, Forecast, Settings
+from robench.evaluation.diversity import GROUP, measure
+from robench.evaluation.engine import Evaluator, Forecast, Settings, correct_for_all
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.rows import FolderRows
@@ -23,8 +27,9 @@ from robench.training.estimate import seconds
 from robench.training.loop import Track, ensure
 from robench.training.task import Task, resolve
 
-#: Folder of a run that holds its rows; folder of all runs that holds the adversarial images.
+#: Folders of a run that hold its rows and its diversity; folder of all runs that holds the adversarial images.
 OUTCOMES = "outcomes"
+DIVERSITY = "diversity"
 CRAFTED = ".crafted"
 CLAIMS = ".claims"
 
@@ -89,6 +94,23 @@ class Workbench:
         self, runs: Sequence[Run], surrogates: Sequence[Run], *, cache: bool = True, **options: Any
     ) -> Outcomes:
         return self.judge(runs, self.hold_out(surrogates, **options), cache=cache)
+
+    def diversity(self, runs: Sequence[Run], *, eps: float, steps: int = 10) -> pd.DataFrame:
+        """`robench.evaluation.diversity.measure` of every run, on the images that all its members get right."""
+        device, seed = self.settings.device, self.settings.seed
+        order = self.data.order(self.subset, seed)
+        frames = []
+        for target in map(self.subject, runs):
+            right = correct_for_all(target, self.data, order, self.samples, device)
+            folder = self.store.folder(target.name) / DIVERSITY
+            with self.bar() as progress, fitting_threads(device, GROUP * self.data.test.images[0].numel()):
+                frames.append(
+                    measure(
+                        target, self.data, right, folder,
+                        eps=eps, steps=steps, seed=seed, device=device, progress=progress,
+                    )
+                )  # fmt: skip
+        return pd.concat(frames, ignore_index=True)
 
     def hold_out(self, surrogates: Sequence[Run], **options: Any) -> Blackbox:
         """The black-box threat from these runs."""

@@ -52,12 +52,12 @@ def optimum(slope: Tensor, images: Tensor, labels: Tensor, eps: float) -> Tensor
 
 
 def attack_of(name: str, loss: str) -> Attack:
-    steps = {"steps": 100} if name == "mdi2" else {"steps": 12}
+    steps = {"mdi2": {"steps": 100}, "fgsm": {}}.get(name, {"steps": 12})
     return ATTACKS.get(name)(loss=loss, **steps)
 
 
 @pytest.mark.parametrize("eps", [0.01, 0.05, 0.3])
-@pytest.mark.parametrize("name", ["pgd", "sgm"])
+@pytest.mark.parametrize("name", ["pgd", "sgm", "fgsm"])
 def test_ce_reaches_the_optimum(name: str, eps: float, linear: tuple[nn.Module, Tensor], images: Tensor) -> None:
     model, slope = linear
     labels = model(images).argmax(dim=1)
@@ -66,7 +66,7 @@ def test_ce_reaches_the_optimum(name: str, eps: float, linear: tuple[nn.Module, 
 
 
 @pytest.mark.parametrize("eps", [0.005, 0.01, 0.02, 0.05])
-@pytest.mark.parametrize("name", ["pgd", "sgm"])
+@pytest.mark.parametrize("name", ["pgd", "sgm", "fgsm"])
 def test_the_verdict_with_cw_is_the_optimum_s(
     name: str, eps: float, linear: tuple[nn.Module, Tensor], images: Tensor
 ) -> None:

@@ -74,6 +74,31 @@ def test_whitebox_above_blackbox(excess: int, status: Any) -> None:
     assert found == ({"white-box at most black-box": status} if status else {})
 
 
+@pytest.mark.parametrize(("excess", "status"), [(0, {}), (30, "fail")])
+def test_whitebox_above_surrogates_of_the_own_kind(excess: int, status: Any) -> None:
+    """It is held against all black-box rows together: the least of both settings."""
+    own = Outcomes(outcomes("blackbox", {0.1: 120 - excess}).frame.assign(threat="blackbox-own", cell="own"))
+    found = named(check(outcomes("whitebox", WHITE), Outcomes.concat([own, outcomes("blackbox", {0.1: 150})])))
+    assert found == ({"white-box at most black-box": status} if status else {})
+
+
+@pytest.mark.parametrize(
+    ("right", "status"), [((150, 100, 99), None), ((150, 100, 97), "warn"), ((20, 100, 60), "fail"), ((99, 60), "none")]
+)
+def test_more_steps_that_take_more(right: tuple[int, ...], status: str | None) -> None:
+    attacks = ("fgsm", "pgd", "pgd:steps=500")
+    parts = [
+        Outcomes(outcomes("convergence", {0.1: standing}).frame.assign(attack=attack, cell=attack))
+        for attack, standing in zip(attacks, right, strict=False)
+    ]
+    found = {each.name: each for each in check(Outcomes.concat(parts))}
+    if status == "none":
+        assert "attack converged" not in found
+    else:
+        assert found["attack converged"].status == (status or "pass")
+        assert f"pgd {right[1] / 2:.1f}%, pgd:steps=500 {right[2] / 2:.1f}%" in found["attack converged"].evidence
+
+
 def test_the_result_itself_is_held_against_known_rows_of_the_other_threat() -> None:
     """A weak white-box result is not hidden by a strong one that was measured before."""
     weak = outcomes("whitebox", {0.1: 190})

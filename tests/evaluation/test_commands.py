@@ -98,7 +98,7 @@ def test_compare_two_ensembles_and_two_defenses(work: Path, capsys: pytest.Captu
     assert run(["compare", "gal", "adp", "--defenses", "--threat", "clean"]) == 0
     assert "± sd over seeds" in capsys.readouterr().out
     cases = {
-        ("compare", "gal0", "adp0", "--threat", "blackbox"): "robench eval adp0 --threat blackbox",
+        ("compare", "gal0", "adp0", "--threat", "blackbox"): "robench eval gal0 --threat blackbox",
         ("compare", "gal0", "adp0", "--threat", "whitebox", "--eps", "0.3"): "--eps 0.3",
         ("compare", "gal0", "adp0", "--threat", "clean", "--n", "2"): "no effect",
         ("compare", "gal", "adp", "--defenses", "--threat", "clean", "--n", "5"): "choose with --n",

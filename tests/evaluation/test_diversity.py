@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from robench.core.data import Data, to_images
 from robench.core.errors import RobenchError
 from robench.core.rng import Stream
 from robench.core.runs import Runs
-from robench.evaluation.diversity import Tracking, diversity, transfer_rate
+from robench.evaluation.diversity import Tracking, diversity, measure, transfer_rate
 from robench.evaluation.subjects import Subject
 from robench.training.loop import ensure
 from robench.training.task import resolve
@@ -36,6 +38,41 @@ def test_diversity_equals_a_direct_computation(make_subject: MakeSubject, data: 
             log_p = ensemble.members[j](crafted).log_softmax(dim=1)
         expected -= log_p[torch.arange(4), labels] / 2
     torch.testing.assert_close(found, expected)
+
+
+def test_measured_on_a_run_it_is_kept_resumed_and_repaired(
+    make_subject: MakeSubject, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = make_subject(0)
+    options: dict[str, Any] = {"eps": 0.1, "steps": 2, "device": torch.device("cpu")}
+    monkeypatch.setattr("robench.evaluation.diversity.GROUP", 2)
+    samples = torch.arange(30).flip(0)
+    whole = measure(target, data, samples, tmp_path / "whole", **options)
+    expected = diversity(
+        target.ensemble, to_images(data.test.images[samples]), data.test.labels[samples], eps=0.1, steps=2
+    )
+    assert whole["sample"].tolist() == list(range(30))
+    torch.testing.assert_close(torch.tensor(whole["diversity"].to_numpy()).flip(0), expected)
+
+    def interrupted(done: int, total: int, what: str) -> None:
+        if done > 24:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(target, data, samples, tmp_path / "cut", progress=interrupted, **options)
+    counted: list[int] = []
+    again = measure(target, data, samples, tmp_path / "cut", progress=lambda done, *_: counted.append(done), **options)
+    pd.testing.assert_frame_equal(again, whole)
+    assert counted == [22, 24, 26, 28, 30]
+    (part, *_) = sorted((tmp_path / "cut").glob("part-*"))
+    part.write_bytes(part.read_bytes()[:-1])
+    pd.testing.assert_frame_equal(measure(target, data, samples, tmp_path / "cut", **options), whole)
+    counted.clear()
+    other = measure(
+        target, data, samples[:6], tmp_path / "cut", progress=lambda done, *_: counted.append(done), **options
+    )
+    assert counted == [2, 4, 6]
+    assert len(other) == 6
 
 
 def test_one_member_has_no_diversity(make_subject: MakeSubject, data: Data) -> None:

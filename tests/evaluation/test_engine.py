@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks import Attack
+from robench.attacks.fgsm import FGSM
 from robench.attacks.pgd import PGD
 from robench.core.data import Data
 from robench.core.errors import RobenchError
@@ -25,7 +26,7 @@ from robench.evaluation.images import Images
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.rows import FolderRows
 from robench.evaluation.subjects import Subject
-from robench.evaluation.threats import Blackbox, Threat, Transfer, Whitebox
+from robench.evaluation.threats import Blackbox, Convergence, Threat, Transfer, Whitebox
 
 CPU = torch.device("cpu")
 FAST = PGD(steps=3)
@@ -62,10 +63,11 @@ def threats(make_subject: MakeSubject) -> list[Threat]:
 def test_batch_size_and_order_change_no_verdict_in_float64(make_subject: MakeSubject, data: Data, which: int) -> None:
     threat = threats(make_subject)[which]
     target = make_subject(0)
-    whole = rows(data, threat, [target], precision="float64", batch_size=64)
-    small = rows(data, threat, [target], SAMPLES.flip(0), precision="float64", batch_size=5)
+    whole = rows(data, threat, [target], precision="float64", batch_size=512)
     assert 0 < whole["correct"].mean() < 1
-    assert_same(whole, small, 1e-6)
+    for size in (16, 5):
+        small = rows(data, threat, [target], SAMPLES.flip(0), precision="float64", batch_size=size)
+        assert_same(whole, small, 1e-6)
 
 
 def test_survivors_only_equals_all_restarts(make_subject: MakeSubject, data: Data) -> None:
@@ -111,6 +113,32 @@ def test_transfer_judges_every_member_and_the_ensemble(make_subject: MakeSubject
     table = Outcomes(frame).transferability()
     assert set(table["source"]) == {1, 2}
     assert table["success"].between(0, 1).all()
+
+
+def test_convergence_judges_every_attack_by_itself(make_subject: MakeSubject, data: Data) -> None:
+    attacks = (FGSM(), PGD(steps=2), PGD(steps=6))
+    frame = rows(data, Convergence(eps=(0.03,), attacks=attacks), [make_subject(0)])
+    attacked = frame[frame["threat"] == "convergence"]
+    assert attacked["attack"].value_counts().to_dict() == dict.fromkeys(
+        ["fgsm", "pgd:steps=2", "pgd:steps=6"], len(SAMPLES)
+    )
+    assert set(frame["threat"]) == {"clean", "convergence"}
+    assert not attacked["restart"].any()
+
+
+def test_surrogates_of_the_target_s_own_defense_are_a_threat_of_their_own(
+    make_subject: MakeSubject, data: Data
+) -> None:
+    targets = [replace(make_subject(0), defense="dverge"), replace(make_subject(1), defense="baseline")]
+    surrogates = (replace(make_subject(7), defense="baseline"), replace(make_subject(8), defense="dverge"))
+    frame = rows(data, Blackbox(eps=(0.05,), attacks=(FAST,), surrogates=surrogates), targets)
+    pairs = frame[["target", "surrogate", "threat"]].drop_duplicates().itertuples(index=False)
+    assert {tuple(pair) for pair in pairs if pair.threat != "clean"} == {
+        ("subject0", "subject7", "blackbox"),
+        ("subject0", "subject8", "blackbox-own"),
+        ("subject1", "subject7", "blackbox"),
+        ("subject1", "subject8", "blackbox"),
+    }
 
 
 def test_a_single_sample_is_never_crafted_alone(make_subject: MakeSubject, data: Data) -> None:

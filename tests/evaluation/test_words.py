@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from robench.attacks.fgsm import FGSM
 from robench.attacks.pgd import PGD
 from robench.core.errors import RobenchError
-from robench.evaluation.words import attacks, radii
+from robench.evaluation.words import attacks, radii, steps
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,20 @@ def test_the_protocol_is_the_default() -> None:
     # 3 surrogates x 2 losses x (3 starts of PGD, M-DI², SGM) = 30 versions.
     assert 3 * sum(3 if attack.name == "pgd" else 1 for attack in versions) == 30
     assert versions[0] == PGD(momentum=1.0, steps=100)
+    assert attacks("convergence") == (FGSM(), PGD(), PGD(steps=500), PGD(steps=1000))
+
+
+def test_an_attack_by_name_keeps_the_protocol_s_fields_where_it_has_it_once() -> None:
+    assert attacks("blackbox", ["pgd"], ["ce"]) == (PGD(momentum=1.0, steps=100),)
+    assert attacks("convergence", ["pgd"]) == (PGD(),)
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [("fgsm", 1), ("pgd", 50), ("pgd:steps=500", 500), ("mdi2:steps=7:momentum=0", 7), ("nobody/knows", 1), ("", 1)],
+)
+def test_steps_of_a_label(label: str, expected: int) -> None:
+    assert steps(label) == expected
 
 
 def test_fields_are_converted_and_round_trip() -> None:

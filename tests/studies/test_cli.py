@@ -116,6 +116,25 @@ def test_eval_json_has_the_promised_keys(baseline: str, surrogate: str, capsys: 
     assert versions.groupby(["attack", "loss", "restart"]).ngroups == 2 * (2 + 1 + 1)
 
 
+def test_convergence_and_diversity(baseline: str, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--dataset", "npz:data.npz", "--samples", "16", "--device", "cpu"]
+    attacks = ["--attacks", "fgsm,pgd:steps=2,pgd:steps=4"]
+    assert run(["eval", "base", "--threat", "convergence", "--eps", "0.1", *attacks, *common]) == 0
+    printed = capsys.readouterr().out
+    titles = next(line for line in printed.splitlines() if "clean" in line)
+    assert titles.index("0.1 fgsm") < titles.index("pgd:steps=2") < titles.index("pgd:steps=4")
+    assert "attack converged" in printed
+    for _ in range(2):
+        assert run(["eval", "base", "--threat", "diversity", "--steps", "2", "--format", "json", *common]) == 0
+        (found,) = json.loads(capsys.readouterr().out)
+        assert found["low"] < found["diversity"] < found["high"]
+        assert found["eps"] == 0.07
+    parts = list(Path("runs/base/diversity").glob("part-*"))
+    assert len(parts) == 1
+    assert run(["eval", "base", "--threat", "diversity", "--format", "table", *common]) == 0
+    assert "mean cross-entropy" in capsys.readouterr().out
+
+
 def test_missing_surrogates_are_trained_or_refused(baseline: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["eval", "base", "--threat", "blackbox", "--surrogates", "1", "--eps", "0.2", *EVAL]
     assert run([*arguments, "--no-train"]) == 2
