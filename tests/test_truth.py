@@ -6,20 +6,30 @@ In full by `make truth`; 50 images of it in the suite.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from robench.core.data import Data, load
+from robench.core.errors import RobenchError
 from robench.core.runs import Run, Runs
 from robench.evaluation.engine import Settings
 from robench.evaluation.outcomes import Outcomes
+from robench.evaluation.subjects import Subject, kinship
 from robench.studies.workbench import Workbench
 from robench.training.importing import import_weights
 
 BASELINE = "baseline-3-resnet20-seed0"
 DVERGE = "dverge-3-resnet20-eps0.07-seed0"
+HOLD_OUT = "surrogate-baseline-3-resnet20-jpeg"
+
+#: Accuracy in % on 100 images at .03 of the ten versions, sorted, and of all ten together (protocol §6).
+VERSIONS = {
+    BASELINE: ([9, 10, 10, 11, 33, 35, 40, 41, 51, 67], 7),
+    DVERGE: ([42, 45, 46, 47, 51, 58, 60, 62, 67, 81], 39),
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,22 +41,23 @@ def lossless(shared_data: Path) -> Data:
 def runs(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     store = Runs(tmp_path_factory.mktemp("truth"))
 
-    def imported(name: str, defense: str, parent: Run | None) -> Run:
+    def imported(name: str, defense: str, parent: Run | None = None, suffix: str = "pth", seed: int = 0) -> Run:
         return import_weights(
-            [shared_data / "checkpoints" / f"{name}.pth"],
+            [shared_data / "checkpoints" / f"{name}.{suffix}"],
             store,
             model="resnet20",
             dataset="cifar10",
             defense=defense,
-            seed=0,
-            role="target",
+            seed=seed,
+            role="surrogate" if seed else "target",
             name=name,
             parent=parent,
             data_folder=Path("data"),
         )
 
-    baseline = imported(BASELINE, "baseline", None)
-    return {BASELINE: baseline, DVERGE: imported(DVERGE, "dverge", baseline)}
+    baseline = imported(BASELINE, "baseline")
+    dverge, hold_out = imported(DVERGE, "dverge", baseline), imported(HOLD_OUT, "baseline", None, "safetensors", 9001)
+    return {BASELINE: baseline, DVERGE: dverge, HOLD_OUT: hold_out}
 
 
 def bench(run: Run, data: Data, samples: int) -> Workbench:
@@ -98,12 +109,43 @@ def test_whitebox(runs: dict[str, Run], lossless: Data) -> None:
     assert measured == pytest.approx([40.7, 13.3, 2.7], abs=3)
 
 
+@pytest.mark.truth
+def test_blackbox_ten_versions(runs: dict[str, Run], lossless: Data) -> None:
+    targets = [runs[name] for name in VERSIONS]
+    work = Workbench(Runs(targets[0].folder.parent), lossless, Settings(batch_size=100, precision="bfloat16"), 100)
+    outcomes = work.blackbox(targets, [runs[HOLD_OUT]], eps=(0.03,)).where(threat="blackbox")
+    for name, (expected, all_ten) in VERSIONS.items():
+        own = outcomes.where(target=name)
+        versions = 100 * own.accuracy(["attack", "loss", "restart"])["accuracy"].sort_values()
+        strict = 100 * float(own.accuracy(["target"])["accuracy"].iloc[0])
+        print(f"\n{name}: ten versions at .03: {', '.join(f'{value:.0f}' for value in versions)}; all {strict:.0f} %")
+        assert list(versions) == pytest.approx(expected, abs=8)
+        assert strict == pytest.approx(all_ten, abs=8)
+
+
+def test_the_published_ancestor_is_refused(runs: dict[str, Run], lossless: Data) -> None:
+    with pytest.raises(RobenchError, match="is an ancestor of"):
+        bench(runs[DVERGE], lossless, 4).blackbox([runs[DVERGE]], [runs[BASELINE]], eps=(0.01,))
+
+
+def test_the_published_ancestor_shows_in_the_weights(runs: dict[str, Run]) -> None:
+    """Where nobody recorded it; the hold-out shows nothing."""
+    dverge, baseline, hold_out = (
+        replace(Subject.of_run(runs[name], torch.device("cpu")), ancestors=frozenset())
+        for name in (DVERGE, BASELINE, HOLD_OUT)
+    )
+    assert "have weights of cosine" in (kinship(baseline, dverge) or "")
+    assert kinship(hold_out, dverge) is None
+    assert kinship(hold_out, baseline) is None
+
+
 def test_fifty_images(runs: dict[str, Run], lossless: Data) -> None:
     """The shape of the truth in seconds: Baseline's members fall together, DVERGE's do not."""
     found: dict[str, Sequence[float]] = {}
     from robench.evaluation.words import attacks
 
-    for name, run in runs.items():
+    for name in (BASELINE, DVERGE):
+        run = runs[name]
         outcomes = bench(run, lossless, 50).transfer(
             [run], eps=(0.03,), restarts=1, attacks=attacks("transfer", steps=10)
         )

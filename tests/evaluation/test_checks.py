@@ -177,6 +177,14 @@ def test_torchattacks_may_give_clean_images_back_but_not_to_transfer_them(threat
     assert named(check(outcomes(threat, WHITE, **unmoved))) == {"images moved": status}
 
 
+def test_cw_leaves_alone_what_the_surrogate_gets_wrong_as_it_is() -> None:
+    unmoved = {"loss": lambda frame: "cw", "linf": lambda frame: 0.0 * frame["eps"]}
+    flat = {**unmoved, "zero_gradient": lambda frame: frame["eps"] > 0}
+    assert named(check(outcomes("blackbox", WHITE, **flat))) == {}
+    assert named(check(outcomes("blackbox", WHITE, **unmoved))) == {"images moved": "fail"}
+    assert named(check(outcomes("whitebox", WHITE, **flat)))["images moved"] == "fail"
+
+
 class Rounds(nn.Module):
     """A defense whose gradient is zero: it rounds its input to 16 levels."""
 
