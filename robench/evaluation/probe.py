@@ -28,7 +28,11 @@ SURVIVORS = 200
 LARGE = 0.5
 STEPS, RESTARTS = 10, 2
 DRAWS, QUERIES = 100, 1000
-SQUARE = "torchattacks/Square"
+#: Attacks without our losses or without gradients, of a package that may be absent: name of the check, attack, fields.
+OTHERS = (
+    ("Square does not beat it", "torchattacks/Square", {"n_queries": QUERIES}),
+    ("targeted attacks do not beat it", "torchattacks/APGDT", {"steps": 100}),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +70,8 @@ def probe(
     notice: Callable[[str], None] = lambda text: None,
 ) -> list[Check]:
     """Attacks some survivors again: in a ball of 0.5, with ten times the steps and twice the restarts, with random sign
-    noise and with Square (Andriushchenko et al. 2020).
+    noise, with Square (Andriushchenko et al. 2020) and towards every other class (Croce & Hein 2020). The last finds
+    what a loss on the true class alone misses: ADP's members disagree on the others.
 
     They are taken at the ε whose accuracy is nearest to half the clean one, where a stronger attack shows most.
 
@@ -84,8 +89,9 @@ def probe(
     samples = survivors[torch.linspace(0, len(survivors) - 1, min(limit, len(survivors))).long()]
     attack = next((each for each in attacks if hasattr(each, "steps")), attacks[0])
     trials, checks = _trials(attack, eps, restarts or Whitebox.restarts)
-    steps = sum(len(samples) * trial.restarts * steps_of(trial.attack) for trial in trials)
-    queries = len(samples) * QUERIES * any(trial.name == _WITHOUT for trial in trials)
+    targets = {OTHERS[1][0]: data.num_classes - 1}
+    steps = sum(len(samples) * trial.restarts * steps_of(trial.attack) * targets.get(trial.name, 1) for trial in trials)
+    queries = len(samples) * QUERIES * any(trial.name == OTHERS[0][0] for trial in trials)
     notice(
         f"probing {len(samples)} of {len(survivors)} survivors of {target.name} at ε {eps:g}: "
         f"at most {steps:,} gradient steps" + (f" and {queries:,} queries" if queries else "")
@@ -104,7 +110,6 @@ def probe(
 
 _EFFORT = "more effort changes nothing"
 _NOISE = "noise does not beat it"
-_WITHOUT = "Square does not beat it"
 
 
 def _trials(attack: Attack, eps: float, restarts: int) -> tuple[list[_Trial], list[Check]]:
@@ -116,11 +121,14 @@ def _trials(attack: Attack, eps: float, restarts: int) -> tuple[list[_Trial], li
             _Trial("a large ε takes all", attack, LARGE, restarts, f"{attack.label} does not reach it: {masked}")
         )
     trials.append(_Trial(_NOISE, SignNoise(), eps, DRAWS, f"a gradient attack must do better: {masked}"))
-    try:
-        square = construct(ATTACKS.get(SQUARE), {"n_queries": QUERIES}, f"attack {SQUARE!r}")
-        trials.append(_Trial(_WITHOUT, square, eps, 1, f"a gradient attack must do better: {masked}"))
-    except RobenchError as error:
-        skipped.append(Check(_WITHOUT, "warn", f"skipped: {error}"))
+    for name, other, settings in OTHERS:
+        try:
+            made = construct(ATTACKS.get(other), settings, f"attack {other!r}")
+        except RobenchError as error:
+            skipped.append(Check(name, "warn", f"skipped: {error}"))
+        else:
+            says = f"the accuracy is too high: evaluate with --attacks {other} or autoattack too"
+            trials.append(_Trial(name, made, eps, 1, says))
     values = {item.name: getattr(attack, item.name) for item in fields(attack)}
     if "steps" in values:
         harder: Attack = type(attack)(**{**values, "steps": STEPS * values["steps"]})

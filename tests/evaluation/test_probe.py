@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from robench.attacks import Attack
+from robench.attacks._ascent import ascend
 from robench.attacks.pgd import PGD
 from robench.core.data import Data
 from robench.core.errors import RobenchError
@@ -24,7 +27,8 @@ from robench.evaluation.threats import Whitebox
 CPU = torch.device("cpu")
 MakeSubject = Callable[[int], Subject]
 
-NAMES = {"a large ε takes all", "noise does not beat it", "Square does not beat it", "more effort changes nothing"}
+SQUARE, TARGETED = (name for name, *_ in module.OTHERS)
+NAMES = {"a large ε takes all", "noise does not beat it", SQUARE, TARGETED, "more effort changes nothing"}
 
 
 def probed(data: Data, target: Subject, attack: Attack, eps: tuple[float, ...], **options: int) -> dict[str, Check]:
@@ -41,7 +45,8 @@ def probed(data: Data, target: Subject, attack: Attack, eps: tuple[float, ...], 
 
 @pytest.fixture(autouse=True)
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "QUERIES", 100)
+    quick = {SQUARE: {"n_queries": 100}, TARGETED: {"steps": 10}}
+    monkeypatch.setattr(module, "OTHERS", tuple((name, attack, quick[name]) for name, attack, _ in module.OTHERS))
     monkeypatch.setattr(module, "DRAWS", 20)
 
 
@@ -68,7 +73,7 @@ def test_a_defense_without_gradients_is_beaten_by_noise_and_square(make_subject:
     target = Subject.of_model(Rounds(make_subject(0).ensemble), CPU)
     checks = probed(data, target, PGD(steps=2, random_start=False), (0.1,))
     failing = {name for name, check in checks.items() if check.status == "fail"}
-    # Without a gradient, ten times the steps are as good as none.
+    # Without a gradient, ten times the steps are as good as none; APGD's random start is better.
     assert failing == NAMES - {"more effort changes nothing"}
     assert "points of accuracy" in checks["noise does not beat it"].evidence
 
@@ -77,6 +82,29 @@ def test_too_few_steps_are_found(make_subject: MakeSubject, data: Data) -> None:
     checks = probed(data, make_subject(0), PGD(steps=1, step_ratio=0.2, random_start=False), (0.03,))
     assert checks["more effort changes nothing"].status == "fail"
     assert "--steps 10" in checks["more effort changes nothing"].evidence
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneWay(PGD):
+    """Looks at one wrong class alone: the next number."""
+
+    name: ClassVar[str] = "one-way"
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
+        def gap(z: Tensor, step: int) -> Tensor:
+            logits = model(z)
+            rows = torch.arange(len(labels))
+            return logits[rows, (labels + 1) % logits.shape[1]] - logits[rows, labels]
+
+        return ascend(gap, images, eps, steps=self.steps, step_ratio=self.step_ratio)
+
+
+def test_a_loss_that_misses_classes_is_found_by_targets(make_subject: MakeSubject, data: Data) -> None:
+    pytest.importorskip("torchattacks")
+    checks = probed(data, make_subject(0), OneWay(steps=20), (0.03,))
+    assert checks["more effort changes nothing"].status == "pass"
+    assert checks[TARGETED].status == "fail"
+    assert "--attacks torchattacks/APGDT" in checks[TARGETED].evidence
 
 
 def test_without_torchattacks_square_is_said_to_be_skipped(
@@ -90,10 +118,11 @@ def test_without_torchattacks_square_is_said_to_be_skipped(
         return original(name, package)
 
     monkeypatch.setattr(importlib, "import_module", absent)
-    check = probed(data, make_subject(0), PGD(steps=3), (0.02,), limit=4)["Square does not beat it"]
-    assert check.status == "warn"
-    assert check.evidence.startswith("skipped: ")
-    assert "pip install" in check.evidence
+    checks = probed(data, make_subject(0), PGD(steps=3), (0.02,), limit=4)
+    for name in (SQUARE, TARGETED):
+        assert checks[name].status == "warn"
+        assert checks[name].evidence.startswith("skipped: ")
+        assert "pip install" in checks[name].evidence
 
 
 def test_where_nothing_survives_there_is_nothing_to_probe(make_subject: MakeSubject, data: Data) -> None:
