@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
 
 from robench.core.errors import RobenchError
+from robench.evaluation import outcomes
 from robench.evaluation.statistics import sign_test
 
 COLUMNS = (
@@ -42,13 +42,10 @@ def ambiguous(frame: pd.DataFrame) -> list[str]:
 
 
 def wilson(accuracy: npt.ArrayLike, samples: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The 95 % interval (Wilson 1927) of proportions on that many samples each."""
-    p, n = np.asarray(accuracy, dtype=np.float64), np.asarray(samples, dtype=np.float64)
-    z = float(stats.norm.ppf(0.975))
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # Rounding must not put the interval beside its own estimate at 0 and 1.
-    return np.minimum(np.clip(centre - half, 0, 1), p), np.maximum(np.clip(centre + half, 0, 1), p)
+    """The 95 % interval of each proportion, to the nearest whole number of its samples."""
+    pairs = zip(np.ravel(accuracy).tolist(), np.ravel(samples).tolist(), strict=True)
+    ends = np.array([outcomes.wilson(round(p * n), int(n)) for p, n in pairs]).reshape(-1, 2)
+    return ends[:, 0], ends[:, 1]
 
 
 def survived(frame: pd.DataFrame, *threats: str) -> pd.DataFrame:

@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import pairwise
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import pandas as pd
 
 from robench.core.errors import unknown
+from robench.evaluation.statistics import LEVEL
+from robench.evaluation.words import steps
 from robench.reports import style, tables
-from robench.reports._queries import accuracies, paired, survived, wilson
+from robench.reports._queries import POINT, accuracies, paired, survived, tidy, wilson
+
+#: Whether our images are the paper's: they are; they are on the user's word; they are not.
+SameData = Literal["same", "vouched", "different"]
 
 
 @dataclass(frozen=True)
@@ -21,15 +26,18 @@ class Paper:
 
     Attributes:
         threats: file in `robench.reports.published` per threat.
-        images: how many each number rests on.
-        versions: attacks that an image had to survive, per threat.
+        data: its test images; images: how many each number rests on.
+        steps, tries: per threat, gradient steps of its attacks, and how many an image had to survive: black-box
+            versions, white-box starts.
         defenses: our name for each of the paper's methods.
     """
 
     title: str
     threats: dict[str, str]
+    data: str
     images: int
-    versions: dict[str, int]
+    steps: dict[str, int]
+    tries: dict[str, int]
     defenses: dict[str, str]
 
 
@@ -37,8 +45,10 @@ PAPERS = {
     "dverge2020": Paper(
         title="Yang et al. 2020, Tables 4 and 5",
         threats={"blackbox": "dverge2020_blackbox.csv", "whitebox": "dverge2020_whitebox.csv"},
+        data="cifar10",
         images=1000,
-        versions={"blackbox": 30},
+        steps={"blackbox": 100, "whitebox": 50},
+        tries={"blackbox": 30, "whitebox": 5},
         defenses={
             "baseline": "baseline",
             "ADP": "adp",
@@ -81,24 +91,25 @@ def published(paper: str = "dverge2020") -> pd.DataFrame:
     return table[["threat", "defense", "n", "eps", "published", "published_low", "published_high"]]
 
 
-def against(frame: pd.DataFrame, paper: str = "dverge2020", *, different_data: bool) -> pd.DataFrame:
+def against(frame: pd.DataFrame, paper: str = "dverge2020", *, data: SameData) -> pd.DataFrame:
     """Every accuracy that both have, in [0, 1].
 
     White-box rows count only where they are the paper's attack, PGD with cross-entropy.
 
     Args:
-        different_data: ours are not CIFAR-10 test images: numbers are shown side by side and not judged.
+        data: where our images are others, numbers are shown side by side and not judged.
 
     Returns:
         threat, defense, n, eps, ours, ours_low, ours_high, published, published_low, published_high, difference,
         difference_low, difference_high (Newcombe 1998, 95 %), verdict ("inside": that interval holds 0; "outside";
-        "fewer attacks" than the paper's; "different data"), samples, seeds, versions.
+        "weaker attack" than the paper's, in steps or in number; "different data"), samples, seeds, versions.
 
     Raises:
         RobenchError: unknown paper.
     """
     theirs = published(paper)
-    own = accuracies(survived(_comparable(frame), "clean", "blackbox", "whitebox"))
+    frame = _comparable(frame)
+    own = accuracies(survived(frame, "clean", "blackbox", "whitebox")).join(_tries(frame, PAPERS[paper]), on=POINT)
     own = own.rename(columns={"accuracy": "ours", "low": "ours_low", "high": "ours_high"})
     # Radii are typed, not computed, but 7 * 0.01 is not 0.07.
     own["eps"] = own["eps"].round(6)
@@ -108,9 +119,13 @@ def against(frame: pd.DataFrame, paper: str = "dverge2020", *, different_data: b
     up = np.hypot(both["ours_high"] - both["ours"], both["published"] - both["published_low"])
     both["difference_low"], both["difference_high"] = both["difference"] - down, both["difference"] + up
     inside = (both["difference_low"] <= 0) & (both["difference_high"] >= 0)
-    weaker = both["versions"] < both["threat"].map(PAPERS[paper].versions).astype("float64").fillna(0)
-    judged = np.where(weaker, "fewer attacks", np.where(inside, "inside", "outside"))
-    both["verdict"] = "different data" if different_data else judged
+    # What takes every image needs no more effort.
+    enough = both["threat"].map(PAPERS[paper].tries).astype("float64")
+    weaker = (both["tries"].fillna(0).astype("float64") < enough) & (both["ours"] > 0)
+    judged = np.where(weaker, "weaker attack", np.where(inside, "inside", "outside"))
+    both["verdict"] = "different data" if data == "different" else judged
+    if data == "vouched":
+        both["verdict"] += " (data vouched for)"
     rank = {name: place for place, name in enumerate(style.order(both["defense"]))}
     order = {"clean": 0, "blackbox": 1, "whitebox": 2}
     both = both.sort_values(
@@ -149,7 +164,7 @@ def orderings(frame: pd.DataFrame) -> pd.DataFrame:
         if left not in cells or right not in cells:
             return
         difference, p = mean[left] - mean[right], paired(cells[left], cells[right])
-        verdict = "undecided" if p > tables.LEVEL else "holds" if difference > 0 else "reversed"
+        verdict = "undecided" if p > LEVEL else "holds" if difference > 0 else "reversed"
         found.append(
             {"claim": claim, "left": _name(left), "right": _name(right), "difference": difference, "p": p,
              "verdict": verdict}
@@ -203,6 +218,17 @@ def _shown(name: str, value: object) -> str:
 def _comparable(frame: pd.DataFrame) -> pd.DataFrame:
     pgd = frame["attack"].isin([name for name in frame["attack"].unique() if name.split(":")[0] == "pgd"])
     return frame[(frame["threat"] != "whitebox") | (pgd & (frame["loss"] == "ce"))]
+
+
+def _tries(frame: pd.DataFrame, paper: Paper) -> pd.Series:
+    """Attacks of at least the paper's steps that an image had to survive, by threat, defense, size and ε."""
+    effort = frame["attack"].map({label: steps(label) for label in frame["attack"].unique()})
+    rows = tidy(frame)[effort >= frame["threat"].map(paper.steps)]
+    # A white-box cell pools its starts, and survivors have seen the last.
+    rows = rows.assign(tries=np.where(rows["threat"] == "whitebox", rows["restart"] + 1, 1))
+    rows = rows[(rows["threat"] != "whitebox") | rows["correct"]]
+    cells = rows.groupby([*POINT, "target", "cell"], observed=True)["tries"].max()
+    return cells.groupby([*POINT, "target"], observed=True).sum().groupby(POINT, observed=True).min().rename("tries")
 
 
 def _fallen(accuracy: float, correct: pd.Series) -> str:

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from robench.core.errors import RobenchError
+from robench.evaluation.words import steps
 from robench.reports import style
 from robench.reports._queries import survived, tidy, wilson
 
@@ -27,7 +28,7 @@ def convergence_values(frame: pd.DataFrame) -> pd.DataFrame:
     rows = tidy(frame)
     rows = rows[rows["threat"] == "convergence"]
     if rows.empty:
-        raise RobenchError("no convergence check in these outcomes; run `robench check --convergence`")
+        raise RobenchError("no convergence check in these outcomes; run `robench eval --threat convergence`")
     point = ["defense", "n", "eps", "attack"]
     held = rows.groupby([*point, "seed", "sample"], observed=True)["correct"].all().reset_index()
     runs = held.groupby([*point, "seed"], observed=True)["correct"].agg(["mean", "size"]).reset_index()
@@ -37,7 +38,7 @@ def convergence_values(frame: pd.DataFrame) -> pd.DataFrame:
         .reset_index()
     )
     points["low"], points["high"] = wilson(points["accuracy"], points["samples"])
-    points["steps"] = points["attack"].map(_steps)
+    points["steps"] = points["attack"].map(steps)
     return points.sort_values(["defense", "n", "eps", "steps", "attack"], ignore_index=True)
 
 
@@ -60,11 +61,11 @@ def convergence(frame: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-def setting_values(frame: pd.DataFrame, settings: Mapping[str, float], eps: float) -> pd.DataFrame:
+def setting_values(frame: pd.DataFrame, settings: Mapping[str, float | str], eps: float) -> pd.DataFrame:
     """One row per setting and threat: accuracy at ε (clean: at 0), low, high in [0, 1], seeds.
 
     Args:
-        settings: the value of the setting for each target, such as λ or the layer.
+        settings: the value of the setting for each target, such as λ or the layer: numbers, or words.
 
     Raises:
         RobenchError: none of these targets was attacked at ε.
@@ -74,7 +75,7 @@ def setting_values(frame: pd.DataFrame, settings: Mapping[str, float], eps: floa
     if (verdicts["threat"] == "clean").all():
         raise RobenchError(f"none of these targets was attacked at ε = {eps:g}: {', '.join(sorted(settings))}")
     runs = verdicts.groupby(["threat", "target"], observed=True)["correct"].agg(["mean", "size"]).reset_index()
-    runs["setting"] = runs["target"].map(dict(settings)).astype(float)
+    runs["setting"] = [settings[target] for target in runs["target"]]
     points = (
         runs.groupby(["threat", "setting"], observed=True)
         .agg(accuracy=("mean", "mean"), samples=("size", "min"), seeds=("target", "size"))
@@ -84,7 +85,7 @@ def setting_values(frame: pd.DataFrame, settings: Mapping[str, float], eps: floa
     return points.assign(eps=[0.0 if threat == "clean" else eps for threat in points["threat"]])
 
 
-def ablation(frame: pd.DataFrame, ax: Axes, *, settings: Mapping[str, float], name: str, eps: float) -> Axes:
+def ablation(frame: pd.DataFrame, ax: Axes, *, settings: Mapping[str, float | str], name: str, eps: float) -> Axes:
     """Accuracy in percent by a setting of the defense, such as the distillation layer: clean and under each threat."""
     points = setting_values(frame, settings, eps)
     for threat, (color, marker, label) in _LOOKS.items():
@@ -101,7 +102,7 @@ def ablation(frame: pd.DataFrame, ax: Axes, *, settings: Mapping[str, float], na
     return ax
 
 
-def trade_off(frame: pd.DataFrame, ax: Axes, *, settings: Mapping[str, float], name: str, eps: float) -> Axes:
+def trade_off(frame: pd.DataFrame, ax: Axes, *, settings: Mapping[str, float | str], name: str, eps: float) -> Axes:
     """Accuracy under attack against clean accuracy, both in percent, each point with the value of its setting."""
     points = setting_values(frame, settings, eps).pivot(index="setting", columns="threat", values="accuracy")
     if "clean" not in points:
@@ -114,8 +115,8 @@ def trade_off(frame: pd.DataFrame, ax: Axes, *, settings: Mapping[str, float], n
         )  # fmt: skip
         for value, row in points.iterrows():
             ax.annotate(
-                f"{value:g}", (100 * row["clean"], 100 * row[threat]), xytext=(0, 4), textcoords="offset points",
-                ha="center", fontsize=5.5, color="#333333",
+                value if isinstance(value, str) else f"{value:g}", (100 * row["clean"], 100 * row[threat]),
+                xytext=(0, 4), textcoords="offset points", ha="center", fontsize=5.5, color="#333333",
             )  # fmt: skip
     ax.margins(0.12, 0.2)
     ax.set_xlabel(f"clean accuracy, % (numbers: {name})")
@@ -124,15 +125,6 @@ def trade_off(frame: pd.DataFrame, ax: Axes, *, settings: Mapping[str, float], n
     return ax
 
 
-def _steps(attack: str) -> int:
-    """Gradient steps of an attack from its label, to sort by."""
-    name, *settings = attack.split(":")
-    for setting in settings:
-        key, _, value = setting.partition("=")
-        if key == "steps" and value.isdigit():
-            return int(value)
-    return 1 if name == "fgsm" else 50
-
-
 def _short(attack: str) -> str:
-    return attack.upper() if ":" not in attack else f"{attack.split(':')[0].upper()}-{_steps(attack)}"
+    name, count = attack.split(":")[0].upper(), steps(attack)
+    return name if count == 1 else f"{name}-{count}"

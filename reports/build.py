@@ -12,12 +12,15 @@ from matplotlib.figure import Figure
 
 from robench.core.errors import RobenchError
 from robench.core.store import atomic, checked_name, write_text
-from robench.reports import appendix, curves, regions, style, tables, transferability, trend
+from robench.evaluation.threats import BLACKBOX
+from robench.reports import against, appendix, curves, regions, style, tables, transferability, trend
 from robench.reports._queries import ambiguous, tidy, transfer_rates
 
 FORMATS = ("pdf", "png", "svg")
 #: Drawn in Figure 5, not 4.
 COMBINATIONS = ("advt", "dverge-advt")
+#: Tables of accuracy, and the threat of each; the last is an extra.
+TABLES = {"table4_blackbox": "blackbox", "table5_whitebox": "whitebox", "tableA_blackbox_own": "blackbox-own"}
 #: ε of the paper's Figure 3.
 TRANSFER_EPS = 0.03
 #: ε at which one setting of a defense is judged, or the nearest that was measured.
@@ -48,6 +51,19 @@ class Links:
     point: Callable[[str, str, int, float], str]
 
 
+@dataclass(frozen=True)
+class Studies:
+    """Ablations.
+
+    Attributes:
+        frame: outcomes of all their targets, which the other figures leave out.
+        settings: by name ("lambda", "layer"), the value of that setting for each target.
+    """
+
+    frame: pd.DataFrame
+    settings: Mapping[str, Mapping[str, float | str]]
+
+
 def write(
     frame: pd.DataFrame,
     out: Path,
@@ -55,7 +71,9 @@ def write(
     *,
     history: pd.DataFrame | None = None,
     images: regions.Regions | None = None,
-    studies: Mapping[str, Mapping[str, float]] | None = None,
+    studies: Studies | None = None,
+    paper: str | None = None,
+    data: against.SameData = "different",
     formats: Collection[str] = ("pdf", "png"),
 ) -> tuple[list[Path], list[str]]:
     """Every figure as a file per format, with a CSV of what it shows and the provenance beside it; every table.
@@ -67,7 +85,8 @@ def write(
         provenance: what made them, as JSON values.
         history: the training of DVERGE, see `robench.reports.trend.trend`, for Figure 2.
         images: decision regions, for Figure 1.
-        studies: by name ("lambda", "layer"), the value of that setting for each target; a figure each.
+        studies: one setting of a defense varied; a figure each.
+        paper, data: published numbers to set beside ours, see `robench.reports.against.against`.
         formats: of "pdf", "png", "svg".
 
     Returns:
@@ -89,14 +108,21 @@ def write(
             sheet.figure.draw_without_rendering()
             sheet.figure.set_layout_engine("none")
             for kind in formats:
-                files.append(_save(sheet, out, kind, provenance))
+                files.append(out / f"{sheet.name}.{kind}")
+                save(sheet.figure, sheet.title, files[-1], provenance)
             files += _beside(out, sheet.name, tables.csv(sheet.values), provenance)
-    for name, threat in (("table4_blackbox", "blackbox"), ("table5_whitebox", "whitebox")):
-        if not (frame["threat"] == threat).any():
+    texts: dict[str, tuple[pd.DataFrame, dict[str, str]]] = {}
+    for name, threat in TABLES.items():
+        if (frame["threat"] == threat).any():
+            table = tables.accuracy(frame, threat)
+            texts[name] = table, {"md": tables.markdown(table), "tex": tables.latex(table)}
+        elif not name.startswith("tableA"):
             notices.append(f"{name} skipped: no {threat} accuracy in these outcomes")
-            continue
-        table = tables.accuracy(frame, threat)
-        for suffix, text in (("md", tables.markdown(table)), ("tex", tables.latex(table))):
+    if paper is not None:
+        numbers, claims = against.against(frame, paper, data=data), against.orderings(frame)
+        texts[f"against_{paper}"] = numbers, {"md": f"{against.markdown(numbers)}\n{against.markdown(claims)}"}
+    for name, (table, written) in texts.items():
+        for suffix, text in written.items():
             write_text(out / f"{name}.{suffix}", text)
             files.append(out / f"{name}.{suffix}")
         files += _beside(out, name, tables.csv(table), provenance)
@@ -108,7 +134,7 @@ def sheets(
     *,
     history: pd.DataFrame | None = None,
     images: regions.Regions | None = None,
-    studies: Mapping[str, Mapping[str, float]] | None = None,
+    studies: Studies | None = None,
     links: Links | None = None,
     notice: Callable[[str], None],
 ) -> Iterator[Sheet]:
@@ -122,18 +148,22 @@ def sheets(
     else:
         yield _trend(history)
     yield from _transferability(frame, links, notice)
-    defenses = set(tidy(frame)["defense"])
-    yield from _accuracy(frame, "fig4_accuracy", "Accuracy against ε", defenses - set(COMBINATIONS), links, notice)
+    main, title = ("blackbox", "whitebox"), "Accuracy against ε"
+    combined = tidy(frame)["defense"].isin(COMBINATIONS)
+    yield from _accuracy(frame[~combined], "fig4_accuracy", title, main, links, notice)
     yield from _accuracy(
-        frame, "fig5_adversarial_training", "Accuracy against ε, with adversarial training",
-        defenses & set(COMBINATIONS), links, notice,
-    )  # fmt: skip
+        frame[combined], "fig5_adversarial_training", f"{title}, with adversarial training", main, links, notice
+    )
+    if (frame["threat"] == "blackbox-own").any():
+        own = f"{title}, surrogates of the target's own defense"
+        yield from _accuracy(frame, "figA_blackbox_own", own, ("blackbox-own",), links, notice)
     if (frame["threat"] == "convergence").any():
         yield _convergence(frame)
     else:
         notice("figA_convergence skipped: no convergence check in these outcomes")
-    for name, settings in (studies or {}).items():
-        yield _study(frame, checked_name(name, "study"), settings)
+    if studies is not None:
+        for name, settings in studies.settings.items():
+            yield _study(studies.frame, checked_name(name, "study"), settings)
 
 
 def cautions(frame: pd.DataFrame) -> list[str]:
@@ -143,7 +173,7 @@ def cautions(frame: pd.DataFrame) -> list[str]:
         for rivals in [ambiguous(frame)]
         if rivals
     ]
-    for threat in ("blackbox", "whitebox"):
+    for threat in TABLES.values():
         if not (frame["threat"] == threat).any():
             continue
         points = curves.values(frame, threat)
@@ -209,15 +239,14 @@ def _transferability(frame: pd.DataFrame, links: Links | None, notice: Callable[
 
 
 def _accuracy(
-    frame: pd.DataFrame,
+    own: pd.DataFrame,
     name: str,
     title: str,
-    defenses: set[str],
+    panels: Collection[str],
     links: Links | None,
     notice: Callable[[str], None],
 ) -> Iterator[Sheet]:
-    own = frame[tidy(frame)["defense"].isin(defenses)]
-    threats = [threat for threat in ("blackbox", "whitebox") if (own["threat"] == threat).any()]
+    threats = [threat for threat in panels if (own["threat"] == threat).any()]
     if not threats:
         notice(f"{name} skipped: no black-box or white-box accuracy in these outcomes")
         return
@@ -231,7 +260,7 @@ def _accuracy(
         ax.xaxis.set_tick_params(labelbottom=True)
     shown = pd.concat(values, keys=threats, names=["panel", None]).reset_index("panel")
     style.legend(figure, shown["defense"], shown["n"], loc="outside lower center", ncols=9 if len(threats) > 1 else 4)
-    surrogates = sorted(set(own.loc[own["threat"] == "blackbox", "surrogate"]))
+    surrogates = sorted(set(own.loc[own["threat"].isin(BLACKBOX) & own["threat"].isin(threats), "surrogate"]))
     alt = f"{title}, for {', '.join(map(style.label, style.order(shown['defense'])))}; the values are in the table."
     if surrogates:
         alt += f" Black-box surrogates: {', '.join(surrogates)}."
@@ -258,7 +287,7 @@ def _convergence(frame: pd.DataFrame) -> Sheet:
     )  # fmt: skip
 
 
-def _study(frame: pd.DataFrame, name: str, settings: Mapping[str, float]) -> Sheet:
+def _study(frame: pd.DataFrame, name: str, settings: Mapping[str, float | str]) -> Sheet:
     attacked = frame.loc[frame["target"].isin(list(settings)) & (frame["eps"] > 0), "eps"].unique()
     eps = min(map(float, attacked), key=lambda value: (abs(value - STUDY_EPS), value), default=STUDY_EPS)
     figure = style.figure(style.TEXT, 2.2)
@@ -271,13 +300,12 @@ def _study(frame: pd.DataFrame, name: str, settings: Mapping[str, float]) -> She
     )  # fmt: skip
 
 
-def _save(sheet: Sheet, out: Path, kind: str, provenance: Mapping[str, object]) -> Path:
-    buffer = io.BytesIO()
-    sheet.figure.savefig(buffer, format=kind, metadata=style.metadata(provenance, sheet.title, kind))
-    path = out / f"{sheet.name}.{kind}"
+def save(figure: Figure, title: str, path: Path, provenance: Mapping[str, object]) -> None:
+    """Writes a figure as its suffix says, within `style.context`: same figure, same bytes."""
+    buffer, kind = io.BytesIO(), path.suffix[1:]
+    figure.savefig(buffer, format=kind, metadata=style.metadata(provenance, title, kind))
     with atomic(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
-    return path
 
 
 def _beside(out: Path, name: str, csv: str, provenance: Mapping[str, object]) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,21 +14,23 @@ from robench.reports._queries import accuracies, survived
 #: The link of a point, from (defense, n, ε).
 Link = Callable[[str, int, float], str]
 
-TITLES = {"blackbox": "Black-box transfer attacks", "whitebox": "White-box attacks"}
+TITLES = {
+    "blackbox": "Black-box transfer attacks",
+    "blackbox-own": "Black-box, surrogates of the own defense",
+    "whitebox": "White-box attacks",
+}
 
 
-def values(frame: pd.DataFrame, threat: str, defenses: Collection[str] | None = None) -> pd.DataFrame:
+def values(frame: pd.DataFrame, threat: str) -> pd.DataFrame:
     """One row per defense, size and ε: accuracy in [0, 1] under ``threat``, and at ε = 0 the clean one.
 
     Raises:
         RobenchError: nothing was measured under that threat.
     """
     verdicts = survived(frame, threat, "clean")
-    if defenses is not None:
-        verdicts = verdicts[verdicts["defense"].isin(defenses)]
-    attacked = verdicts[(verdicts["threat"] == threat)]
+    attacked = verdicts[verdicts["threat"] == threat]
     if attacked.empty:
-        raise RobenchError(f"no {threat} accuracy in these outcomes; run `robench attack --threat {threat}`")
+        raise RobenchError(f"no {threat} accuracy in these outcomes; run `robench eval --threat {threat}`")
     # A clean accuracy alone is no curve.
     clean = verdicts[(verdicts["threat"] == "clean") & verdicts["target"].isin(attacked["target"].unique())]
     # An attack at ε = 0 is no second clean accuracy.
@@ -41,22 +43,14 @@ def values(frame: pd.DataFrame, threat: str, defenses: Collection[str] | None = 
     ].reset_index(drop=True)
 
 
-def curves(
-    frame: pd.DataFrame,
-    ax: Axes,
-    *,
-    threat: str,
-    defenses: Collection[str] | None = None,
-    link: Link | None = None,
-) -> Axes:
+def curves(frame: pd.DataFrame, ax: Axes, *, threat: str, link: Link | None = None) -> Axes:
     """Accuracy in percent against ε: defense by colour and marker, N by dash, ± one standard deviation over seeds.
 
     Args:
         frame: outcomes of ``threat`` and "clean".
-        defenses: draws only these.
         link: the address that a point leads to, for SVG.
     """
-    points = values(frame, threat, defenses)
+    points = values(frame, threat)
     for name, n in points[["defense", "n"]].drop_duplicates().itertuples(index=False):
         line = points[(points["defense"] == name) & (points["n"] == n)]
         x, y = line["eps"].to_numpy(), 100 * line["accuracy"].to_numpy()

@@ -21,8 +21,10 @@ from PIL import Image
 
 from robench.core.errors import RobenchError
 from robench.core.store import write_text
+from robench.evaluation.threats import BLACKBOX
 from robench.reports import against, build, style, tables
 from robench.reports._queries import tidy
+from robench.reports.pictures import VERSION, Picture, Pixels
 
 #: Bytes that a report must stay below, and what images may take of them.
 LIMIT = 5_000_000
@@ -30,7 +32,14 @@ _IMAGE_LIMIT = 2_000_000
 #: Samples named for each attack of a drill-down: the most that keeps the file below `LIMIT`.
 _NAMED = (1_000_000, 300, 100, 30, 10, 0)
 
-Picture = npt.NDArray[np.uint8]
+_NAMES = {
+    "blackbox": "black-box",
+    "blackbox-own": "black-box from surrogates of its own defense",
+    "whitebox": "white-box",
+}
+
+#: Cell, member and sample.
+_Row = tuple[str, str, int]
 
 
 @dataclass(frozen=True)
@@ -51,15 +60,12 @@ class _Table:
     rows: list[list[_Cell]]
 
 
-_VERSION = ["seed", "target", "surrogate", "attack", "loss", "restart"]
-
-
 class _Drills:
     """What a click on a cell or a point leads to; only what is linked is written."""
 
-    def __init__(self, frame: pd.DataFrame) -> None:
-        frame = frame.sort_values([*_VERSION, "sample"], kind="stable", ignore_index=True)
-        self._codes, versions = pd.MultiIndex.from_frame(frame[_VERSION]).factorize()
+    def __init__(self, frame: pd.DataFrame, pictures: Mapping[_Row, dict[str, Any]]) -> None:
+        frame = frame.sort_values([*VERSION, "sample"], kind="stable", ignore_index=True)
+        self._codes, versions = pd.MultiIndex.from_frame(frame[VERSION]).factorize()
         self._versions: list[Any] = versions.tolist()
         self._samples, self._correct = frame["sample"].to_numpy(), frame["correct"].to_numpy(dtype=bool)
         self._targets = pd.factorize(frame["target"])[0]
@@ -67,13 +73,15 @@ class _Drills:
         self._points = frame.groupby(["threat", "defense", "n", "eps"], observed=True).indices
         cells = frame.iloc[transfer].groupby(["target", "eps", "surrogate", "member"], observed=True).indices
         self._cells = {key: transfer[np.asarray(found)] for key, found in cells.items()}
+        near = frame[frame["cell"].isin({cell for cell, _, _ in pictures})]
+        keys = zip(near["cell"], near["member"], near["sample"], strict=True)
+        self._pictures = {row: pictures[key] for row, key in zip(near.index, keys, strict=True) if key in pictures}
         self._ids: dict[tuple[object, ...], str] = {}
         self._found: list[tuple[str, str, npt.NDArray[np.intp]]] = []
 
     def point(self, threat: str, defense: str, n: int, eps: float) -> str:
         threat = threat if eps else "clean"
-        name = {"blackbox": "black-box", "whitebox": "white-box"}.get(threat, threat)
-        title = f"{style.label(defense)}/{n}, {name}" + (f", ε = {eps:g}" if eps else "")
+        title = f"{style.label(defense)}/{n}, {_NAMES.get(threat, threat)}" + (f", ε = {eps:g}" if eps else "")
         return self._add(("point", threat, defense, n, eps), title, self._points.get((threat, defense, n, eps)))
 
     def cell(self, target: str, eps: float, source: str, member: str) -> str:
@@ -90,7 +98,7 @@ class _Drills:
         return f"#{self._ids[key]}"
 
     def contents(self) -> Iterator[dict[str, Any]]:
-        """For every attack, how many samples it took, and those that it was the first to take."""
+        """For every attack, how many samples it took, and those that it was the first to take; pictures of some."""
         for name, title, rows in self._found:
             fallen = rows[~self._correct[rows]]
             took: Counter[int] = Counter(self._codes[fallen].tolist())
@@ -111,7 +119,10 @@ class _Drills:
                 about = [run, surrogate or "–", attack or "none", loss or "–"]
                 lines.append({"about": about, "restart": restart, "took": took[code], "samples": samples})
             judged = len(set(zip(self._targets[rows].tolist(), self._samples[rows].tolist(), strict=True)))
-            yield {"id": name, "title": title, "lines": lines, "fallen": len(seen), "judged": judged}
+            pictures = [self._pictures[row] for row in rows[np.isin(rows, list(self._pictures))].tolist()]
+            yield {
+                "id": name, "title": title, "lines": lines, "fallen": len(seen), "judged": judged, "pictures": pictures,
+            }  # fmt: skip
 
 
 def write(
@@ -120,10 +131,10 @@ def write(
     provenance: Mapping[str, object],
     *,
     checks: Sequence[Mapping[str, str]] = (),
-    pictures: Mapping[int, tuple[Picture, Picture]] | None = None,
+    pictures: Sequence[Picture] = (),
     title: str = "Robustness of ensembles",
     paper: str | None = None,
-    different_data: bool = False,
+    data: against.SameData = "different",
     **more: Any,
 ) -> Path:
     """Writes the report: same rows, same bytes.
@@ -132,38 +143,37 @@ def write(
         frame: outcomes.
         provenance: what made them, as JSON values.
         checks: name, status and evidence each.
-        pictures: by sample, the clean and the adversarial image, uint8 (H,W,3) or (H,W).
+        pictures: shown where their rows are listed; those that do not fit are left out.
         paper: of `robench.reports.against.PAPERS`, to compare with.
-        different_data: see `robench.reports.against.against`.
+        data: see `robench.reports.against.against`.
         more: history, images and studies of `robench.reports.build.write`.
 
     Raises:
-        RobenchError: no outcomes, pictures that are none, or a report that cannot be kept below `LIMIT`.
+        RobenchError: no outcomes, or a report that cannot be kept below `LIMIT`.
     """
     frame = tidy(frame).reset_index(drop=True)
     if frame.empty:
         raise RobenchError("there are no outcomes to report; robench eval makes some")
     style.provenance_json(provenance)
-    shown, left_out = _pictures(pictures or {})
-    drills = _Drills(frame)
+    encoded = _encoded(pictures)
+    drills = _Drills(frame, encoded)
     links = build.Links(cell=drills.cell, point=drills.point)
     notices = build.cautions(frame)
     with style.context():
         figures = [_figure(sheet, links) for sheet in build.sheets(frame, links=links, notice=notices.append, **more)]
-    if left_out:
-        notices.append(f"{left_out} pictures left out: the report holds what fits in {_IMAGE_LIMIT // 1_000_000} MB")
+    if len(encoded) < len(pictures):
+        missing = len(pictures) - len(encoded)
+        notices.append(f"{missing} pictures left out: the report holds what fits in {_IMAGE_LIMIT // 1_000_000} MB")
     values: dict[str, Any] = {
         "title": title,
         "summary": _summary(frame),
         "notices": notices,
         "checks": [{name: str(check[name]) for name in ("name", "status", "evidence")} for check in checks],
-        "tables": [_accuracy(frame, threat, links) for threat in ("blackbox", "whitebox") if _has(frame, threat)],
-        "paper": _paper(frame, paper, different_data) if paper is not None else None,
+        "tables": [_accuracy(frame, threat, links) for threat in build.TABLES.values() if _has(frame, threat)],
+        "paper": _paper(frame, paper, data) if paper is not None else None,
         "figures": figures,
-        "pictures": shown,
-        "pictured": {picture["sample"] for picture in shown},
         "provenance": dict(provenance),
-        "provenance_lines": [(str(name), str(provenance[name])) for name in sorted(provenance)],
+        "provenance_lines": [(str(name), style.words(provenance[name])) for name in sorted(provenance)],
     }
     template = _environment().get_template("report.html.j2")
     contents = list(drills.contents())
@@ -196,7 +206,7 @@ def _has(frame: pd.DataFrame, threat: str) -> bool:
 
 
 def _summary(frame: pd.DataFrame) -> list[tuple[str, str]]:
-    surrogates = sorted(set(frame.loc[frame["threat"] == "blackbox", "surrogate"]))
+    surrogates = sorted(set(frame.loc[frame["threat"].isin(BLACKBOX), "surrogate"]))
     radii = sorted(set(frame.loc[frame["eps"] > 0, "eps"]))
     return [
         ("Ensembles", ", ".join(sorted(frame["target"].unique()))),
@@ -225,12 +235,11 @@ def _accuracy(frame: pd.DataFrame, threat: str, links: build.Links) -> _Table:
             cells.append(_rate(row["accuracy"], row["low"], row["high"], href, bool(row["best"])))
         rows.append(cells)
     headers = ["Defense", "N", *("clean" if eps == 0 else f"ε = {eps:g}" for eps in columns)]
-    title = {"blackbox": "Black-box accuracy", "whitebox": "White-box accuracy"}[threat]
-    return _Table(f"{title}, %, with 95 % Wilson intervals", headers, rows)
+    return _Table(f"Accuracy, {_NAMES[threat]}, %, with 95 % Wilson intervals", headers, rows)
 
 
-def _paper(frame: pd.DataFrame, paper: str, different_data: bool) -> dict[str, Any]:
-    numbers = against.against(frame, paper, different_data=different_data)
+def _paper(frame: pd.DataFrame, paper: str, data: against.SameData) -> dict[str, Any]:
+    numbers = against.against(frame, paper, data=data)
     rows = []
     for row in numbers.to_dict("records"):
         rates = [_rate(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in _COMPARED]
@@ -296,8 +305,9 @@ def _figure(sheet: build.Sheet, links: build.Links) -> dict[str, Any]:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     # Several figures share a page: ids must not. Links to drill-downs stay as they are.
     svg = re.sub(r'(\bid="|url\(#|xlink:href="#)(?!drill-)', rf"\g<1>{sheet.name}-", svg)
-    # The table below has the same links, in order and with names: the keyboard goes there.
-    svg = svg.replace('<a xlink:href="#drill-', '<a tabindex="-1" xlink:href="#drill-')
+    # The table below has the same links, in order and with names: the keyboard goes there. matplotlib would open
+    # each in a new tab.
+    svg = re.sub(r'<a xlink:href="(#drill-\d+)"[^>]*>', r'<a tabindex="-1" xlink:href="\1">', svg)
     alt = Markup('role="img" aria-label="{}"').format(sheet.alt)
     return {
         "name": sheet.name,
@@ -308,26 +318,19 @@ def _figure(sheet: build.Sheet, links: build.Links) -> dict[str, Any]:
     }
 
 
-def _pictures(pictures: Mapping[int, tuple[Picture, Picture]]) -> tuple[list[dict[str, Any]], int]:
-    shown, size = [], 0
-    for sample in sorted(pictures):
-        clean, adversarial = pictures[sample]
-        for picture in (clean, adversarial):
-            if picture.dtype != np.uint8 or picture.shape != clean.shape or picture.ndim not in (2, 3):
-                raise RobenchError(
-                    f"expected two uint8 pictures (H,W,3) or (H,W) of one shape for sample {sample}, "
-                    f"got {picture.dtype} {picture.shape}"
-                )
-        difference = np.clip(128 + 10 * (adversarial.astype(np.int64) - clean), 0, 255).astype(np.uint8)
-        urls = [_png(picture) for picture in (clean, adversarial, difference)]
-        size += sum(map(len, urls))
+def _encoded(pictures: Sequence[Picture]) -> dict[_Row, dict[str, Any]]:
+    """By row, what the page shows of each picture: the first ones, as many as fit."""
+    encoded, size = {}, 0
+    for picture in pictures:
+        urls = {title: _png(pixels) for title, pixels in picture.panels().items()}
+        size += sum(map(len, urls.values()))
         if size > _IMAGE_LIMIT:
             break
-        shown.append({"sample": sample, "urls": urls})
-    return shown, len(pictures) - len(shown)
+        encoded[picture.cell, picture.member, picture.sample] = {"caption": picture.caption, "urls": urls}
+    return encoded
 
 
-def _png(picture: Picture) -> str:
+def _png(picture: Pixels) -> str:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -118,11 +118,13 @@ def order(defenses: Iterable[str]) -> list[str]:
 
 
 def legend(ax: Axes | Figure, defenses: Iterable[str], sizes: Iterable[int], **where: Any) -> None:
-    """Defenses by colour and marker, sizes by dash; sizes only where there are several."""
-    handles = [
-        Line2D([], [], color=color(name), marker=marker(name), label=_shown(label(name))) for name in order(defenses)
-    ]
+    """Defenses by colour and marker, sizes by dash; one size alone goes with the defense's name."""
     sizes = sorted(set(sizes))
+    only = f"/{sizes[0]}" if len(sizes) == 1 else ""
+    handles = [
+        Line2D([], [], color=color(name), marker=marker(name), label=_shown(label(name) + only))
+        for name in order(defenses)
+    ]
     if len(sizes) > 1:
         handles += [Line2D([], [], color="black", linestyle=dash(n), label=f"N = {n}") for n in sizes]
     ax.legend(handles=handles, **where)
@@ -148,6 +150,14 @@ def provenance_json(provenance: Mapping[str, object]) -> str:
         return json.dumps(dict(provenance), sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise RobenchError(f"expected `provenance` to hold JSON values only ({error})") from error
+
+
+def words(value: object) -> str:
+    """A JSON value for readers; a name stands before the rest."""
+    if isinstance(value, Mapping):
+        rest = [f"{key} {words(each)}" for key, each in value.items() if key != "name"]
+        return ", ".join([str(value["name"]), *rest] if "name" in value else rest)
+    return ", ".join(map(words, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _pick(purpose: str, name: str, count: int) -> int:

@@ -8,12 +8,9 @@ import numpy as np
 import pandas as pd
 
 from robench.core.errors import RobenchError
-from robench.evaluation.statistics import holm
+from robench.evaluation.statistics import LEVEL, holm
 from robench.reports import style
 from robench.reports._queries import accuracies, paired, survived
-
-#: A best accuracy is marked below this p-value.
-LEVEL = 0.05
 
 
 def accuracy(frame: pd.DataFrame, threat: str) -> pd.DataFrame:
@@ -30,7 +27,7 @@ def accuracy(frame: pd.DataFrame, threat: str) -> pd.DataFrame:
     """
     verdicts = survived(frame, threat, "clean")
     if not (verdicts["threat"] == threat).any():
-        raise RobenchError(f"no {threat} accuracy in these outcomes; run `robench attack --threat {threat}`")
+        raise RobenchError(f"no {threat} accuracy in these outcomes; run `robench eval --threat {threat}`")
     verdicts = verdicts[(verdicts["threat"] == "clean") | (verdicts["eps"] > 0)]
     points = accuracies(verdicts).drop(columns="threat")
     points["p"] = np.nan
@@ -74,17 +71,22 @@ def markdown(table: pd.DataFrame) -> str:
 def latex(table: pd.DataFrame) -> str:
     """The same for LaTeX with booktabs, at most as wide as a NeurIPS page: the interval under its number."""
 
-    def cell(row: pd.Series) -> str:
-        number = f"{100 * row['accuracy']:.1f}"
-        interval = f"{100 * row['low']:.1f}, {100 * row['high']:.1f}"
-        shown = rf"\textbf{{{number}}}" if row["best"] else number
-        return rf"\shortstack{{{shown}\\{{\tiny [{interval}]}}}}"
+    def number(row: pd.Series) -> str:
+        shown = f"{100 * row['accuracy']:.1f}"
+        return rf"\textbf{{{shown}}}" if row["best"] else shown
 
-    header, rows = _grid(table, cell, escape_latex)
-    body = "".join(f"    {' & '.join(line)} \\\\\n" for line in rows)
+    def interval(row: pd.Series) -> str:
+        return rf"{{\tiny [{100 * row['low']:.1f}, {100 * row['high']:.1f}]}}"
+
+    header, numbers = _grid(table, number, escape_latex)
+    _, intervals = _grid(table, interval, escape_latex)
+    body = "".join(
+        f"    {' & '.join(upper)} \\\\[-3pt]\n    & & {' & '.join(lower[2:]).replace('–', '')} \\\\[1pt]\n"
+        for upper, lower in zip(numbers, intervals, strict=True)
+    )
     return (
         "% \\usepackage{booktabs}\n"
-        "\\begingroup\\setlength{\\tabcolsep}{3pt}\\small\n"
+        "\\begingroup\\setlength{\\tabcolsep}{2pt}\\small\n"
         f"  \\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}\n    \\toprule\n"
         f"    {' & '.join(header)} \\\\\n    \\midrule\n{body}    \\bottomrule\n"
         f"  \\end{{tabular}}\n\\endgroup\n% {_note(table)}\n"
@@ -129,6 +131,9 @@ _LATEX = {
     # At the start of a row, the \\ before it would take these two for its own.
     "[": "{[}",
     "*": "{*}",
+    # Alone, so that -- is no dash and ?` no ¿.
+    "-": "{-}",
+    "`": "{`}",
     **{character: f"\\{character}" for character in "&%$#_"},
     # A line break could end a table row, or a comment.
     **dict.fromkeys("\r\n\t\v\f\x85\u2028\u2029", " "),

@@ -29,7 +29,7 @@ def matrix(frame: pd.DataFrame, target: str, eps: float) -> pd.DataFrame:
     rates = transfer_rates(frame[(frame["target"] == target) & (frame["eps"] == eps)])
     if rates.empty:
         raise RobenchError(
-            f"no transferability of {target!r} at ε = {eps:g} in these outcomes; run `robench attack --threat transfer`"
+            f"no transferability of {target!r} at ε = {eps:g} in these outcomes; run `robench eval --threat transfer`"
         )
     square = rates.pivot(index="source", columns="member", values="rate")
     sources = sorted(square.index, key=int)

@@ -11,14 +11,14 @@ from robench.reports import style
 
 TITLES = {"diversity": "Diversity", "transferability": "Transferability"}
 UNITS = {"diversity": "cross-entropy", "transferability": "success rate, %"}
-#: Epochs of the paper's rolling mean.
-WINDOW = 30
+#: Part of a training that the rolling mean spans: 30 of the paper's 200 epochs.
+SHARE = 0.15
 
 _COLUMNS = ("run", "defense", "n", "seed", "epoch", "diversity", "transferability")
 
 
-def values(history: pd.DataFrame, window: int = WINDOW) -> pd.DataFrame:
-    """One row per defense, size and epoch: the mean over seeds of the rolling mean over the last ``window`` records.
+def values(history: pd.DataFrame, share: float = SHARE) -> pd.DataFrame:
+    """One row per defense, size and epoch: the mean over seeds of the rolling mean over ``share`` of a run's records.
 
     The first records average over as many as there are.
 
@@ -36,8 +36,9 @@ def values(history: pd.DataFrame, window: int = WINDOW) -> pd.DataFrame:
         raise RobenchError("expected a training history with rows, got none")
     rows = history.sort_values(["run", "epoch"], kind="stable").reset_index(drop=True)
     for quantity in TITLES:
-        rolling = rows.groupby("run", observed=True)[quantity].rolling(window, min_periods=1).mean()
-        rows[quantity] = rolling.reset_index(level=0, drop=True)
+        rows[quantity] = rows.groupby("run", observed=True)[quantity].transform(
+            lambda run: run.rolling(max(1, round(share * len(run))), min_periods=1).mean()
+        )
     return (
         rows.groupby(["defense", "n", "epoch"], observed=True)
         .agg(diversity=("diversity", "mean"), transferability=("transferability", "mean"), seeds=("run", "nunique"))
@@ -45,11 +46,11 @@ def values(history: pd.DataFrame, window: int = WINDOW) -> pd.DataFrame:
     )
 
 
-def trend(history: pd.DataFrame, ax: Axes, *, quantity: str, window: int = WINDOW) -> Axes:
+def trend(history: pd.DataFrame, ax: Axes, *, quantity: str, share: float = SHARE) -> Axes:
     """The rolling mean of ``quantity`` ("diversity" or "transferability", the latter in percent) by epoch."""
     if quantity not in TITLES:
         raise RobenchError(f"expected `quantity` of {', '.join(TITLES)}, got {quantity!r}")
-    points = values(history, window)
+    points = values(history, share)
     for name in style.order(points["defense"]):
         own = points[points["defense"] == name]
         for n in sorted(own["n"].unique()):

@@ -12,7 +12,9 @@ import click
 if TYPE_CHECKING:
     import torch
 
+    from robench.core.data import Data
     from robench.core.runs import Run
+    from robench.evaluation.outcomes import Outcomes
 
 
 def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -70,6 +72,40 @@ def dataset_of(runs: Sequence[Run]) -> str:
     if len(found) > 1 or not found <= set(DATASETS.names()):
         raise RobenchError(f"these runs are of {', '.join(sorted(found))}; say which data to judge on: --dataset")
     return found.pop()
+
+
+def judged(
+    runs: Sequence[Run], dataset: str | None, data_dir: str, needed: bool | None
+) -> tuple[Outcomes, Data | None]:
+    """The rows of ``runs`` on one data set, and the data.
+
+    Args:
+        needed: None takes the data only where it is at hand, False only where the user names it.
+    """
+    from robench.core.data import DATASETS, at_hand, load
+    from robench.core.errors import RobenchError
+    from robench.studies.drawing import by_data
+    from robench.studies.workbench import stored
+
+    parts = by_data(stored(runs, notice), runs)
+    found = ", ".join(sorted(parts))
+    if not parts:
+        raise RobenchError("nothing was measured on these runs; robench eval does it")
+    if dataset is not None:
+        data = load(dataset, data_dir)
+        if data.identity not in parts:
+            raise RobenchError(f"nothing was measured on {data.label}, but on data {found}; choose another --dataset")
+        return parts[data.identity], data
+    if len(parts) > 1:
+        raise RobenchError(f"these runs were judged on several data sets, {found}; choose one with --dataset")
+    ((identity, outcomes),) = parts.items()
+    if needed and identity not in DATASETS.names():
+        raise RobenchError(f"the images are of data {identity}, which has no name; --dataset npz:PATH or folder:PATH")
+    if needed or (needed is None and at_hand(identity, data_dir)):
+        return outcomes, load(identity, data_dir)
+    if needed is None:
+        notice(f"no pictures of what fell: data {identity} is not at hand; --dataset or --data-dir says where it is")
+    return outcomes, None
 
 
 def device_of(name: str) -> torch.device:

@@ -6,50 +6,65 @@ from pathlib import Path
 
 import click
 
-from robench.commands._shared import dataset_of, device_of, notice, refuse_given, shared
+from robench.commands._shared import bar, device_of, judged, notice, refuse_given, shared
+
+#: Images that fell, shown in the page unless another number is asked for.
+IMAGES = 100
 
 
 @click.command("report")
 @click.argument("names", nargs=-1, metavar="[RUN]...")
 @click.option("--out", default="figures", show_default=True, type=click.Path(path_type=Path))
 @click.option("--against", type=click.Choice(["dverge2020"]), help="Published numbers to set beside ours.")
-@click.option("--regions", type=int, help="Points along each axis of Figure 1; needs a surrogate run and --dataset.")
-@click.option("--dataset", help="For --regions; by default the one that the runs were trained on.")
+@click.option("--same-data", is_flag=True, help="With --against: I vouch that these are the paper's test images.")
+@click.option("--regions", type=int, help="Points along each axis of Figure 1; needs a surrogate run.")
+@click.option(
+    "--images", type=click.IntRange(0), help=f"Images that fell in report.html, by default {IMAGES}; 0: none."
+)
+@click.option("--dataset", help="Which rows; needed for several data sets, and for pictures of npz: and folder: data.")
 @shared("data_dir", "device", "runs")
 def command(
     names: tuple[str, ...],
     out: Path,
     against: str | None,
+    same_data: bool,
     regions: int | None,
+    images: int | None,
     dataset: str | None,
     data_dir: str,
     device: str,
     runs: str,
 ) -> None:
     """Draw what was measured on RUNs, or on all: figures as PDF and PNG, their values, tables, report.html."""
-    from robench.core.data import load
     from robench.core.errors import RobenchError
     from robench.core.runs import Runs
     from robench.evaluation.engine import Settings
     from robench.studies.drawing import draw
+    from robench.studies.pictures import pictures
     from robench.studies.plane import decision_regions
-    from robench.studies.workbench import Workbench, stored
+    from robench.studies.workbench import Workbench
 
+    if against is None:
+        refuse_given({"same_data"}, "has an effect only with --against")
+    if regions is None and images == 0:
+        refuse_given({"data_dir", "device"}, "has an effect only with --regions or --images")
     store = Runs(runs)
     chosen = [store.get(name) for name in names] or store.all()
-    outcomes = stored(chosen, notice)
+    # By default nothing is downloaded for pictures.
+    needed = True if images or regions is not None else None if images is None else False
+    outcomes, data = judged(chosen, dataset, data_dir, needed)
     chosen = [run for run in chosen if run.name in set(outcomes.frame["target"])]
-    plane = None
-    if regions is None:
-        refuse_given({"dataset", "data_dir", "device"}, "has an effect only with --regions")
-    else:
-        data = load(dataset or dataset_of(chosen), data_dir)
-        hold_outs = [run for run in store.all() if run.role == "surrogate"]
-        if not hold_outs or not chosen:
-            raise RobenchError(
-                "--regions needs a surrogate run, and outcomes; robench eval --threat blackbox makes both"
-            )
-        bench = Workbench(store, data, Settings(device_of(device)), notice=notice)
-        plane = decision_regions(bench, chosen, hold_outs[0], resolution=regions)
-    for path in draw(outcomes, chosen, out, regions=plane, paper=against, notice=notice):
+    plane, seen = None, []
+    if data is not None:
+        bench = Workbench(store, data, Settings(device_of(device)), bar=bar, notice=notice)
+        if regions is not None:
+            hold_outs = [run for run in store.all() if run.role == "surrogate"]
+            if not hold_outs:
+                raise RobenchError("--regions needs a surrogate run; robench eval --threat blackbox makes one")
+            plane = decision_regions(bench, chosen, hold_outs[0], resolution=regions)
+        seen = pictures(bench, outcomes, chosen, IMAGES if images is None else images)
+    files = draw(
+        outcomes, chosen, out, regions=plane, pictures=seen, paper=against, same_data=same_data, notice=notice
+    )  # fmt: skip
+    for path in files:
         click.echo(path)

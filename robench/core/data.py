@@ -155,6 +155,11 @@ def load(name: str, folder: Path | str = "data") -> Data:
     return DATASETS.get(name)(Place(Path(folder)))
 
 
+def at_hand(name: str, folder: Path | str = "data") -> bool:
+    """Whether `load` gives a registered data set without a download."""
+    return name in DATASETS.names() and (name not in _OFFICIAL or (Path(folder) / name).is_dir())
+
+
 def make(
     name: str,
     train: tuple[npt.ArrayLike, npt.ArrayLike],
@@ -207,6 +212,20 @@ def constants(name: str, folder: Path | str = "data") -> Constants:
     return Constants(data.num_classes, data.mean, data.std)
 
 
+def outline(name: str, folder: Path | str = "data") -> Data:
+    """What plans need of a data set: an official one is not loaded, its images are blank and take no memory."""
+    if name not in _OFFICIAL:
+        return load(name, folder)
+    official = _OFFICIAL[name]
+    blank = torch.zeros(1, dtype=torch.uint8).view(1, 1, 1, 1)
+    train, test = (
+        Split(blank.expand(count, len(official.mean), official.side, official.side), torch.zeros(1).long().expand(count))
+        for count in official.counts
+    )
+    classes = tuple(str(label) for label in range(official.num_classes))
+    return Data(name, train, test, official.mean, official.std, classes, "", official.recipe)
+
+
 def _split(name: str, part: str, images: npt.ArrayLike, labels: npt.ArrayLike) -> Split:
     try:
         pixels, classes = np.asarray(images), np.asarray(labels)
@@ -250,6 +269,8 @@ class _Official:
     std: tuple[float, ...]
     recipe: str = "cifar10"
     num_classes: int = 10
+    counts: tuple[int, int] = (50_000, 10_000)
+    side: int = 32
 
 
 _BY_FLAG: tuple[dict[str, Any], dict[str, Any]] = ({"train": True}, {"train": False})
@@ -257,10 +278,13 @@ _OFFICIAL = {
     "cifar10": _Official("CIFAR10", *_BY_FLAG, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": _Official("CIFAR100", *_BY_FLAG, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), num_classes=100),
     "svhn": _Official(
-        "SVHN", {"split": "train"}, {"split": "test"}, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), "generic"
+        "SVHN", {"split": "train"}, {"split": "test"}, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), "generic",
+        counts=(73_257, 26_032),
+    ),  # fmt: skip
+    "mnist": _Official("MNIST", *_BY_FLAG, (0.1307,), (0.3081,), "generic", counts=(60_000, 10_000), side=28),
+    "fashion-mnist": _Official(
+        "FashionMNIST", *_BY_FLAG, (0.2860,), (0.3530,), "generic", counts=(60_000, 10_000), side=28
     ),
-    "mnist": _Official("MNIST", *_BY_FLAG, (0.1307,), (0.3081,), "generic"),
-    "fashion-mnist": _Official("FashionMNIST", *_BY_FLAG, (0.2860,), (0.3530,), "generic"),
 }
 
 

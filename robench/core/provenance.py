@@ -8,6 +8,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+SOURCES = ("robench", "attacks", "defenses", "reports")
+
 
 @cache
 def versions() -> dict[str, str]:
@@ -25,14 +27,18 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    source = Path(__file__).parent
+    """The commit, and ``-dirty`` where the sources are no longer what it holds; None outside a checkout."""
     try:
-        tracked = subprocess.run(
-            ["git", "ls-files", "--error-unmatch", Path(__file__).name], cwd=source, capture_output=True, timeout=10
-        )
-        if tracked.returncode:
+        if _git("ls-files", "--error-unmatch", Path(__file__).name).returncode:
             return None
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=source, capture_output=True, text=True, timeout=10)
+        head = _git("rev-parse", "HEAD").stdout.strip()
+        changed = _git("diff", "--quiet", "HEAD", "--", *(f":/{each}" for each in SOURCES)).returncode
     except (OSError, subprocess.SubprocessError):
         return None
-    return head.stdout.strip() or None
+    return head + "-dirty" * bool(changed) if head else None
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+    )

@@ -15,6 +15,7 @@ from robench.evaluation.diversity import Tracking
 from robench.evaluation.engine import Settings
 from robench.evaluation.outcomes import Outcomes
 from robench.studies.drawing import draw
+from robench.studies.pictures import pictures
 from robench.studies.plane import decision_regions
 from robench.studies.summary import objects
 from robench.studies.workbench import Bar, Workbench, no_bar
@@ -24,6 +25,8 @@ from robench.training.task import resolve
 EPS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 TRANSFER_EPS = 0.2
 SURROGATES = (3, 5)
+#: Pictures in the page.
+IMAGES = 100
 
 
 def demonstrate(
@@ -60,5 +63,7 @@ def demonstrate(
     rows += [row for row in objects(found["whitebox"]) if row["threat"] == "clean"]
     write_json(out / "summary.json", rows)
     plane = decision_regions(bench, targets, surrogates[0], resolution=101, extent=max(EPS))
-    files = draw(Outcomes.concat(found.values()), targets, out, regions=plane, notice=notice)
+    outcomes = Outcomes.concat(found.values())
+    seen = pictures(bench, outcomes, targets, IMAGES)
+    files = draw(outcomes, targets, out, regions=plane, pictures=seen, notice=notice)
     return found, [out / "summary.json", *files]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ import pandas as pd
 from robench.core.errors import RobenchError
 from robench.core.provenance import versions
 from robench.core.runs import Run
-from robench.core.store import content_key
+from robench.core.store import content_key, read_json
 from robench.evaluation.checks import check
 from robench.evaluation.outcomes import Outcomes
-from robench.reports import build, html
+from robench.reports import against, build, html
+from robench.reports.pictures import Picture
 from robench.reports.regions import Regions
+from robench.studies.workbench import OUTCOMES
 
 #: What a tracked training records, see `robench.evaluation.diversity.Tracking`.
 TRACKED = ("diversity", "diversity_eps", "transferability", "transferability_eps")
@@ -27,47 +29,73 @@ def draw(
     out: Path,
     *,
     regions: Regions | None = None,
+    pictures: Sequence[Picture] = (),
     paper: str | None = None,
+    same_data: bool = False,
+    studies: build.Studies | None = None,
+    more: Mapping[str, str] | None = None,
     notice: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
     """Every figure and table that the rows have data for, and ``report.html``, in ``out``; the files.
 
     Args:
         runs: whose histories and provenance belong to the rows.
+        pictures: for the page.
         paper: published numbers to set beside ours, such as ``dverge2020``.
+        same_data: the user's word that the images are the paper's, whatever they are called.
+        studies: one setting of a defense varied, see `robench.reports.build.Studies`.
+        more: what else belongs to the provenance.
     """
     if outcomes.frame.empty:
         raise RobenchError("nothing was measured on these runs; robench eval does it")
-    facts = provenance(outcomes, runs)
-    history = tracked(runs)
-    files, notices = build.write(outcomes.frame, out, facts, history=history, images=regions)
+    facts = {**provenance(outcomes, runs), **(more or {})}
+    shown: dict[str, Any] = {"history": tracked(runs), "images": regions, "paper": paper, "studies": studies}
+    if paper is not None:
+        same = facts["data"] == [against.PAPERS[paper].data]
+        if same and same_data:
+            raise RobenchError("--same-data has no effect: the images are those of the paper already; leave it away")
+        shown["data"] = "same" if same else "vouched" if same_data else "different"
+    files, notices = build.write(outcomes.frame, out, facts, **shown)
     for text in notices:
         notice(text)
-    page = html.write(
-        outcomes.frame,
-        out / "report.html",
-        facts,
-        checks=[{"name": each.name, "status": each.status, "evidence": each.evidence} for each in check(outcomes)],
-        paper=paper,
-        different_data=facts["data"] != ["cifar10"],
-        history=history,
-        images=regions,
-    )
+    checks = [{"name": each.name, "status": each.status, "evidence": each.evidence} for each in check(outcomes)]
+    page = html.write(outcomes.frame, out / "report.html", facts, checks=checks, pictures=pictures, **shown)
     return [*files, page]
 
 
-def provenance(outcomes: Outcomes, runs: Sequence[Run]) -> dict[str, Any]:
-    """What made the rows: versions, seeds, data and weights by content; no path, no date."""
-    described = {run.name: run.manifest for run in runs}
-    data = {str((manifest["data"] or {}).get("name", manifest.get("dataset"))) for manifest in described.values()}
+def cells_of(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """What every cell of ``runs`` is, by key: the manifests beside their rows."""
     return {
-        "cells": content_key(sorted(outcomes.frame["cell"].unique().tolist())),
-        "data": sorted(data),
-        "fingerprints": sorted({m["data"]["fingerprint"][:16] for m in described.values() if m["data"]}),
-        "seeds": sorted({run.seed for run in runs}),
+        path.stem: read_json(path) for run in runs for path in sorted((run.folder / OUTCOMES / "cells").glob("*.json"))
+    }
+
+
+def by_data(outcomes: Outcomes, runs: Sequence[Run]) -> dict[str, Outcomes]:
+    """Rows of ``runs`` by the data that they were judged on, named as in `robench.core.data.Data.identity`."""
+    judged = outcomes.frame["cell"].map({cell: _data(manifest) for cell, manifest in cells_of(runs).items()})
+    return {str(data): Outcomes(rows.reset_index(drop=True)) for data, rows in outcomes.frame.groupby(judged)}
+
+
+def provenance(outcomes: Outcomes, runs: Sequence[Run]) -> dict[str, Any]:
+    """What made the rows: configuration, seeds, data and weights by content, versions; no path, no date."""
+    judged = set(outcomes.frame["cell"])
+    cells = {cell: manifest for cell, manifest in cells_of(runs).items() if cell in judged}
+    crafts = [manifest["recipe"]["craft"] for manifest in cells.values() if "craft" in manifest["recipe"]]
+    trained = [run.manifest["data"] for run in runs if run.manifest["data"]]
+    return {
+        # A cell's key is the hash of all that it depends on: data, weights, attack, precision, seed.
+        "config": content_key(sorted(cells)),
+        "data": sorted({_data(manifest) for manifest in cells.values()}),
+        **({"training data": {data["name"]: data["fingerprint"][:16] for data in trained}} if trained else {}),
+        "seeds": {"training": sorted({run.seed for run in runs}), "attacks": sorted({each["seed"] for each in crafts})},
         "weights": {run.name: run.weights[:16] for run in runs},
         "versions": versions(),
     }
+
+
+def _data(cell: Mapping[str, Any]) -> str:
+    recipe = cell["recipe"]
+    return str(recipe.get("craft", recipe)["data"])
 
 
 def tracked(runs: Sequence[Run]) -> pd.DataFrame:

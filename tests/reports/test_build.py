@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from html import unescape
 from pathlib import Path
 
 import matplotlib
@@ -15,10 +16,11 @@ import pytest
 
 from robench.core.errors import RobenchError
 from robench.reports import build, html, regions
+from robench.reports.pictures import Picture
 from tests.reports.frames import history, rows, share, study
 
 PROVENANCE = {"robench": "0.1.0", "note": "a < b & </script>"}
-CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM = shutil.which("chromium")
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +38,23 @@ def test_same_rows_same_bytes(small: pd.DataFrame, tmp_path: Path) -> None:
     made = []
     for folder in ("a", "b"):
         files, notices = build.write(
-            small, tmp_path / folder, PROVENANCE, history=history(5), images=planes(), formats=build.FORMATS
-        )
+            small, tmp_path / folder, PROVENANCE, history=history(5), images=planes(), formats=build.FORMATS,
+            paper="dverge2020",
+        )  # fmt: skip
         made.append({path.name: path.read_bytes() for path in files})
     assert made[0] == made[1]
     assert notices == []
     figures = ("fig1_regions", "fig2_trend", "fig3_transferability", "fig4_accuracy", "fig5_adversarial_training")
     assert {f"{name}.{kind}" for name in (*figures, "figA_convergence") for kind in build.FORMATS} <= made[0].keys()
     assert {"table4_blackbox.md", "table5_whitebox.tex", "fig4_accuracy.provenance.json"} <= made[0].keys()
+    assert {"against_dverge2020.md", "against_dverge2020.csv"} <= made[0].keys()
     pdf = made[0]["fig4_accuracy.pdf"]
     assert b"/FontFile2" in pdf
     assert b"/Type3" not in pdf
     assert b"CreationDate" not in pdf
-    assert json.loads(made[0]["fig4_accuracy.provenance.json"]) == PROVENANCE
+    for name in ("fig4_accuracy", "table4_blackbox", "against_dverge2020"):
+        assert json.loads(made[0][f"{name}.provenance.json"]) == PROVENANCE
+    assert b"a < b & </script>" in pdf
     assert str(tmp_path).encode() not in b"".join(made[0].values())
     values = pd.read_csv(tmp_path / "a" / "fig4_accuracy.csv")
     assert {"panel", "threat", "defense", "n", "eps", "accuracy", "low", "high"} <= set(values.columns)
@@ -71,12 +77,26 @@ def test_what_lacks_data_is_named(tmp_path: Path) -> None:
         study(defenses=("mine",), sizes=(8,), radii=(0.03,), samples=5),
         study(defenses=("advt", "dverge-advt"), sizes=(2,), seeds=(0, 1), radii=(0.01,), samples=5),
         rows(share(3, 5), threat="clean"),
+        study(defenses=("baseline", "dverge"), sizes=(3, 8), radii=(0.01, 0.03), samples=5).query(
+            "not (defense == 'dverge' and n == 8 and threat != 'clean')"
+        ),
     ],
-    ids=["unknown defense, N = 8, one ε", "adversarial training, two seeds", "clean only"],
+    ids=["unknown defense, N = 8, one ε", "adversarial training, two seeds", "clean only", "one ensemble unattacked"],
 )
 def test_odd_outcomes_are_drawn(frame: pd.DataFrame, tmp_path: Path) -> None:
     files, _ = build.write(frame, tmp_path, {}, formats=["pdf"])
     assert all(path.stat().st_size for path in files)
+    assert html.write(frame, tmp_path / "report.html", {}).stat().st_size
+
+
+def test_surrogates_of_the_own_defense_are_a_figure_and_a_table_of_their_own(tmp_path: Path) -> None:
+    frame = pd.concat([rows(share(40), threat="blackbox-own", surrogate="a"), rows(share(90), threat="clean")])
+    files, _ = build.write(frame, tmp_path, {}, formats=["pdf"])
+    assert {"figA_blackbox_own.pdf", "tableA_blackbox_own.md"} <= {path.name for path in files}
+    assert pd.read_csv(tmp_path / "figA_blackbox_own.csv")["accuracy"].tolist() == [0.9, 0.4]
+    assert "DVERGE/3, black-box from surrogates of its own defense, ε = 0.01" in html.write(
+        frame, tmp_path / "report.html", {}
+    ).read_text(encoding="utf-8")
 
 
 def test_uneven_points_are_told(small: pd.DataFrame) -> None:
@@ -100,12 +120,18 @@ def report(small: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Pat
     path = tmp_path_factory.mktemp("html") / "report.html"
     hostile = rows(share(10, 20), defense="<script>alert(1)</script>$_&\"'", target="-->x", threat="clean")
     attacked = rows(share(5, 20), defense="<script>alert(1)</script>$_&\"'", target="-->x")
-    clean = np.full((4, 4, 3), 100, dtype=np.uint8)
     return html.write(
-        pd.concat([small, hostile, attacked]), path, PROVENANCE, paper="dverge2020", different_data=True,
+        pd.concat([small, hostile, attacked]), path, PROVENANCE, paper="dverge2020", history=history(3),
         checks=[{"name": "order", "status": "pass", "evidence": "<img src=x onerror=alert(1)>"}],
-        pictures={19: (clean, clean + 2)}, history=history(3),
+        pictures=[picture(attacked, 19), picture(small[small["threat"] == "transfer"], 0)],
     )  # fmt: skip
+
+
+def picture(frame: pd.DataFrame, sample: int) -> Picture:
+    """Of the first row of ``frame`` on ``sample`` that fell."""
+    row = frame[(frame["sample"] == sample) & ~frame["correct"]].iloc[0]
+    clean = np.full((3, 4, 4), 0.4, dtype=np.float32)
+    return Picture(row["cell"], row["member"], sample, clean, clean + np.float32(0.01), f"sample {sample}: <b> → c")
 
 
 def test_html_is_one_safe_file(report: Path) -> None:
@@ -126,13 +152,17 @@ def test_html_is_one_safe_file(report: Path) -> None:
 def test_html_tells_what_fell(report: Path) -> None:
     text = report.read_text()
     drill = re.search(
-        r'<h3 id="drill-\d+-title">&lt;script&gt;.*?, white-box, ε = 0.01</h3>(.*?)</div>', text, re.DOTALL
+        r'<h3 id="drill-\d+-title">&lt;script&gt;.*?, white-box, ε = 0.01</h3>(.*?)<div class="drill"', text, re.DOTALL
     )
     assert drill
     assert "15 of 20 images fell." in drill[1]
     assert '<td class="text">pgd</td><td class="text">ce</td><td>0</td><td>15</td>' in drill[1]
-    assert '5 6 7 8 9 10 11 12 13 14 15 16 17 18 <a href="#sample-19">19</a>' in drill[1]
-    assert 'alt="Sample 19, adversarial"' in text
+    assert '<td class="long">5 6 7 8 9 10 11 12 13 14 15 16 17 18 19</td>' in drill[1]
+    # The picture belongs to this row of this point, and to nothing else.
+    assert 'alt="adversarial, sample 19: &lt;b&gt; → c"' in drill[1]
+    assert drill[1].count("<img") == text.count("sample 19: &lt;b&gt; → c</figcaption>") * 3 == 3
+    crafted = text.split("crafted on member 1, judged on member 1</h3>")[1].split("</h3>")[0]
+    assert crafted.count('alt="difference × 10, sample 0:') == 1
     assert re.search(r'<svg role="img" aria-label="Accuracy against ε', text)
 
 
@@ -142,46 +172,76 @@ def test_html_same_rows_same_bytes(tmp_path: Path) -> None:
     assert first == html.write(frame, tmp_path / "b.html", {}).read_bytes()
 
 
-def test_bad_pictures(small: pd.DataFrame, tmp_path: Path) -> None:
-    picture = np.zeros((4, 4, 3), dtype=np.uint8)
-    with pytest.raises(RobenchError, match="sample 3"):
-        html.write(small, tmp_path / "a.html", {}, pictures={3: (picture, picture[:2])})
+def test_pictures_beyond_the_limit_are_left_out_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = rows(share(0, 5))
+    pictures = [picture(frame, sample) for sample in range(5)]
+    size = len(html.write(frame, tmp_path / "a.html", {}, pictures=pictures[:1]).read_text().split("base64,")[1])
+    monkeypatch.setattr(html, "_IMAGE_LIMIT", 3 * 3 * size)
+    text = html.write(frame, tmp_path / "b.html", {}, pictures=pictures).read_text()
+    shown = text.count("<figcaption>")
+    assert 1 <= shown < 5
+    assert f"{5 - shown} pictures left out" in text
 
 
-@pytest.mark.skipif(not CHROMIUM.exists(), reason="needs /usr/bin/chromium (apt-get install chromium)")
+@pytest.mark.skipif(not CHROMIUM, reason="needs chromium (apt-get install chromium)")
 def test_sorting_and_drilling_in_a_browser(report: Path, tmp_path: Path) -> None:
     text = report.read_text()
-    policy = re.search(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>", text)
-    assert policy
-    # The page's own policy would not admit the probe, as it should not.
-    probe = """<script>
-      const table = document.querySelector("#accuracy ~ .scroll table");
-      const column = () => [...table.tBodies[0].rows].map((row) => row.cells[3].dataset.sort).join(",");
-      const button = table.tHead.rows[0].cells[3].querySelector("button");
-      const seen = {};
-      button.click(); seen.up = column(); seen.sort = table.tHead.rows[0].cells[3].ariaSort;
-      button.click(); seen.down = column();
-      const link = document.querySelector("figure svg a");
-      const drill = document.querySelector(link.getAttribute("xlink:href"));
-      seen.before = getComputedStyle(drill).display;
-      location.hash = link.getAttribute("xlink:href");
-      seen.after = getComputedStyle(drill).display;
-      document.body.dataset.seen = JSON.stringify(seen);
-    </script></body>"""
+    probe = """
+      const failed = [];
+      addEventListener("securitypolicyviolation", (event) => failed.push(event.blockedURI));
+      addEventListener("load", () => {
+        const seen = {};
+        const table = document.querySelector("#accuracy ~ .scroll table");
+        const column = () => [...table.tBodies[0].rows].map((row) => row.cells[3].dataset.sort).join(",");
+        const button = table.tHead.rows[0].cells[3].querySelector("button");
+        button.click(); seen.up = column(); seen.sort = table.tHead.rows[0].cells[3].ariaSort;
+        button.click(); seen.down = column();
+        const link = document.querySelector("figure svg a");
+        const drill = document.querySelector(link.getAttribute("xlink:href"));
+        seen.before = getComputedStyle(drill).display;
+        link.dispatchEvent(new MouseEvent("click", {bubbles: true, cancelable: true, view: window}));
+        setTimeout(() => {
+          seen.after = getComputedStyle(drill).display;
+          seen.images = [...drill.querySelectorAll("img")].map((image) => [image.naturalWidth, image.offsetWidth > 0]);
+          seen.focusable = [...document.querySelectorAll("figure svg a")].filter((each) => each.tabIndex >= 0).length;
+          seen.hit = ["fig3_transferability", "fig4_accuracy"].map((name) => {
+            const mark = document.querySelector(`#${name} + figure svg a`);
+            mark.scrollIntoView({block: "center"});
+            const box = mark.getBoundingClientRect();
+            return document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2).closest("a") !== null;
+          });
+          seen.requests = performance.getEntriesByType("resource").map((each) => each.name);
+          seen.failed = failed;
+          document.body.dataset.seen = JSON.stringify(seen);
+        }, 200);
+      });
+    """
     page = tmp_path / "probe.html"
-    page.write_text(text.replace(policy[0], "").replace("</body>", probe))
-    seen = json.loads(_dom(page, tmp_path).split('data-seen="')[1].split('"')[0].replace("&quot;", '"'))
+    # The probe is let in beside our own script; the rest of the policy stays.
+    policy = "script-src '"
+    assert text.count(policy) == 1
+    admitted = text.replace(policy, f"script-src '{html._csp(probe)}' '")
+    page.write_text(admitted.replace("</body>", f"<script>{probe}</script></body>"))
+    dom, console = _browse(page, tmp_path)
+    seen = json.loads(unescape(dom.split('data-seen="')[1].split('"')[0]))
     up, down = ([float(value) for value in seen[way].split(",")] for way in ("up", "down"))
     assert up == sorted(up)
     assert down == sorted(up, reverse=True)
     assert (seen["sort"], seen["before"], seen["after"]) == ("ascending", "none", "block")
-    # Under the policy, our own script runs all the same.
-    assert '<button type="button">' in _dom(report, tmp_path)
+    assert seen["hit"] == [True, True]
+    assert seen["images"] == [[4, True]] * 3
+    assert (seen["requests"], seen["failed"], seen["focusable"]) == ([], [], 0)
+    assert console == []
+    # The checks would find something.
+    page.write_text(admitted.replace("</body>", "<img src='http://localhost:9/x.png'></body>"))
+    assert any("Content Security Policy" in line for line in _browse(page, tmp_path)[1])
 
 
-def _dom(page: Path, folder: Path) -> str:
+def _browse(page: Path, folder: Path) -> tuple[str, list[str]]:
+    """The page's document after its scripts, and what the console says."""
     command = [
-        shutil.which("chromium") or str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu",
-        f"--user-data-dir={folder / 'profile'}", "--dump-dom", page.as_uri(),
+        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}",
+        "--enable-logging=stderr", "--virtual-time-budget=2000", "--dump-dom", page.as_uri(),
     ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]

@@ -73,7 +73,7 @@ def test_several_seeds_have_error_bars() -> None:
 
 
 def test_curve_without_its_threat_says_what_to_type() -> None:
-    with pytest.raises(RobenchError, match="robench attack --threat blackbox"):
+    with pytest.raises(RobenchError, match="robench eval --threat blackbox"):
         curves.values(rows(share(40)), "blackbox")
 
 
@@ -132,10 +132,16 @@ def test_matrix_of_an_unmeasured_eps() -> None:
 def test_trend_is_a_rolling_mean() -> None:
     frame = history(epochs=4, sizes=(3,)).assign(transferability=[0.4, 0.2, 0.0, 0.2])
     with style.context():
-        ax = trend.trend(frame, style.figure().subplots(), quantity="transferability", window=2)
+        ax = trend.trend(frame, style.figure().subplots(), quantity="transferability", share=0.5)
     np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), [40, 30, 10, 10])
     with pytest.raises(RobenchError, match="'epoch'"):
         trend.values(frame.drop(columns="epoch"))
+
+
+def test_the_rolling_mean_is_that_of_the_paper_and_shrinks_with_the_training() -> None:
+    long, short = history(epochs=200, sizes=(3,)), history(epochs=5, sizes=(3,))
+    assert trend.values(long)["diversity"].iloc[-1] == pytest.approx(long["diversity"].iloc[-30:].mean())
+    assert trend.values(short)["diversity"].tolist() == short["diversity"].tolist()
 
 
 def test_trend_keeps_runs_apart() -> None:

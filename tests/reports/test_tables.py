@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from scipy.stats import binomtest
@@ -51,14 +55,16 @@ def test_formats_hold_the_numbers() -> None:
     markdown = tables.markdown(table)
     assert "| DVERGE | 3 | 90.0 [82.6, 94.5] | 40.0 [30.9, 49.8] |" in markdown
     assert "| GAL | 3 | – | **60.0** [50.2, 69.1] |" in markdown
-    assert r"GAL & 3 & – & \shortstack{\textbf{60.0}\\{\tiny [50.2, 69.1]}} \\" in tables.latex(table)
+    latex = tables.latex(table)
+    assert r"GAL & 3 & – & \textbf{60.0} \\[-3pt]" in latex
+    assert r"& &  & {\tiny [50.2, 69.1]} \\[1pt]" in latex
     assert tables.csv(table).splitlines()[0].startswith("defense,n,eps,accuracy,low,high,best")
 
 
 def test_hostile_names() -> None:
     assert tables.escape_latex(HOSTILE) == (
         r"a\textless{}b\textgreater{}\&{\char34}c'\_\%\$\#\textasciicircum{}\textasciitilde{}\textbackslash{}\{\}"
-        r"\textbar{}{[}{*}`"
+        r"\textbar{}{[}{*}{`}"
     )
     assert tables.escape_latex("a\nb\\\\") == r"a b\textbackslash{}\textbackslash{}"
     assert tables.escape_markdown(HOSTILE) == (r"""a&lt;b&gt;&amp;"c'\_%\$\#\^\~\\\{\}\|\[\*\`""")
@@ -66,6 +72,27 @@ def test_hostile_names() -> None:
     for text in (tables.latex(tables.accuracy(frame, "whitebox")), tables.markdown(tables.accuracy(frame, "whitebox"))):
         assert HOSTILE not in text
         assert "<b>" not in text
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex (apt-get install texlive-latex-base)")
+def test_latex_compiles_and_fits_the_page(tmp_path: Path) -> None:
+    names = (HOSTILE, "[2pt]--?`", "*-_ü“x”")
+    frames = {
+        "study": study(samples=20, radii=(0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07)),  # as many as the paper
+        "names": pd.concat([rows(share(9, 20), defense=each, target=f"t{at}") for at, each in enumerate(names)]),
+    }
+    for name, frame in frames.items():
+        (tmp_path / f"{name}.tex").write_text(tables.latex(tables.accuracy(frame, "whitebox")), encoding="utf-8")
+    (tmp_path / "page.tex").write_text(
+        "\\documentclass{article}\\usepackage{booktabs}\\textwidth=5.5in\\textheight=9in\\begin{document}"
+        "\\noindent\\input{study}\n\n\\noindent\\input{names}\\end{document}"
+    )
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "page.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=100, check=False)
+    log = (tmp_path / "page.log").read_text(encoding="latin-1")
+    assert done.returncode == 0, log[-2000:]
+    assert "Overfull" not in log
+    assert "Missing character" not in log
 
 
 def test_table_without_its_threat() -> None:
@@ -84,15 +111,36 @@ def test_published_numbers_are_the_papers() -> None:
 
 
 def test_inside_outside_and_different_data() -> None:
-    frame = pd.concat([rows(share(400, 1000)), rows(share(300, 1000), eps=0.02)])
-    found = against.against(frame, "dverge2020", different_data=False)
-    assert found["verdict"].tolist() == ["inside", "outside"]
-    assert found["difference"].tolist() == pytest.approx([0.0, 0.178])
-    assert against.against(frame, different_data=True)["verdict"].unique().tolist() == ["different data"]
-    few = against.against(rows(share(40), threat="blackbox", surrogate="a"), different_data=False)
-    assert few["verdict"].tolist() == ["fewer attacks"]
-    other = against.against(rows(share(40), attack="autoattack"), different_data=False)
-    assert other.empty
+    frame = pd.concat(
+        [rows(share(right, 1000), eps=eps, restart=4) for right, eps in ((400, 0.01), (300, 0.02), (0, 0.03))]
+    )
+    found = against.against(frame, "dverge2020", data="same")
+    assert found["verdict"].tolist() == ["inside", "outside", "outside"]
+    assert found["difference"].tolist() == pytest.approx([0.0, 0.178, -0.03])
+    vouched = against.against(frame, data="vouched")["verdict"].tolist()
+    assert vouched == ["inside (data vouched for)", *["outside (data vouched for)"] * 2]
+    assert against.against(frame, data="different")["verdict"].unique().tolist() == ["different data"]
+    assert against.against(rows(share(40), attack="autoattack"), data="same").empty
+
+
+def test_an_attack_weaker_than_the_papers_is_no_verdict() -> None:
+    def verdict(*frames: pd.DataFrame) -> str:
+        (found,) = against.against(pd.concat(frames), data="same")["verdict"]
+        return str(found)
+
+    assert verdict(rows(share(40), restart=4)) == "inside"
+    assert verdict(rows(share(40), restart=3)) == "weaker attack"
+    assert verdict(rows(share(40), restart=4, attack="pgd:steps=49")) == "weaker attack"
+    assert verdict(rows(share(0), eps=0.03, restart=0, attack="pgd:steps=10")) == "inside"
+
+    def versions(count: int, attack: str = "mdi2") -> list[pd.DataFrame]:
+        return [
+            rows(share(84), threat="blackbox", surrogate=str(place), attack=attack) for place in range(count)
+        ]  # fmt: skip
+
+    assert verdict(*versions(30)) == "inside"
+    assert verdict(*versions(29)) == "weaker attack"
+    assert verdict(*versions(29), *versions(2, "sgm:steps=99")) == "weaker attack"
 
 
 def test_orderings_of_the_paper() -> None:

@@ -1,0 +1,162 @@
+"""`robench show`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robench.commands._shared import bar, device_of, judged, notice, refuse_given, shared
+from robench.commands._tables import drawn, interval
+
+if TYPE_CHECKING:
+    from robench.core.runs import Run, Runs
+
+#: Epochs of a history that the terminal shows.
+EPOCHS = 12
+
+
+@click.command("show")
+@click.argument("name", metavar="RUN")
+@click.option("--images", type=click.Path(path_type=Path), help="Writes images that fell to a .png; needs the data.")
+@click.option("--count", default=8, show_default=True, type=click.IntRange(1, 100), help="Images, for --images.")
+@click.option("--dataset", help="For --images: which rows; needed for several data sets, npz: and folder: data.")
+@click.option("--format", "style", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@shared("data_dir", "device", "runs")
+def command(
+    name: str,
+    images: Path | None,
+    count: int,
+    dataset: str | None,
+    style: str,
+    data_dir: str,
+    device: str,
+    runs: str,
+) -> None:
+    """What a run is, how its training went, and what was measured on it."""
+    import json
+
+    from robench.core.runs import Runs
+    from robench.reports.style import words
+
+    store = Runs(runs)
+    run = store.get(name)
+    if images is None:
+        refuse_given({"count", "dataset", "data_dir", "device"}, "has an effect only with --images")
+    else:
+        _write(images, store, run, count, dataset, data_dir, device)
+    about, history, scores = _about(run), _history(run), _scores(run)
+    if style == "json":
+        click.echo(json.dumps({"run": about, "history": history, "scores": scores}, indent=2))
+        return
+    width = max(map(len, about))
+    for key, value in about.items():
+        if value not in (None, []):
+            click.echo(f"{key:<{width}}  {words(value)}")
+    if history:
+        click.echo(_trained(history))
+    click.echo(_measured(scores) if scores else f"nothing was measured; robench eval {name} does it")
+
+
+def _write(path: Path, store: Runs, run: Run, count: int, dataset: str | None, data_dir: str, device: str) -> None:
+    """A sheet of images that fell."""
+    from robench.core.errors import RobenchError
+    from robench.evaluation.engine import Settings
+    from robench.reports import build, style
+    from robench.reports.pictures import sheet
+    from robench.studies.drawing import provenance
+    from robench.studies.pictures import pictures
+    from robench.studies.workbench import Workbench
+
+    if path.suffix != ".png":
+        raise RobenchError(f"expected --images as the name of a .png file, got {str(path)!r}")
+    outcomes, data = judged([run], dataset, data_dir, needed=True)
+    assert data is not None
+    bench = Workbench(store, data, Settings(device_of(device)), bar=bar, notice=notice)
+    seen = pictures(bench, outcomes, [run], count)
+    if not seen:
+        raise RobenchError(f"no image that an attack took from {run.name!r} can be shown; robench eval {run.name}")
+    with style.context():
+        build.save(sheet(seen), f"Images that fell: {run.name}", path, provenance(outcomes, [run]))
+    notice(f"{path}: {len(seen)} images that fell")
+
+
+def _about(run: Run) -> dict[str, Any]:
+    """What the manifest says, without every member's weights."""
+    manifest = run.manifest
+    return {
+        "name": run.name,
+        "defense": manifest["defense"],
+        "n": run.n,
+        "members": [f"{count} x {name}" for name, count in Counter(spec.name for spec in run.specs).items()],
+        "seed": run.seed,
+        "role": run.role,
+        "data": manifest["data"] or {"name": manifest.get("dataset")},
+        "recipe": manifest.get("recipe"),
+        "imported": manifest.get("imported"),
+        "ancestors": [entry["run"] for entry in manifest["ancestors"]],
+        "weights": run.weights,
+        "versions": manifest["versions"],
+    }
+
+
+def _history(run: Run) -> list[dict[str, Any]]:
+    """One flat object per epoch: learning rate, loss terms, what was tracked."""
+    flat: list[dict[str, Any]] = []
+    for entry in run.manifest.get("history", ()):
+        parts = [value if isinstance(value, dict) else {key: value} for key, value in entry.items()]
+        flat.append({key: value for part in parts for key, value in part.items()})
+    return flat
+
+
+def _scores(run: Run) -> list[dict[str, Any]]:
+    """One object per data set, threat and ε (of convergence, per attack); for transfer the mean over member pairs."""
+    from robench.studies.drawing import by_data
+    from robench.studies.summary import objects
+    from robench.studies.workbench import stored
+
+    found: list[dict[str, Any]] = []
+    for data, outcomes in by_data(stored([run], notice), [run]).items():
+        frame = outcomes.frame
+        pairs: dict[float, list[dict[str, Any]]] = {}
+        for row in objects(outcomes):
+            if "success" in row:
+                if row["target"] not in ("ensemble", row["source"]):
+                    pairs.setdefault(row["eps"], []).append(row)
+                continue
+            cells = frame[(frame["threat"] == row["threat"]) & (frame["eps"] == row["eps"])]
+            kept = {key: row[key] for key in row if key not in ("target", "defense", "n", "seed")}
+            surrogates = sorted(set(cells["surrogate"]) - {""})
+            found.append({"data": data, **kept, "cells": int(cells["cell"].nunique()), "surrogates": surrogates})
+        for eps, rows in pairs.items():
+            success = sum(row["success"] for row in rows) / len(rows)
+            samples = rows[0]["samples"]
+            found.append({"data": data, "threat": "transfer", "eps": eps, "success": success, "samples": samples})
+    return found
+
+
+def _trained(history: list[dict[str, Any]]) -> str:
+    """The first epoch, the last and some between; where some were tracked, those."""
+    most, last = max(map(len, history)), len(history) - 1
+    places = [place for place, entry in enumerate(history) if len(entry) == most or place == last]
+    places = sorted({places[round(step * (len(places) - 1) / (EPOCHS - 1))] for step in range(EPOCHS)})
+    radii = {key.removesuffix("_eps"): entry[key] for entry in history for key in entry if key.endswith("_eps")}
+    hidden = {"every", "images", *(f"{name}_eps" for name in radii)}
+    columns = list(dict.fromkeys(key for entry in history for key in entry if key not in hidden))
+    lines = [[f"{history[place][key]:.4g}" if key in history[place] else "" for key in columns] for place in places]
+    headings = [f"{key}, ε {radii[key]:g}" if key in radii else key for key in columns]
+    return drawn(f"training: {len(lines)} of {len(history)} epochs", headings, lines)
+
+
+def _measured(scores: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in scores:
+        value = interval(row, "accuracy") if "accuracy" in row else f"{100 * row['success']:.1f}"
+        what = f"{row['threat']} {row.get('attack', '')}".rstrip()
+        lines.append([row["data"], what, f"{row['eps']:g}", value, str(row["samples"]), str(row.get("cells", ""))])
+    title = "accuracy in % [95 % interval]; transfer: mean success in % between different members"
+    table = drawn(title, ["data", "threat", "ε", "%", "images", "cells"], lines)
+    named = [f"{row['threat']} surrogates: {', '.join(row['surrogates'])}" for row in scores if row.get("surrogates")]
+    return "\n".join([table, *dict.fromkeys(named)])

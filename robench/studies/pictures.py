@@ -1,0 +1,155 @@
+"""The images behind stored rows: from the cache, or crafted again."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from robench.attacks import ATTACKS, Attack
+from robench.core.ensemble import Ensemble, mixture
+from robench.core.errors import RobenchError
+from robench.core.fast import attackable, crafting_dtype
+from robench.core.frozen import frozen
+from robench.core.plugins import construct
+from robench.core.rng import Draws
+from robench.core.runs import Run
+from robench.core.store import content_key
+from robench.core.threads import fitting_threads
+from robench.evaluation.images import Images
+from robench.evaluation.outcomes import ENSEMBLE, Outcomes
+from robench.evaluation.subjects import Subject
+from robench.reports.pictures import Picture, choose
+from robench.studies.drawing import cells_of
+from robench.studies.workbench import CRAFTED, Workbench
+
+Manifest = Mapping[str, Any]
+
+
+def pictures(bench: Workbench, outcomes: Outcomes, runs: Sequence[Run], count: int) -> list[Picture]:
+    """At most ``count`` images that fell, see `robench.reports.pictures.choose`; what is left out is told.
+
+    An image that no cache has is crafted again, which gives the same one up to rounding. All are judged again, and
+    shown only where the prediction is that of the row.
+
+    Args:
+        outcomes: rows of ``runs`` on the data of ``bench``.
+    """
+    rows = choose(outcomes.frame, count)
+    cells, cache = cells_of(runs), Images(bench.store.root / CRAFTED, bench.notice)
+    # What one call of an attack gives, whatever its ε values; one target judges it.
+    same = rows["cell"].map({cell: _without_eps(cells[cell]) for cell in rows["cell"].unique()})
+    groups = [
+        part.iloc[start : start + bench.settings.batch_size]
+        for _, part in rows.groupby([same, "target", "restart"], sort=False)
+        for start in range(0, len(part), bench.settings.batch_size)
+    ]
+    found: dict[int, Picture] = {}
+    left_out: Counter[str] = Counter()
+    threads = fitting_threads(bench.settings.device, bench.settings.batch_size * bench.data.test.images[0].numel())
+    with bench.bar() as progress, threads:
+        for done, part in enumerate(groups):
+            progress(done, len(groups), "pictures")
+            try:
+                found |= _seen(bench, part, [cells[cell] for cell in part["cell"]], cache)
+            except RobenchError as error:
+                left_out[str(error)] += len(part)
+    missing = len(rows) - len(found) - left_out.total()
+    if missing:
+        left_out["made again here, they get another prediction than their rows have (other hardware?)"] = missing
+    for reason, number in left_out.items():
+        bench.notice(f"{number} of {len(rows)} pictures left out: {reason}")
+    return [found[row] for row in range(len(rows)) if row in found]
+
+
+def _seen(bench: Workbench, rows: pd.DataFrame, cells: Sequence[Manifest], cache: Images) -> dict[int, Picture]:
+    """By index of ``rows``, those whose image still gets the prediction that they have."""
+    target = bench.subject(bench.store.get(str(rows["target"].iloc[0])))
+    recipe = cells[0]["recipe"]
+    if recipe["target"] != target.identity:
+        raise RobenchError(f"the weights of run {target.name!r} are no longer those that were judged")
+    precision = recipe["craft"]["precision"]
+    pixels = bench.data.test.images[torch.from_numpy(rows["sample"].to_numpy(np.int64))].to(bench.settings.device)
+    clean = pixels.to(crafting_dtype(precision)) / 255
+    images = _cached(rows, cells, clean, cache)
+    if images is None:
+        images = _crafted(bench, target, rows, cells[0], clean)
+    judge = copy.deepcopy(target.ensemble).double() if precision == "float64" else target.ensemble
+    with frozen(judge), torch.no_grad():
+        logits = judge.logits(images)
+        predictions = torch.stack([*logits, mixture(logits)]).argmax(dim=2).cpu()
+    places = [target.n if member == ENSEMBLE else int(member) - 1 for member in rows["member"]]
+    right = predictions[places, range(len(rows))].numpy() == rows["prediction"].to_numpy()
+    shown = [part.float().cpu().numpy() for part in (clean, images)]
+    found: dict[int, Picture] = {}
+    for at, (index, row) in enumerate(zip(rows.index, rows.to_dict("records"), strict=True)):
+        if right[at]:
+            place = (row["cell"], row["member"], int(row["sample"]))
+            found[int(index)] = Picture(*place, shown[0][at], shown[1][at], _caption(row, bench.data.classes))
+    return found
+
+
+def _cached(rows: pd.DataFrame, cells: Sequence[Manifest], clean: Tensor, cache: Images) -> Tensor | None:
+    """The images, (B,C,H,W), where the cache has all of them."""
+    kept = [cache.kept(cell["craft"]) for cell in cells]
+    samples = rows["sample"].to_numpy(np.int64)
+    if not all(sample in each for sample, each in zip(samples.tolist(), kept, strict=True)):
+        return None
+    loaded = [
+        cache.load(each, samples[at : at + 1], clean[at : at + 1], float(eps))[0]
+        for at, (each, eps) in enumerate(zip(kept, rows["eps"], strict=True))
+    ]
+    return torch.cat(loaded)
+
+
+def _crafted(bench: Workbench, target: Subject, rows: pd.DataFrame, cell: Manifest, clean: Tensor) -> Tensor:
+    """The images, (B,C,H,W), crafted as the manifest of one of their cells says."""
+    craft = cell["recipe"]["craft"]
+    if craft["batch"] is not None:
+        raise RobenchError(f"images of {cell['attack']} depend on the batch that they were crafted in")
+    fields = {name: value for name, value in craft["attack"].items() if name not in ("name", "version")}
+    attack: Attack = construct(ATTACKS.get(craft["attack"]["name"]), fields, f"attack {cell['attack']!r}")
+    if content_key(attack.manifest()) != content_key(craft["attack"]):
+        raise RobenchError(f"attack {cell['attack']!r} has changed since")
+    model = attackable(_source(bench, target, cell), clean[:1], craft["precision"])
+    # Convolution kernels for a batch of one round differently.
+    order = list(range(len(rows))) if len(rows) > 1 else [0, 0]
+    part = rows.iloc[order]
+    crafted = attack(
+        model,
+        clean[order].contiguous(memory_format=torch.channels_last),
+        torch.tensor(part["label"].tolist(), device=clean.device),
+        torch.tensor(part["eps"].tolist()).to(clean),
+        Draws.of(part["sample"].to_numpy(np.int64), seed=craft["seed"], restart=int(part["restart"].iloc[0])),
+    )
+    return crafted.images[: len(rows)]
+
+
+def _source(bench: Workbench, target: Subject, cell: Manifest) -> Ensemble:
+    if cell["threat"] == "transfer":
+        return Ensemble([target.ensemble.members[int(cell["surrogate"]) - 1]])
+    if not cell["surrogate"]:
+        return target.ensemble
+    surrogate = bench.subject(bench.store.get(cell["surrogate"]))
+    if surrogate.identity != cell["recipe"]["craft"]["source"]:
+        raise RobenchError(f"the weights of surrogate {surrogate.name!r} are no longer those that were attacked")
+    return surrogate.ensemble
+
+
+def _without_eps(cell: Manifest) -> str:
+    return content_key({name: value for name, value in cell["recipe"]["craft"].items() if name != "eps"})
+
+
+def _caption(row: Mapping[Any, Any], classes: Sequence[str]) -> str:
+    judge = "" if row["member"] == ENSEMBLE else f", seen by member {row['member']}"
+    source = f"member {row['surrogate']}" if row["threat"] == "transfer" else row["surrogate"]
+    return (
+        f"sample {row['sample']}, ε {row['eps']:g}: {classes[row['label']]} → {classes[row['prediction']]}{judge}\n"
+        f"{row['attack']} {row['loss']}, restart {row['restart']}" + (f", crafted on {source}" if source else "")
+    )

@@ -1,0 +1,114 @@
+"""Pictures show what the rows say: from the cache or crafted again, judged again, or left out with a reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from robench.attacks.pgd import PGD
+from robench.core.data import to_images
+from robench.evaluation.engine import Settings
+from robench.evaluation.outcomes import ENSEMBLE, Outcomes
+from robench.reports.pictures import Picture
+from robench.studies.pictures import pictures
+from robench.studies.workbench import CRAFTED, OUTCOMES, Workbench, stored
+from tests.studies.conftest import judge
+
+
+def seen(bench: Workbench, outcomes: Outcomes | None = None, count: int = 1000) -> tuple[list[Picture], list[str]]:
+    notices: list[str] = []
+    bench = Workbench(bench.store, bench.data, bench.settings, notice=notices.append)
+    run = bench.store.get("base")
+    return pictures(bench, outcomes or stored([run]), [run], count), notices
+
+
+def test_a_picture_is_what_its_row_says(judged: Workbench) -> None:
+    frame = stored([judged.store.get("base")]).frame.set_index(["cell", "member", "sample"])
+    found, notices = seen(judged)
+    assert notices == []
+    ensemble = judged.store.get("base").load()
+    rows = [frame.loc[each.cell, each.member, each.sample] for each in found]
+    assert {row["threat"] for row in rows} == {"whitebox", "blackbox", "transfer"}
+    assert {row["eps"] for row in rows} == {0.1, 0.3}
+    assert {row["restart"] for row in rows} == {0, 1}
+    for picture, row in zip(found, rows, strict=True):
+        with torch.no_grad():
+            image = torch.from_numpy(picture.adversarial)[None]
+            logits = ensemble(image) if picture.member == ENSEMBLE else ensemble.members[int(picture.member) - 1](image)
+        assert int(logits.argmax()) == row["prediction"] != row["label"]
+        np.testing.assert_array_equal(picture.clean, to_images(judged.data.test.images[picture.sample]).numpy())
+        distance = np.abs(picture.adversarial - picture.clean).max()
+        assert 0 < distance <= row["eps"] + 1e-6
+        assert f"sample {picture.sample}, ε {row['eps']:g}: {row['label']} → {row['prediction']}" in picture.caption
+        assert f"{row['attack']} ce, restart {row['restart']}" in picture.caption
+
+
+def test_the_cache_and_crafting_again_give_the_same(judged: Workbench) -> None:
+    kept, _ = seen(judged)
+    for part in (judged.store.root / CRAFTED).glob("*/part-*"):
+        part.write_bytes(b"damaged")
+    again, notices = seen(judged)
+    assert any("damaged" in text for text in notices)
+    assert [each.caption for each in again] == [each.caption for each in kept]
+    for one, other in zip(kept, again, strict=True):
+        np.testing.assert_allclose(one.adversarial, other.adversarial, atol=1e-6)
+
+
+def test_double_precision(judged: Workbench) -> None:
+    shutil.rmtree(judged.store.root / "base" / OUTCOMES)
+    double = Settings(torch.device("cpu"), precision="float64", batch_size=8)
+    judge(Workbench(judged.store, judged.data, double, 16))
+    # The bench that draws need not be set up as the one that judged.
+    found, notices = seen(judged)
+    assert notices == []
+    assert len(found) > 10
+
+
+def test_another_prediction_is_left_out(judged: Workbench) -> None:
+    frame = stored([judged.store.get("base")]).frame
+    lie = (frame["threat"] == "whitebox") & ~frame["correct"]
+    frame.loc[lie, "prediction"] = (frame.loc[lie, "prediction"] + 1) % 4
+    found, notices = seen(judged, Outcomes(frame))
+    assert {each.cell for each in found} & set(frame.loc[lie, "cell"]) == set()
+    assert {each.cell for each in found} & set(frame["cell"])
+    (notice,) = notices
+    assert "another prediction than their rows have" in notice
+
+
+def test_what_cannot_be_made_again_is_told(judged: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = seen(judged)
+    monkeypatch.setattr(PGD, "version", PGD.version + 1)
+    found, notices = seen(judged)
+    # Black-box images are in the cache, whatever became of the attack.
+    assert 0 < len(found) < len(whole)
+    assert all("has changed since" in text for text in notices)
+    assert notices[0].startswith(f"{len(whole) - len(found)} of {len(whole)} pictures left out")
+    monkeypatch.undo()
+    for path in (judged.store.root / "base" / OUTCOMES / "cells").glob("*.json"):
+        manifest = json.loads(path.read_text())
+        if manifest["threat"] == "whitebox":
+            manifest["recipe"]["craft"]["batch"] = 8
+            path.write_text(json.dumps(manifest))
+    assert any("depend on the batch" in text for text in seen(judged)[1])
+
+
+def test_replaced_weights_are_noticed(judged: Workbench) -> None:
+    shutil.rmtree(judged.store.root / CRAFTED)
+    replace(judged.store.root / "sub", judged.store.root / "base")
+    found, notices = seen(judged)
+    assert found
+    assert any("surrogate 'sub' are no longer those" in text for text in notices)
+    shutil.rmtree(judged.store.root / "sub")
+    assert any("unknown run 'sub'" in text for text in seen(judged)[1])
+
+
+def replace(run: Path, other: Path) -> None:
+    """Gives a run the weights of another one."""
+    ours, theirs = (json.loads((path / "manifest.json").read_text()) for path in (run, other))
+    shutil.copy(other / "weights.safetensors", run / "weights.safetensors")
+    (run / "manifest.json").write_text(json.dumps({**ours, "weights": theirs["weights"]}))
