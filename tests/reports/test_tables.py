@@ -161,6 +161,12 @@ def test_orderings_of_the_paper() -> None:
         "black-box GAL falls with N": {"reversed"},
         "black-box ADP has fallen": {"holds"},
     }
+    for count, verdict in ((29, "weaker attack"), (30, "reversed")):
+        standing = [
+            rows(share(100), defense="adp", threat="blackbox", surrogate=str(place), attack="mdi2", eps=0.03)
+            for place in range(count)
+        ]
+        assert against.orderings(pd.concat(standing))["verdict"].tolist() == [verdict]
     assert len(against.orderings(study(samples=20))) == 26
     assert against.orderings(rows(share(4))).empty
     assert "DVERGE/5" in against.markdown(against.orderings(frame))
