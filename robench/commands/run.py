@@ -1,0 +1,166 @@
+"""`robench run`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robench.commands._shared import notice, refuse_given, shared
+
+if TYPE_CHECKING:
+    from robench.studies.plan import Plan
+    from robench.studies.state import Progress
+
+#: Kinds of tasks per --only.
+ONLY: dict[str | None, tuple[Any, ...]] = {
+    None: (), "train": ("train",), "eval": ("craft", "judge"), "report": ("report",)
+}  # fmt: skip
+
+
+@click.command("run")
+@click.argument("study")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the study; by default its name.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--workers", type=click.IntRange(1), help="Processes; by default one per core, or one on a GPU.")
+@click.option("--address", help="Of a running Ray cluster; by default Ray is started here, on loopback.")
+@click.option("--gpus", type=click.FloatRange(0, 8), help="Share of a GPU per task, for Ray; by default .25.")
+@click.option("--only", type=click.Choice(["train", "eval", "report"]))
+@click.option("--budget", help="Such as 90m or 2h: nothing is begun that would end later.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of the study: threats.whitebox.steps=5"
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and what it would take.")
+@shared("data_dir", "device")
+def command(
+    study: str,
+    out: Path | None,
+    engine: str,
+    workers: int | None,
+    address: str | None,
+    gpus: float | None,
+    only: str | None,
+    budget: str | None,
+    settings: tuple[str, ...],
+    dry_run: bool,
+    data_dir: str,
+    device: str,
+) -> int:
+    """Do STUDY, a name or a .toml file: train, attack, judge, draw. Run again, it does what is missing."""
+    from robench.studies.seal import seal, sealed
+    from robench.studies.study import find, parse
+
+    if engine != "ray":
+        refuse_given({"address", "gpus"}, "has an effect only with --engine ray")
+    name, text = find(study)
+    folder = (out or Path(name)).absolute()
+    limit = None if budget is None else _seconds(budget)
+    told = [text, *settings]
+    if not dry_run and sealed(folder, told):
+        notice(f"{name} is complete in {folder}: nothing to do")
+        click.echo(folder / "report" / "report.html")
+        return 0
+
+    from robench.studies.plan import expand
+
+    parsed = parse(name, text, settings)
+    plan = expand(name, parsed, data_dir)
+
+    from robench.studies.state import Place, Progress
+
+    place = Place(folder)
+    progress = Progress(plan, place)
+    if dry_run:
+        _forecast(plan, progress, ONLY[only], device, workers)
+        return 0
+    from robench.commands._shared import device_of
+    from robench.studies import engines
+    from robench.studies.plan import pass_seconds
+
+    where = "auto" if device == "auto" else str(device_of(device))
+    passes = 0.0 if limit is None else pass_seconds(plan, device_of(device))
+    with engines.engine(engine, workers or _workers(device), address=address, gpus=gpus) as made:
+        result = engines.run(
+            plan,
+            progress,
+            made,
+            lambda key: (
+                name,
+                parsed.model_dump_json(by_alias=True),
+                str(folder),
+                key,
+                str(Path(data_dir).absolute()),
+                where,
+            ),
+            only=ONLY[only],
+            budget=limit,
+            pass_seconds=passes,
+            notice=notice,
+        )
+    if not result.left and not result.failed:
+        seal(folder, told)
+    for key, error in result.failed.items():
+        click.echo(f"failed: {plan.steps[key].title}: {error}; log: {place.log(plan.steps[key])}", err=True)
+    reasons = [reason for reason in result.left.values() if reason != "not asked for"]
+    for reason in dict.fromkeys(reasons):
+        click.echo(f"left: {reasons.count(reason)} tasks, {reason}; run the same command again", err=True)
+    if (place.report / "report.html").exists():
+        click.echo(place.report / "report.html")
+    return int(bool(result.failed))
+
+
+def _forecast(plan: Plan, progress: Progress, only: tuple[Any, ...], device: str, workers: int | None) -> None:
+    """Tasks, passes, disk and time per device."""
+    import torch
+
+    from robench.studies.plan import bill, makespan, pass_seconds
+
+    missing = {
+        key: step
+        for key, step in plan.steps.items()
+        if (not only or step.kind in only) and progress.state(step) != "done"
+    }
+    for what, (count, passes, disk) in bill(list(missing.values())).items():
+        click.echo(f"{what:<22} {count:>4} tasks  {passes:9.2e} passes  {disk / 1e6:9.1f} MB")
+    click.echo(
+        f"in all {len(missing)} of {len(plan.steps)} tasks, at most "
+        f"{sum(step.passes for step in missing.values()):.2e} forward and backward passes of one image through one "
+        f"member, {sum(step.disk for step in missing.values()) / 1e6:.0f} MB"
+    )
+    kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])] if device == "auto" else [device]
+    for kind in kinds:
+        each = pass_seconds(plan, torch.device(kind))
+        times = ", ".join(
+            f"{_duration(makespan(missing, lambda step, each=each: step.passes * each, k))} on {k}"  # type: ignore[misc]
+            for k in dict.fromkeys((1, workers or _workers(kind), 8, 64))
+        )
+        click.echo(f"{kind}: {each * 1e6:.3g} µs a pass, one thread: at most about {times} at a time")
+
+
+def _workers(device: str) -> int:
+    import torch
+
+    gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    return 1 if gpu else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _seconds(text: str) -> float:
+    from robench.core.errors import RobenchError
+
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    try:
+        value = float(text[:-1]) * units[text[-1:]]
+    except (ValueError, KeyError):
+        value = 0
+    if not 0 < value < float("inf"):
+        raise RobenchError(f"expected --budget such as 45m, 2h or 1.5d, got {text!r}")
+    return value

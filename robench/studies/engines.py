@@ -1,0 +1,223 @@
+"""Who does a plan's tasks: this process, several on this machine, or a Ray cluster. The rows are the same."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Protocol
+
+from robench.core.errors import RobenchError
+from robench.studies.plan import Kind, Plan, Step, ranks
+from robench.studies.state import Progress
+from robench.studies.work import perform
+
+#: How often a task is begun whose worker dies.
+TRIES = 3
+
+#: Arguments of `robench.studies.work.perform`, all but the key.
+Call = Callable[[str], tuple[Any, ...]]
+
+
+class Engine(Protocol):
+    """Attributes: slots: tasks at a time."""
+
+    slots: int
+
+    def submit(self, call: tuple[Any, ...]) -> Future[dict[str, Any]]:
+        """`perform` of these arguments, somewhere; BrokenExecutor where a worker died."""
+
+
+class Here:
+    """One after the other, in this process."""
+
+    slots = 1
+
+    def submit(self, call: tuple[Any, ...]) -> Future[dict[str, Any]]:
+        future: Future[dict[str, Any]] = Future()
+        future.set_result(perform(*call))
+        return future
+
+
+class Processes:
+    """Processes on this machine; a new pool where one of them died."""
+
+    def __init__(self, workers: int) -> None:
+        self.slots = workers
+        self._pool = self._fresh()
+
+    def _fresh(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self.slots, multiprocessing.get_context("spawn"), initializer=_leave_with_parent)
+
+    def submit(self, call: tuple[Any, ...]) -> Future[dict[str, Any]]:
+        try:
+            return self._pool.submit(perform, *call)
+        except BrokenExecutor:
+            self._pool = self._fresh()
+            return self._pool.submit(perform, *call)
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+class Ray:
+    """A Ray cluster; by default one on this machine's loopback. Ray itself tries a task again whose worker died.
+
+    Args:
+        address: of a running cluster; gpus: share of a GPU per task, by default a quarter where there are any.
+    """
+
+    def __init__(self, workers: int, address: str | None = None, gpus: float | None = None) -> None:
+        # Read when ray is imported: no report to its makers, and a cluster of this machine alone listens on loopback.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if address is None:
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        try:
+            ray = import_module("ray")
+        except ImportError as error:
+            raise RobenchError("--engine ray needs the package ray; pip install 'robench[ray]'") from error
+        local = {"num_cpus": workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        try:
+            ray.init(
+                address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else local)
+            )
+        except ConnectionError as error:
+            raise RobenchError(
+                f"no Ray cluster answers at --address {address!r} ({error}); ray status tells"
+            ) from error
+        there = ray.cluster_resources()
+        share = gpus if gpus is not None else 0.25 if there.get("GPU") else 0.0
+        self.slots = max(1, int(there["GPU"] / share) if share else int(there["CPU"]))
+        self._perform = ray.remote(perform).options(num_cpus=0 if share else 1, num_gpus=share, max_retries=TRIES - 1)
+        self._ray = ray
+
+    def submit(self, call: tuple[Any, ...]) -> Future[dict[str, Any]]:
+        future: Future[dict[str, Any]] = self._perform.remote(*call).future()
+        return future
+
+    def close(self) -> None:
+        self._ray.shutdown()
+
+
+@contextmanager
+def engine(
+    name: str, workers: int, *, address: str | None = None, gpus: float | None = None
+) -> Iterator[Here | Processes | Ray]:
+    """The engine called ``name``: ``local`` or ``ray``."""
+    if name == "local" and workers == 1:
+        yield Here()
+        return
+    made = Ray(workers, address, gpus) if name == "ray" else Processes(workers)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def _leave_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@dataclass
+class Result:
+    """Keys of tasks: what was done by now, what failed and why, what is left and why not begun."""
+
+    done: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+
+def run(
+    plan: Plan,
+    progress: Progress,
+    workers: Engine,
+    call: Call,
+    *,
+    only: Collection[Kind] = (),
+    budget: float | None = None,
+    pass_seconds: float = 0.0,
+    notice: Callable[[str], None] = lambda text: None,
+) -> Result:
+    """Does what is missing of a plan; a task that fails stops those alone that need it.
+
+    Args:
+        only: kinds of tasks that may be done; a report alone draws what there is.
+        budget: seconds; a task is begun only if it is expected to end in time.
+        pass_seconds: for that, what a pass takes here; corrected by the tasks that were done.
+    """
+    began = time.monotonic()
+    result = Result()
+    todo: dict[str, Step] = {}
+    order = ranks(plan.steps, lambda step: step.passes)
+    for step in sorted(plan.steps.values(), key=lambda step: -order[step.key]):
+        # What a report rests on is known when the rest is done; it comes last.
+        if progress.state(step) == "done" and not (step.kind == "report" and todo):
+            result.done.add(step.key)
+        elif only and step.kind not in only:
+            result.left[step.key] = "not asked for"
+        else:
+            todo[step.key] = step
+    total = len(result.done) + len(todo)
+    running: dict[Future[dict[str, Any]], Step] = {}
+    tries: dict[str, int] = {}
+    spent, expected = 0.0, 0.0
+
+    def ready(step: Step) -> bool:
+        return only == ("report",) or set(step.needs) <= result.done
+
+    def in_time(step: Step) -> bool:
+        estimate = step.passes * pass_seconds * (spent / expected if expected else 1.0)
+        return budget is None or time.monotonic() - began + estimate <= budget
+
+    while True:
+        for step in [step for step in todo.values() if ready(step) and in_time(step)]:
+            if len(running) == workers.slots:
+                break
+            del todo[step.key]
+            if step.kind == "report" and progress.state(step) == "done":
+                result.done.add(step.key)
+                continue
+            tries[step.key] = tries.get(step.key, 0) + 1
+            running[workers.submit(call(step.key))] = step
+            # A task that was done at once makes others ready, of which one may be more urgent.
+            if workers.slots == 1:
+                break
+        if not running:
+            break
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            step = running.pop(future)
+            try:
+                record = future.result()
+            except BrokenExecutor:
+                if tries[step.key] < TRIES:
+                    notice(f"a worker died during {step.title}: begun again")
+                    todo[step.key] = step
+                    continue
+                record = {"state": "failed", "error": f"its worker died {TRIES} times"}
+            except Exception as error:  # whatever an engine raises for a task that it gave up
+                record = {"state": "failed", "error": " ".join(str(error).split())[:500]}
+            if record["state"] == "done":
+                result.done.add(step.key)
+                spent, expected = spent + record["seconds"], expected + step.passes * pass_seconds
+                notice(f"[{len(result.done)}/{total}] {step.title}: {record['seconds']:.1f} s")
+            else:
+                result.failed[step.key] = record["error"]
+                notice(f"failed: {step.title}")
+    for key, step in todo.items():
+        late = ready(step) and not in_time(step)
+        result.left[key] = "beyond the budget" if late else "waits for what failed or is left"
+    return result

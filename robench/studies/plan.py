@@ -1,0 +1,377 @@
+"""A study, expanded: tasks with what they need, what they cost and in which order they are best done.
+
+Tasks say what `robench train` and `robench eval` would be told: the same keys, rows and folders. Planning loads no
+official data set and no weights.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+import torch
+
+from robench.attacks import Attack
+from robench.core.data import DATASETS, Data, outline
+from robench.core.errors import RobenchError, unknown
+from robench.core.models import MODELS, ModelSpec, build, parameter_count
+from robench.core.runs import Role
+from robench.core.store import content_key
+from robench.core.threads import SMALL, fitting_threads
+from robench.defenses import Defense
+from robench.evaluation import words
+from robench.studies.study import Axis, Blackbox, BlackboxOwn, Diversity, Fields, Study, Threat, shipped
+from robench.training.recipes import recipe_file
+from robench.training.task import Task, resolve
+
+Kind = Literal["train", "craft", "judge", "report"]
+
+#: Starts where a study does not say: those of the threats in `robench.evaluation.threats`.
+RESTARTS = {"transfer": 5, "whitebox": 5, "blackbox": 3, "convergence": 1}
+#: A forward pass, in forward and backward passes.
+FORWARD = 1 / 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One task of a plan.
+
+    Attributes:
+        needs: keys of the tasks that are done before.
+        passes: forward and backward passes of one image through one member, at most: fallen images are let alone.
+        disk: bytes that it leaves.
+        task: what is trained, or who is judged: under ``threat`` with its ``options``, from ``surrogates``.
+    """
+
+    kind: Kind
+    title: str
+    key: str
+    needs: tuple[str, ...] = ()
+    passes: float = 0.0
+    disk: int = 0
+    task: Task | None = None
+    threat: str = ""
+    surrogates: tuple[Task, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    samples: int = 0
+    subset: str = "first"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study's tasks.
+
+    Attributes:
+        data: as `robench.core.data.outline` gives it.
+        steps: by key, each behind those that it needs.
+        main: names of the runs in the figures; axes: per ablation, the value of each of its runs.
+    """
+
+    name: str
+    study: Study
+    data: Data
+    steps: Mapping[str, Step]
+    main: tuple[str, ...]
+    axes: Mapping[str, Mapping[str, Any]]
+
+
+def expand(name: str, study: Study, data_dir: str = "data") -> Plan:
+    """The plan of a study.
+
+    Raises:
+        RobenchError: a name that is not registered, or whatever cannot be trained or attacked.
+    """
+    if ":" not in study.dataset and study.dataset not in DATASETS.names():
+        raise RobenchError(f"{name}: dataset: {unknown('dataset', study.dataset, DATASETS.names())}")
+    if study.model is not None and ":" in study.model:
+        raise RobenchError(f"{name}: model: expected a registered name, got {study.model!r}; robench train takes code")
+    builder = _Builder(name, study, outline(study.dataset, data_dir))
+    with builder.at("model"):
+        if study.model is not None:
+            MODELS.get(study.model)
+    return builder.plan()
+
+
+class _Builder:
+    def __init__(self, name: str, study: Study, data: Data) -> None:
+        self.name, self.study, self.data = name, study, data
+        self.steps: dict[str, Step] = {}
+
+    @contextmanager
+    def at(self, where: str) -> Iterator[None]:
+        """Errors within say the file and the key."""
+        try:
+            yield
+        except RobenchError as error:
+            raise RobenchError(f"{self.name}: {where}: {error}") from error
+
+    def plan(self) -> Plan:
+        study = self.study
+        main = [
+            self.task(f"defenses.{defense}", defense, n, seed)
+            for defense in study.defenses
+            for n in study.sizes
+            for seed in study.seeds
+        ]
+        axes = {name: self.axis(name, axis) for name, axis in study.axes.items()}
+        self.known("report.like", [study.report.like] if study.report.like else [], shipped())
+        if study.track is not None:
+            self.known("track.defenses", study.track.defenses, study.defenses)
+        trained = [self.train(task) for task in main + [task for found in axes.values() for task, _ in found]]
+        judged: list[str] = []
+        for name, threat in study.threats.given().items():
+            self.known(f"threats.{name}.defenses", threat.defenses or (), study.defenses)
+            self.known(f"threats.{name}.sizes", threat.sizes or (), study.sizes)
+            self.known(f"threats.{name}.seeds", threat.seeds or (), study.seeds)
+            targets = [
+                task
+                for task in main
+                if task.defense.name in (threat.defenses or study.defenses)
+                and task.n in (threat.sizes or study.sizes)
+                and task.seed in (threat.seeds or study.seeds)
+            ]
+            for axis, found in axes.items():
+                targets += [task for task, _ in found if name in study.axes[axis].threats and task not in targets]
+            judged += self.judged(name, threat, targets)
+        self.add("report", "report", [*judged, study.report.model_dump()], needs=tuple(judged or trained))
+        values: dict[str, dict[str, Any]] = {}
+        for name, found in axes.items():
+            several = len({task.n for task, _ in found}) > 1
+            for task, value in found:
+                values.setdefault(f"{name}_n{task.n}" if several else name, {})[task.name] = value
+        return Plan(self.name, study, self.data, self.steps, tuple(task.name for task in main), values)
+
+    def known(self, where: str, names: Iterable[Any], allowed: Collection[Any]) -> None:
+        for each in names:
+            if each not in allowed:
+                raise RobenchError(f"{self.name}: {where}: {unknown('name', str(each), map(str, allowed))}")
+
+    def task(
+        self, where: str, defense: str, n: int, seed: int = 0, *, role: Role = "target", fields: Fields | None = None
+    ) -> Task:
+        """What is trained; where its settings are the recipe's own, under the plain name."""
+        overrides = {**self.study.defenses.get(defense, {}), **(fields or {})}
+        init = overrides.pop("init", None)
+        if init not in (None, "scratch", "baseline"):
+            raise RobenchError(f"{self.name}: {where}: expected `init` to be scratch or baseline, got {init!r}")
+        models = [self.study.model] if self.study.model else []
+        with self.at(where):
+            plain = resolve(self.data, defense, n, seed=seed, role=role, models=models)
+            made = resolve(
+                self.data, defense, n, seed=seed, role=role, models=models, overrides=overrides, init=init
+            )  # fmt: skip
+        return plain if plain.key == made.key else made
+
+    def axis(self, name: str, axis: Axis) -> list[tuple[Task, Any]]:
+        where = f"axes.{name}"
+        self.known(f"{where}.threats", axis.threats, self.study.threats.given())
+        return [
+            (self.task(where, axis.defense, n, seed, fields={**axis.fields, axis.setting: value}), value)
+            for value in axis.values
+            for n in axis.sizes or (min(self.study.sizes),)
+            for seed in axis.seeds or self.study.seeds[:1]
+        ]
+
+    def add(self, kind: Kind, title: str, identity: Any, **about: Any) -> str:
+        step = Step(kind=kind, title=title, key=content_key([kind, identity]), **about)
+        self.steps.setdefault(step.key, step)
+        return step.key
+
+    def train(self, task: Task) -> str:
+        needs = (self.train(task.start),) if task.start else ()
+        images = task.recipe.epochs * (len(self.data.train) // task.recipe.batch_size) * task.recipe.batch_size
+        return self.add(
+            "train", f"train {task.name}", [task.name, task.key], needs=needs, task=task,
+            passes=images * task.n * step_passes(task.defense, task.n),
+            disk=4 * sum(map(_parameters, task.members)),
+        )  # fmt: skip
+
+    def judged(self, name: str, threat: Threat | Diversity, targets: list[Task]) -> list[str]:
+        """Tasks that judge every target, and those that make their adversarial images first."""
+        images = min(threat.samples or self.study.samples, len(self.data.test))
+        if name in ("transfer", "diversity"):
+            targets = [task for task in targets if task.n > 1]
+        if isinstance(threat, Diversity):
+            return [
+                self.judge(
+                    "judge", name, task, threat, {"eps": threat.eps, "steps": threat.steps},
+                    images * task.n * (threat.steps + (task.n - 1) * FORWARD),
+                )
+                for task in targets
+            ]  # fmt: skip
+        family = "blackbox" if isinstance(threat, BlackboxOwn) else name
+        options = self.options(name, family, threat)
+        cells = images * len(options["eps"])
+        if not isinstance(threat, BlackboxOwn):
+            return [
+                self.judge(
+                    "judge", name, task, threat, options,
+                    cells * task.n * sum(
+                        starts(attack, family, options["restarts"]) * (steps_of(attack) + FORWARD)
+                        for attack in options["attacks"]
+                    ),
+                )
+                for task in targets
+            ]  # fmt: skip
+        done = []
+        own = not isinstance(threat, Blackbox)
+        groups: dict[str, list[Task]] = {}
+        for task in targets:
+            defense = threat.surrogate_defense if isinstance(threat, Blackbox) else task.defense.name
+            if not own or defense != "baseline":
+                groups.setdefault(defense, []).append(task)
+        for defense, group in groups.items():
+            where = f"threats.{name}.surrogate_defense"
+            surrogates = tuple(self.task(where, defense, n, role="surrogate") for n in threat.surrogates)
+            crafts = tuple(
+                self.judge(
+                    "craft", name, group[0], threat, {**options, "attacks": (attack,)},
+                    cells * starts(attack, family, options["restarts"]) * steps_of(attack) * surrogate.n,
+                    surrogates=(surrogate,),
+                    disk=cells * starts(attack, family, options["restarts"]) * 4 * self.data.test.images[0].numel(),
+                )
+                for surrogate in surrogates
+                for attack in options["attacks"]
+            )  # fmt: skip
+            versions = sum(starts(attack, family, options["restarts"]) for attack in options["attacks"])
+            done += [
+                self.judge(
+                    "judge", name, task, threat, options, cells * versions * len(surrogates) * task.n * FORWARD,
+                    surrogates=surrogates, needs=crafts,
+                )
+                for task in group
+            ]  # fmt: skip
+        return done
+
+    def options(self, name: str, family: str, threat: Threat) -> dict[str, Any]:
+        """What `robench.studies.workbench.Workbench` is told."""
+        grid = recipe_file(self.data.recipe).evaluation
+        usual = {"transfer": grid.transfer_eps, "convergence": grid.eps[:1]}.get(family, grid.eps)
+        with self.at(f"threats.{name}"):
+            return {
+                "eps": words.radii(threat.eps) if isinstance(threat.eps, str) else tuple(sorted(threat.eps or usual)),
+                "attacks": words.attacks(family, threat.attacks or (), threat.losses or (), threat.steps),
+                "restarts": threat.restarts or RESTARTS[family],
+            }
+
+    def judge(
+        self,
+        kind: Kind,
+        name: str,
+        target: Task,
+        threat: Threat | Diversity,
+        options: dict[str, Any],
+        passes: float,
+        *,
+        surrogates: tuple[Task, ...] = (),
+        needs: tuple[str, ...] = (),
+        disk: int = 0,
+    ) -> str:
+        samples = threat.samples or self.study.samples
+        subset = (threat.subset if isinstance(threat, Threat) else None) or self.study.subset
+        attacks = options.get("attacks", ())
+        title = f"{name} of {target.name}"
+        if kind == "craft":
+            title = f"craft {attacks[0].label} {attacks[0].loss} on {surrogates[0].name}"
+        identity = [
+            name, target.key, [task.key for task in surrogates], [attack.manifest() for attack in attacks],
+            {each: value for each, value in options.items() if each != "attacks"},
+            samples, subset, self.study.seed, self.study.precision,
+        ]  # fmt: skip
+        return self.add(
+            kind, title, identity, needs=(*map(self.train, (target, *surrogates)), *needs), task=target, threat=name,
+            surrogates=surrogates, options=options, samples=samples, subset=subset, passes=passes, disk=disk,
+        )  # fmt: skip
+
+
+def starts(attack: Attack, family: str, restarts: int) -> int:
+    """How often an attack is made: black-box, a start is a version of its own, and M-DI² has none."""
+    random = getattr(attack, "random_start", False) if family == "blackbox" else attack.stochastic
+    return restarts if random else 1
+
+
+def steps_of(attack: Attack) -> int:
+    return int(getattr(attack, "steps", 1))
+
+
+def step_passes(defense: Defense, n: int) -> float:
+    """Passes per image and member of one training step; a defense of others counts as a Baseline.
+
+    DVERGE distils each member's image once and learns from the n − 1 others'. GAL's gradient of a gradient takes about
+    three passes more.
+    """
+    crafting = float(getattr(defense, "steps", 0) + getattr(defense, "advt_steps", 0))
+    learning = (n - 1 if defense.paired else 1) + ("advt" in defense.name and defense.paired)
+    return crafting + learning + (3 if defense.name == "gal" else 0)
+
+
+@cache
+def _parameters(spec: ModelSpec) -> int:
+    return parameter_count(build(spec, 0))
+
+
+def pass_seconds(plan: Plan, device: torch.device) -> float:
+    """Seconds of a forward and backward pass of one image through one member, measured here: one thread on a CPU."""
+    task = next(step.task for step in plan.steps.values() if step.task)
+    model = build(task.members[0], 0).to(device).eval()
+    shape = plan.data.test.images.shape[1:]
+    batch = plan.study.batch_size if device.type == "cuda" else min(plan.study.batch_size, 1 + SMALL // shape.numel())
+    images = torch.rand(batch, *shape, device=device).requires_grad_()
+    times = []
+    with fitting_threads(device, 0):
+        for _ in range(3):
+            began = time.perf_counter()
+            torch.autograd.grad(model(images).logsumexp(dim=1).sum(), images)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - began)
+    return min(times) / batch
+
+
+def ranks(steps: Mapping[str, Step], cost: Callable[[Step], float]) -> dict[str, float]:
+    """Per key, the cost of the longest chain that begins with it: who has the most behind him goes first."""
+    found: dict[str, float] = {}
+    followers: dict[str, list[str]] = {key: [] for key in steps}
+    for step in steps.values():
+        for need in step.needs:
+            if need in followers:
+                followers[need].append(step.key)
+    for key in reversed(list(steps)):
+        found[key] = cost(steps[key]) + max((found[each] for each in followers[key]), default=0.0)
+    return found
+
+
+def makespan(steps: Mapping[str, Step], cost: Callable[[Step], float], workers: int) -> float:
+    """How long ``workers`` take together, each task as soon as one is free, by `ranks`."""
+    order = ranks(steps, cost)
+    waiting = {key: {need for need in step.needs if need in steps} for key, step in steps.items()}
+    ready = [(-order[key], key) for key, needs in waiting.items() if not needs]
+    heapq.heapify(ready)
+    running: list[tuple[float, str]] = []
+    now = 0.0
+    while ready or running:
+        while ready and len(running) < workers:
+            key = heapq.heappop(ready)[1]
+            heapq.heappush(running, (now + cost(steps[key]), key))
+        now, done = heapq.heappop(running)
+        for key, needs in waiting.items():
+            if done in needs:
+                needs.remove(done)
+                if not needs:
+                    heapq.heappush(ready, (-order[key], key))
+    return now
+
+
+def bill(steps: Sequence[Step]) -> dict[str, tuple[int, float, int]]:
+    """Per kind, or threat of a judgement: how many tasks, their passes and bytes."""
+    found: dict[str, tuple[int, float, int]] = {}
+    for step in steps:
+        name = f"{step.kind} {step.threat}".strip()
+        count, passes, disk = found.get(name, (0, 0.0, 0))
+        found[name] = count + 1, passes + step.passes, disk + step.disk
+    return found

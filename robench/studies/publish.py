@@ -1,0 +1,141 @@
+"""A study's report: figures of its main runs, a figure per axis, and what the study is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from robench.core.runs import Runs
+from robench.core.store import write_json, write_text
+from robench.evaluation.outcomes import Outcomes
+from robench.reports import build
+from robench.studies.drawing import draw
+from robench.studies.pictures import pictures
+from robench.studies.plan import Plan, expand
+from robench.studies.plane import decision_regions
+from robench.studies.study import find, parse
+from robench.studies.summary import objects
+from robench.studies.workbench import Workbench, stored
+
+#: Threats that the figure of an axis shows.
+VARIED = ("clean", "whitebox", "blackbox")
+
+
+def publish(
+    plan: Plan,
+    runs: Runs,
+    out: Path,
+    bench: Workbench,
+    *,
+    cells: Collection[str],
+    diversities: list[dict[str, Any]],
+    missing: int,
+) -> list[Path]:
+    """Draws ``cells`` in ``out``, lists ``diversities``, and says how many judgements are ``missing``; the files.
+
+    Raises:
+        RobenchError: none of them is there.
+    """
+    there = set(runs.names())
+    main = [runs.get(name) for name in plan.main if name in there]
+    varied = sorted({name for values in plan.axes.values() for name in values} & there)
+    frame = stored([*main, *(runs.get(name) for name in varied if name not in plan.main)], bench.notice).frame
+    frame = frame[frame["cell"].isin(cells)]
+    judged = set(frame["target"])
+    axes = {name: {run: v for run, v in values.items() if run in judged} for name, values in plan.axes.items()}
+    study = plan.study
+    surrogate = next((step.surrogates[0].name for step in plan.steps.values() if step.surrogates), None)
+    plane = None
+    if study.report.regions and surrogate in there:
+        first = [run for run in main if run.n == min(study.sizes) and run.seed == study.seeds[0]]
+        plane = decision_regions(
+            bench, first, runs.get(surrogate), resolution=study.report.regions, extent=study.report.extent
+        )
+    smaller = differences(plan, study.report.like) if study.report.like else []
+    more = {"study": study.title}
+    if smaller:
+        more[f"unlike {study.report.like}"] = "; ".join(smaller)
+    if missing:
+        more["incomplete"] = f"{missing} of the study's judgements are not done"
+        bench.notice(more["incomplete"])
+    shown = [run for run in main if run.name in judged]
+    outcomes = Outcomes(frame[frame["target"].isin(plan.main)].reset_index(drop=True))
+    files = draw(
+        outcomes,
+        shown,
+        out,
+        regions=plane,
+        pictures=pictures(bench, outcomes, shown, study.report.images),
+        paper=study.report.against,
+        studies=build.Studies(
+            frame[frame["threat"].isin(VARIED)], {name: values for name, values in axes.items() if values}
+        ),
+        more=more,
+        notice=bench.notice,
+    )
+    rows = [*objects(Outcomes(frame.reset_index(drop=True))), *diversities]
+    write_json(out / "summary.json", rows)
+    write_text(out / "study.md", _page(plan, more.get("incomplete"), smaller, rows))
+    return [out / "study.md", out / "summary.json", *files]
+
+
+def facts(plan: Plan) -> dict[str, str]:
+    """What a study does, setting by setting, as it was resolved."""
+    study = plan.study
+    found: dict[str, Any] = {"data": study.dataset, "sizes": study.sizes, "seeds": study.seeds}
+    for step in plan.steps.values():
+        task = step.task
+        if (
+            step.kind == "train"
+            and task
+            and task.role == "target"
+            and task.name in plan.main
+            and task.n == study.sizes[0]
+        ):
+            fields = {**task.recipe.model_dump(), **task.defense.manifest()}
+            found |= {f"{task.defense.name}: {name}": value for name, value in fields.items()}
+            found["model"] = task.members[0].name
+        if step.kind == "judge":
+            found |= {f"{step.threat}: {name}": value for name, value in step.options.items() if name != "attacks"}
+            found[f"{step.threat}: images"] = f"{step.subset} {min(step.samples, len(plan.data.test))}"
+            if step.surrogates:
+                found[f"{step.threat}: surrogates"] = [task.n for task in step.surrogates]
+            if "attacks" in step.options:
+                found[f"{step.threat}: attacks"] = [f"{each.label} {each.loss}" for each in step.options["attacks"]]
+    found |= {f"axis {name}": axis.values for name, axis in study.axes.items()}
+    return {name: _word(value) for name, value in found.items()}
+
+
+def differences(plan: Plan, like: str) -> list[str]:
+    """What is otherwise than in another study, one line each."""
+    ours, theirs = facts(plan), facts(expand(like, parse(*find(like))))
+    return [
+        f"{name} {ours.get(name, 'none')}, there {theirs.get(name, 'none')}"
+        for name in [*theirs, *(name for name in ours if name not in theirs)]
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return ", ".join(map(_word, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _page(plan: Plan, incomplete: str | None, smaller: list[str], rows: list[dict[str, Any]]) -> str:
+    """The study in words, and the numbers that no figure has."""
+    lines = [f"# {plan.study.title}", "", *([f"Incomplete: {incomplete}.", ""] if incomplete else [])]
+    if smaller:
+        lines += [f"Unlike `{plan.study.report.like}`:", "", *(f"* {line}" for line in smaller), ""]
+    table = pd.DataFrame([row for row in rows if "diversity" in row])
+    if not table.empty:
+        lines += ["| diversity | ε | mean cross-entropy | images |", "|---|---|---|---|"]
+        lines += [
+            f"| {row['target']} | {row['eps']:g} | {row['diversity']:.3f} [{row['low']:.3f}, {row['high']:.3f}] | "
+            f"{row['samples']} |"
+            for row in table.to_dict("records")
+        ]
+    return "\n".join([*lines, ""])

@@ -1,0 +1,283 @@
+"""Study files: what is trained, attacked and drawn together, as validated data. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from robench.core.errors import RobenchError, unknown
+
+Value = bool | int | float | str
+Subset = Literal["first", "random", "paper"]
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len({repr(value) for value in values}) < len(values):
+        raise ValueError("values should differ")
+    return values
+
+
+_Distinct = AfterValidator(_distinct)
+Names = Annotated[tuple[str, ...], Field(min_length=1), _Distinct]
+Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1), _Distinct]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), _Distinct]
+Count = Annotated[int, Field(ge=1)]
+Radius = Annotated[float, Field(gt=0, le=1)]
+#: Fields of a defense or its recipe, and ``init``.
+Fields = dict[str, Value]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+
+class Threat(_Table):
+    """One table of ``[threats]``; what is absent is the protocol's, or the study's.
+
+    Attributes:
+        eps: radii, or text as ``robench eval --eps`` takes it.
+        defenses, sizes, seeds: judge these targets only.
+    """
+
+    eps: Annotated[tuple[Radius, ...], Field(min_length=1), _Distinct] | str | None = None
+    attacks: Names | None = None
+    losses: Names | None = None
+    steps: Count | None = None
+    restarts: Count | None = None
+    samples: Count | None = None
+    subset: Subset | None = None
+    defenses: Names | None = None
+    sizes: Sizes | None = None
+    seeds: Seeds | None = None
+
+
+class BlackboxOwn(Threat):
+    """Surrogates of the target's own defense; a Baseline has no such setting.
+
+    Attributes:
+        surrogates: sizes of the hold-out ensembles.
+    """
+
+    surrogates: Sizes = (3, 5, 8)
+
+
+class Blackbox(BlackboxOwn):
+    """Attributes: surrogate_defense: how the surrogates are trained, whoever is judged."""
+
+    surrogate_defense: str = "baseline"
+
+
+class Diversity(_Table):
+    """Eq. 2 of the paper, of trained runs."""
+
+    eps: Radius = 0.07
+    steps: Count = 10
+    samples: Count | None = None
+    defenses: Names | None = None
+    sizes: Sizes | None = None
+    seeds: Seeds | None = None
+
+
+class Threats(_Table):
+    """The threats, under the names that their rows have."""
+
+    transfer: Threat | None = None
+    whitebox: Threat | None = None
+    blackbox: Blackbox | None = None
+    blackbox_own: BlackboxOwn | None = Field(default=None, alias="blackbox-own")
+    convergence: Threat | None = None
+    diversity: Diversity | None = None
+
+    def given(self) -> dict[str, Threat | Diversity]:
+        """By name, those that the study has."""
+        named = {name.replace("_", "-"): getattr(self, name) for name in type(self).model_fields}
+        return {name: threat for name, threat in named.items() if threat is not None}
+
+
+class Track(_Table):
+    """What is measured along training (Fig. 2), see `robench.evaluation.diversity.Tracking`.
+
+    Attributes:
+        every: epochs between two measurements; by default as many as keep them within 15 % of the time.
+    """
+
+    defenses: Names = ("dverge",)
+    transfer_eps: Radius
+    diversity_eps: Radius = 0.07
+    images: Count = 100
+    steps: Count = 10
+    restarts: Count = 1
+    every: Count | None = None
+
+
+class Axis(_Table):
+    """An ablation: one setting of one defense, a figure of its own.
+
+    Attributes:
+        setting: a field of the defense or its recipe, or ``init``.
+        fields: other settings, for all values.
+        sizes, seeds: by default the smallest size and the first seed.
+        threats: which of the study's are tried.
+    """
+
+    defense: str
+    setting: str
+    values: Annotated[tuple[Value, ...], Field(min_length=2), _Distinct]
+    fields: Fields = {}
+    sizes: Sizes | None = None
+    seeds: Seeds | None = None
+    threats: Annotated[tuple[Literal["whitebox", "blackbox"], ...], Field(min_length=1), _Distinct] = (
+        "whitebox",
+        "blackbox",
+    )
+
+
+class Report(_Table):
+    """What is drawn.
+
+    Attributes:
+        regions: points along each axis of Figure 1; extent: how far they reach.
+        images: how many that fell are shown.
+        like: a study of ours; the report says what is otherwise than in it.
+    """
+
+    against: Literal["dverge2020"] | None = None
+    regions: Annotated[int, Field(ge=2)] | None = None
+    extent: Radius | None = None
+    images: Annotated[int, Field(ge=0)] = 60
+    like: str | None = None
+
+
+class Study(_Table):
+    """A whole study. Unknown keys, wrong types and impossible values are errors.
+
+    Attributes:
+        defenses: names, or a table of names with the fields that differ from the data set's recipe.
+        sizes: members per ensemble; samples: test images.
+        seed: of the attacks' draws.
+    """
+
+    title: str
+    dataset: str
+    model: str | None = None
+    defenses: Annotated[dict[str, Fields], Field(min_length=1)]
+    sizes: Sizes
+    seeds: Seeds = (0,)
+    samples: Count = 1000
+    subset: Subset = "first"
+    batch_size: Count = 250
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    seed: Annotated[int, Field(ge=0)] = 0
+    track: Track | None = None
+    threats: Threats = Threats()
+    axes: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")], Axis] = {}
+    report: Report = Report()
+
+
+def shipped() -> list[str]:
+    """Names of the studies that come with robench."""
+    return sorted(path.name.removesuffix(".toml") for path in _folder().iterdir() if path.name.endswith(".toml"))
+
+
+def find(name: str) -> tuple[str, str]:
+    """Name and text of a study: one that ships, or a ``.toml`` file.
+
+    Raises:
+        RobenchError: neither.
+    """
+    try:
+        if name.endswith(".toml"):
+            return Path(name).stem, Path(name).read_text(encoding="utf-8")
+        if name in shipped():
+            return name, (_folder() / f"{name}.toml").read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise RobenchError(f"study {name!r} cannot be read ({error}); name a .toml file that is UTF-8") from error
+    raise unknown("study", name, shipped(), "A file of your own ends in .toml.")
+
+
+def parse(name: str, text: str, settings: Sequence[str] = ()) -> Study:
+    """The study that ``text`` says, after ``settings`` such as ``threats.whitebox.steps=5``.
+
+    Raises:
+        RobenchError: file, key, what is allowed, what was received.
+    """
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RobenchError(f"{name}: not TOML: {error}") from error
+    for setting in settings:
+        _set(raw, setting)
+    if isinstance(raw.get("defenses"), list):
+        names = raw["defenses"]
+        if not all(isinstance(each, str) for each in names) or len(set(map(str, names))) < len(names):
+            raise RobenchError(f"{name}: defenses: expected names that differ, got {names}")
+        raw["defenses"] = {each: {} for each in names}
+    try:
+        # By way of JSON: strict, and a list may still be a tuple.
+        return Study.model_validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        raise _explained(name, error.errors()[0], Study) from error
+
+
+def _folder() -> Any:
+    return files("robench.studies")
+
+
+def _set(raw: dict[str, Any], setting: str) -> None:
+    key, equals, value = setting.partition("=")
+    *path, last = key.split(".")
+    if not equals or not all([*path, last]):
+        raise RobenchError(f"expected --set KEY=VALUE, with tables as threats.whitebox.steps=5, got {setting!r}")
+    table: Any = raw
+    for part in path:
+        if isinstance(table.get(part), list):  # `defenses = [names]`
+            table[part] = {name: {} for name in table[part]}
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise RobenchError(f"--set {setting}: {part!r} is no table")
+    try:
+        table[last] = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        table[last] = value
+
+
+def _explained(name: str, problem: Mapping[str, Any], model: type[BaseModel]) -> RobenchError:
+    """One line for the first problem that pydantic found."""
+    where, owner = [], model
+    for part in problem["loc"]:
+        # A union's branches are named like functions: "tuple[...]", "constrained-str".
+        if isinstance(part, str) and ("[" in part or part in ("str", "bool", "int", "float")):
+            continue
+        where.append(f"{part + 1}" if isinstance(part, int) else str(part))
+        owner = _below(owner, str(part))
+    key = ".".join(where)
+    if problem["type"] == "extra_forbidden":
+        known = [field.alias or each for each, field in owner.model_fields.items()]
+        return RobenchError(f"{name}: {unknown('key', where[-1], known)} (in {'.'.join(where[:-1]) or 'the study'})")
+    if problem["type"] == "missing":
+        return RobenchError(f"{name}: {key} is missing, and has no default")
+    if problem["loc"][-1] == "bool":  # the first branch of `Value`
+        return RobenchError(
+            f"{name}: {key}: should be a number, text, true or false, got {json.dumps(problem['input'])}"
+        )
+    message = str(problem["msg"]).removeprefix("Input ").removeprefix("Value error, ")
+    return RobenchError(f"{name}: {key}: {message}, got {json.dumps(problem['input'], default=str)}")
+
+
+def _below(owner: type[BaseModel], part: str) -> type[BaseModel]:
+    """The table that a key of ``owner`` holds; ``owner`` itself where it holds none."""
+    for name, field in owner.model_fields.items():
+        if part in (name, field.alias):
+            found = [kind for kind in _kinds(field.annotation) if isinstance(kind, type) and issubclass(kind, _Table)]
+            return found[0] if found else owner
+    return owner
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    return [annotation, *(kind for inner in get_args(annotation) for kind in _kinds(inner))]

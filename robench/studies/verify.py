@@ -1,0 +1,225 @@
+"""A published result, tried again: random cells are crafted anew from their manifests and their rows compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+
+from robench.attacks import ATTACKS
+from robench.core.data import DATASETS, load
+from robench.core.ensemble import Ensemble
+from robench.core.errors import RobenchError
+from robench.core.plugins import construct
+from robench.core.runs import Run, Runs
+from robench.core.store import checked_name, content_key, read_frame, read_json
+from robench.evaluation.engine import Evaluator, Settings
+from robench.evaluation.outcomes import CELL_COLUMNS, ROW_COLUMNS, Outcomes, empty_rows
+from robench.evaluation.subjects import Subject
+from robench.evaluation.threats import Job, Threat
+from robench.studies.summary import objects
+from robench.studies.workbench import OUTCOMES, Workbench
+
+#: Beyond this, a margin or a distance is another one: rounding moves margins by a few millionths.
+CLOSE = 1e-4
+_KEYS = ["member", "sample"]
+#: The numbers of a study's report.
+SUMMARY = "report/summary.json"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of one cell, or of a file.
+
+    Attributes:
+        good: whether it is confirmed; evidence: why, or why not.
+    """
+
+    what: str
+    good: bool
+    evidence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Again(Threat):
+    """One job of a threat."""
+
+    name: ClassVar[str] = "again"
+    clean: ClassVar[bool] = False
+
+    job: Job
+    restarts: int = 1
+
+    def jobs(self, target: Subject) -> Iterator[Job]:
+        yield self.job
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Clean(Threat):
+    """No attack at all."""
+
+    name: ClassVar[str] = "whitebox"
+
+    restarts: int = 1
+    eps: tuple[float, ...] = (1.0,)
+
+    def jobs(self, target: Subject) -> Iterator[Job]:
+        yield from ()
+
+
+def verify(
+    result: Path,
+    *,
+    cells: int = 20,
+    seed: int = 0,
+    tolerance: float = 0.0,
+    dataset: str | None = None,
+    data_dir: str = "data",
+    device: torch.device | None = None,
+    notice: Callable[[str], None] = lambda text: None,
+) -> Iterator[Finding]:
+    """Tries ``cells`` random cells again; nothing is written, and no code but registered plug-ins is imported.
+
+    Args:
+        result: a folder of runs, or of a study.
+        seed: draws the cells.
+        tolerance: share of a cell's rows that may differ; another machine, or a GPU, rounds otherwise.
+        dataset: by default the one that each run was trained on.
+
+    Raises:
+        RobenchError: there are no rows at all.
+    """
+    store = Runs(result / "runs" if (result / "runs").is_dir() else result)
+    rows: dict[str, pd.DataFrame] = {}
+    for name in store.names():
+        parts = {path: read_frame(path) for path in sorted((store.folder(name) / OUTCOMES).glob("part-*.parquet"))}
+        for path in (path for path, part in parts.items() if part is None):
+            yield Finding(str(path.relative_to(result)), False, "is not what was written: its name is not its hash")
+        frames = [part for part in parts.values() if part is not None]
+        rows[name] = pd.concat([*frames, empty_rows()], ignore_index=True).drop_duplicates(ignore_index=True)
+    chosen = [(name, str(cell)) for name, frame in rows.items() for cell in frame["cell"].unique()]
+    if not chosen:
+        raise RobenchError(f"{result} holds no rows; name the folder of a study, or of runs (--runs of robench eval)")
+    chosen.sort(key=lambda pair: content_key([seed, *pair]))
+    benches: dict[str, Workbench] = {}
+
+    def tried(name: str, cell: str) -> Finding:
+        run = store.get(name)
+        label = dataset or str((run.manifest["data"] or {}).get("name") or run.manifest.get("dataset"))
+        if dataset is None and label not in DATASETS.names():
+            raise RobenchError(f"data set {label!r} is not a registered one; say where it is: --dataset")
+        if label not in benches:
+            place = Settings(device or torch.device("cpu"))
+            benches[label] = Workbench(store, load(label, data_dir), place, notice=notice)
+        return _tried(benches[label], run, cell, rows[name][rows[name]["cell"] == cell], tolerance)
+
+    for name, cell in chosen[:cells]:
+        yield _guarded(f"{name} {cell}", partial(tried, name, cell))
+    if (result / SUMMARY).exists():
+        yield _guarded(SUMMARY, lambda: _summary(result, store, rows))
+
+
+def _guarded(what: str, attempt: Callable[[], Finding]) -> Finding:
+    """Files of others may hold anything."""
+    try:
+        return attempt()
+    except RobenchError as error:
+        return Finding(what, False, str(error))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return Finding(what, False, f"a file of it is damaged ({error!r})")
+
+
+def _tried(bench: Workbench, run: Run, cell: str, rows: pd.DataFrame, tolerance: float) -> Finding:
+    manifest = _manifest(run, cell)
+    recipe = manifest["recipe"]
+    what = f"{run.name} {recipe['threat']} {manifest['attack']} {manifest['loss']} ε {manifest['eps']:g} ({cell})"
+    again = _rows_again(bench, run, cell, manifest, sorted(set(rows["sample"].tolist())))
+    told = {name: manifest[name] for name in CELL_COLUMNS}
+    true = again.frame[list(CELL_COLUMNS)].iloc[0].to_dict()
+    wrong = [name for name in CELL_COLUMNS if told[name] != true[name]]
+    if wrong:
+        return Finding(what, False, f"its manifest says {wrong[0]} {told[wrong[0]]!r}, and it is {true[wrong[0]]!r}")
+    both = rows.merge(again.frame, on=_KEYS, how="outer", suffixes=("", "_again"), indicator=True)
+    if len(rows) != len(again.frame) or not (both["_merge"] == "both").all():
+        return Finding(what, False, f"it has {len(rows)} rows, and {len(again.frame)} are made")
+    differs = pd.Series(False, index=both.index)
+    for name in (name for name in ROW_COLUMNS if name not in (*_KEYS, "cell")):
+        apart = both[name] != both[f"{name}_again"]
+        if name in ("margin", "linf"):
+            apart = ~((both[name] - both[f"{name}_again"]).abs() <= CLOSE)
+        differs |= apart
+    share = float(differs.mean())
+    if share > tolerance:
+        first = both[differs].iloc[0]
+        return Finding(
+            what, False,
+            f"{int(differs.sum())} of {len(both)} rows differ, such as sample {first['sample']} of {first['member']}: "
+            f"margin {first['margin']:.4g}, again {first['margin_again']:.4g}",
+        )  # fmt: skip
+    return Finding(what, True, f"{len(both)} rows, {int(differs.sum())} differ")
+
+
+def _rows_again(bench: Workbench, run: Run, cell: str, manifest: dict[str, Any], samples: list[int]) -> Outcomes:
+    """The rows of a cell, crafted anew in memory; RobenchError where the manifest is not of this cell or these runs."""
+    recipe = manifest["recipe"]
+    craft = recipe.get("craft", {})
+    target = bench.subject(run)
+    if recipe["target"] != target.identity:
+        raise RobenchError(f"cell {cell} is of other weights than run {run.name!r} has")
+    if recipe.get("craft", recipe)["data"] != bench.data.identity:
+        raise RobenchError(f"cell {cell} was judged on other data than {bench.data.name!r}; name it: --dataset")
+    precision = craft.get("precision", "float64" if recipe.get("double") else "float32")
+    settings = Settings(bench.settings.device, precision, craft.get("batch") or 250, craft.get("seed", 0))
+    threat: Threat = _Clean()
+    if craft:
+        fields = {name: value for name, value in craft["attack"].items() if name not in ("name", "version")}
+        attack = construct(ATTACKS.get(craft["attack"]["name"]), fields, f"the attack of cell {cell}")
+        job = _job(bench, target, recipe, craft, attack)
+        threat = _Again(eps=(craft["eps"],), attacks=(attack,), job=job)
+    outcomes = Evaluator(bench.data, settings).run([target], threat, torch.tensor(samples))
+    if set(outcomes.frame["cell"]) != {cell}:
+        raise RobenchError(f"cell {cell} is not what its manifest says, or a plug-in has another version")
+    return outcomes
+
+
+def _job(bench: Workbench, target: Subject, recipe: dict[str, Any], craft: dict[str, Any], attack: Any) -> Job:
+    """Who is attacked: the target, one of its members, or a surrogate among the runs."""
+    source, restarts = craft["source"], tuple(craft["restarts"])
+    if source == target.identity:
+        return Job(recipe["threat"], target.ensemble, "", source, attack, restarts, pooled=True)
+    identity, slash, number = source.partition("/")
+    if slash and identity == target.identity and number.isdigit() and 1 <= int(number) <= target.n:
+        member = Ensemble([target.ensemble.members[int(number) - 1]])
+        return Job(recipe["threat"], member, number, source, attack, restarts, pooled=True, members_too=True)
+    for run in bench.store.all():
+        if content_key({"weights": run.weights, "models": [spec.manifest() for spec in run.specs]}) == source:
+            surrogate = bench.subject(run)
+            return Job(recipe["threat"], surrogate.ensemble, surrogate.name, source, attack, restarts, pooled=False)
+    raise RobenchError(f"the surrogate with identity {source} is not among the runs in {bench.store.root}")
+
+
+def _summary(result: Path, store: Runs, rows: dict[str, pd.DataFrame]) -> Finding:
+    """Whether the numbers of a study's report are those of its rows."""
+    records = [read_json(path) for path in sorted((result / "tasks").glob("*.json"))]
+    judged = {cell for record in records for cell in record.get("cells", ())}
+    parts = []
+    for name, frame in rows.items():
+        own = frame[frame["cell"].isin(judged)]
+        if len(own):
+            manifests = {str(cell): _manifest(store.get(name), str(cell)) for cell in own["cell"].unique()}
+            parts.append(Outcomes.join(own, manifests))
+    told = [row for row in read_json(result / SUMMARY) if "diversity" not in row]
+    true = objects(Outcomes.concat(parts))
+    lost = [row for row in told if row not in true]
+    if lost:
+        return Finding(SUMMARY, False, f"{len(lost)} numbers are not those of the rows, such as {lost[0]}")
+    return Finding(SUMMARY, True, f"{len(told)} numbers are those of the rows")
+
+
+def _manifest(run: Run, cell: str) -> Any:
+    return read_json(run.folder / OUTCOMES / "cells" / f"{checked_name(cell, 'cell')}.json")

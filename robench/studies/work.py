@@ -1,0 +1,117 @@
+"""Tasks of a plan, done: each in any process, with a record and a log beside the runs; what is done, the store says."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import traceback
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robench.core.data import Data, load
+from robench.core.errors import RobenchError
+from robench.core.store import write_json, write_text
+from robench.evaluation.diversity import Tracking
+from robench.evaluation.engine import Settings
+from robench.evaluation.threats import Convergence, Threat, Transfer, Whitebox
+from robench.studies.plan import Plan, Step, expand
+from robench.studies.state import Place, measured, rows_key
+from robench.studies.study import Study
+from robench.studies.summary import diversities
+from robench.studies.workbench import Workbench
+from robench.training.loop import ensure
+
+THREATS: dict[str, type[Threat]] = {each.name: each for each in (Transfer, Whitebox, Convergence)}
+
+
+@lru_cache(maxsize=4)
+def _plan(name: str, study: str, data_dir: str) -> Plan:
+    return expand(name, Study.model_validate_json(study), data_dir)
+
+
+@lru_cache(maxsize=4)
+def _data(name: str, data_dir: str) -> Data:
+    return load(name, data_dir)
+
+
+def perform(name: str, study: str, out: str, key: str, data_dir: str, device: str = "auto") -> dict[str, Any]:
+    """Does one task of a study, here.
+
+    Args:
+        study: as JSON; key: of the task in its plan; out: the study's folder.
+
+    Returns:
+        Its record: state (``done`` or ``failed``), seconds, error in one line.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    plan, place = _plan(name, study, data_dir), Place(Path(out))
+    step = plan.steps[key]
+    path, log = place.tasks / f"{key}.json", place.log(step)
+    about = {"title": step.title, "host": socket.gethostname(), "process": os.getpid(), "device": device}
+    write_json(path, {**about, "state": "running"})
+    lines: list[str] = [step.title]
+    began = time.perf_counter()
+    threads = torch.get_num_threads()
+    if device == "cpu":
+        # Rounding depends on the number of threads: one, so that every engine gives the same rows.
+        torch.set_num_threads(1)
+    try:
+        # A fresh one for every task: no process keeps the networks of all runs.
+        bench = Workbench(
+            place.runs,
+            _data(plan.study.dataset, data_dir),
+            Settings(torch.device(device), plan.study.precision, plan.study.batch_size, plan.study.seed),
+            step.samples,
+            step.subset,
+            notice=lines.append,
+        )
+        found: dict[str, Any] = {"state": "done", **_do(plan, step, place, bench)}
+    except Exception as error:
+        lines.append(traceback.format_exc())
+        reason = str(error) if isinstance(error, RobenchError) else f"{type(error).__name__}: {error}"
+        found = {"state": "failed", "error": " ".join(reason.split())[:500]}
+    finally:
+        torch.set_num_threads(threads)
+    found = {**about, **found, "seconds": round(time.perf_counter() - began, 3)}
+    write_text(log, "\n".join([*lines, f"{found['state']} after {found['seconds']} s", ""]))
+    write_json(path, found)
+    return found
+
+
+def _do(plan: Plan, step: Step, place: Place, bench: Workbench) -> dict[str, Any]:
+    """What is to be remembered of a task that is done."""
+    if step.kind == "report":
+        # Only one of many workers draws.
+        from robench.studies.publish import publish
+
+        files = publish(plan, place.runs, place.report, bench, **measured(plan, place))
+        return {"rows": rows_key(plan, place), "files": sorted(path.name for path in files)}
+    assert step.task is not None
+    if step.kind == "train":
+        track, every = None, None
+        asked = plan.study.track
+        if asked is not None and step.task.name in plan.main and step.task.defense.name in asked.defenses:
+            every = asked.every
+            fields = asked.model_dump(exclude={"defenses", "every"})
+            track = Tracking(**fields).on(bench.data, bench.settings.device) if step.task.n > 1 else None
+        run = ensure(
+            step.task, bench.data, bench.store, device=bench.settings.device, track=track, track_every=every,
+            notice=bench.notice,
+        )  # fmt: skip
+        return {"weights": {run.name: run.weights}}
+    target = bench.store.get(step.task.name)
+    surrogates = [bench.store.get(task.name) for task in step.surrogates]
+    kept = {"weights": {run.name: run.weights for run in (target, *surrogates)}}
+    if step.threat == "diversity":
+        return {**kept, "diversities": diversities(bench.diversity([target], **step.options))}
+    if surrogates:
+        outcomes = bench.blackbox([target], surrogates, **step.options)
+    else:
+        outcomes = bench.judge([target], THREATS[step.threat](**step.options))
+    cells = sorted(outcomes.frame["cell"].unique().tolist())
+    return {**kept, "cells": cells, "samples": sorted(set(outcomes.frame["sample"].tolist()))}

@@ -1,0 +1,252 @@
+"""The local engine: a whole study, again, interrupted, with failures, within a budget."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from robench.cli import run
+from robench.core.runs import Runs
+from robench.evaluation import words
+from robench.evaluation.engine import Settings
+from robench.studies import engines
+from robench.studies.plan import Plan, expand
+from robench.studies.seal import sealed
+from robench.studies.state import Place, Progress
+from robench.studies.study import find, parse
+from robench.studies.workbench import Workbench
+from tests.studies import small
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.write(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def complete(study: Path) -> Path:
+    """The study, done in this process."""
+    out = study.parent / "complete"
+    assert run(["run", str(study), "--out", str(out), "--workers", "1", "--device", "cpu"]) == 0
+    return out
+
+
+def planned(study: Path) -> Plan:
+    name, text = find(str(study))
+    return expand(name, parse(name, text))
+
+
+def test_the_report_and_the_rows_are_there(complete: Path, study: Path) -> None:
+    report = {path.name for path in (complete / "report").iterdir()}
+    assert {"report.html", "study.md", "summary.json", "fig1_regions.pdf", "fig3_transferability.pdf",
+            "fig4_accuracy.pdf", "figA_distillation.pdf", "table4_blackbox.csv"} <= report  # fmt: skip
+    rows = small.rows(complete)
+    assert set(rows["threat"]) == {"clean", "transfer", "whitebox", "blackbox"}
+    # The runs of the axis are in its own figure, and in no other.
+    main = set(planned(study).main)
+    axis = pd.read_csv(complete / "report" / "figA_distillation.csv")
+    assert sorted(axis["setting"].unique()) == [1, 2]
+    drawn = json.loads((complete / "report" / "fig4_accuracy.provenance.json").read_text())
+    assert set(drawn["weights"]) == main < set(rows["target"])
+    assert "Incomplete" not in (complete / "report" / "study.md").read_text()
+    assert "diversity" in (complete / "report" / "study.md").read_text()
+
+
+def test_rows_are_those_of_the_eval_command(complete: Path, study: Path, tmp_path: Path) -> None:
+    """The runs of the study, judged again by the words of `robench eval`: every cell has the same key and rows."""
+    shutil.copytree(complete / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("outcomes", ".*"))
+    plan = planned(study)
+    bench = Workbench(Runs(tmp_path / "runs"), plan.data, Settings(batch_size=16), samples=8)
+    main = [bench.store.get(name) for name in plan.main]
+    surrogates = bench.train(
+        bench.surrogate_tasks((1, 2), "baseline", models=["resnet8"], overrides={"epochs": 8, "batch_size": 16})
+    )
+    black = words.attacks("blackbox", ["pgd", "mdi2"], ["ce"], 1)
+    bench.blackbox(main, surrogates, eps=(0.3,), attacks=black, restarts=1)
+    bench.transfer(main, eps=(0.3,), attacks=words.attacks("transfer", steps=1), restarts=1)
+    bench.whitebox(main, eps=(0.1, 0.3), attacks=words.attacks("whitebox", steps=2), restarts=2)
+    theirs = small.rows(complete)
+    theirs = theirs[theirs["target"].isin(plan.main)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(small.rows(tmp_path), theirs)
+
+
+def test_again_it_does_nothing_and_needs_no_torch(complete: Path, study: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in complete.rglob("*")}
+    code = "import sys; from robench.cli import run; print(run(sys.argv[1:])); print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, "run", str(study), "--out", str(complete)]
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert time.monotonic() - began < 5
+    assert "nothing to do" in done.stderr
+    assert done.stdout.splitlines()[-2:] == ["0", "False"]
+    assert {path: path.stat().st_mtime_ns for path in complete.rglob("*")} == before
+
+
+def test_what_is_lost_is_done_again_and_nothing_else(
+    complete: Path, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(complete, out)
+    text = study.read_text()
+    assert sealed(out, [text])
+    assert not sealed(out, [text, "samples=9"])
+    name = planned(study).main[1]
+    shutil.rmtree(out / "runs" / name / "outcomes")
+    assert not sealed(out, [text])
+    assert run(["status", str(study), "--out", str(out)]) == 0
+    left = capsys.readouterr().out.splitlines()[3]
+    assert run(["run", str(study), "--out", str(out), "--workers", "1"]) == 0
+    done = capsys.readouterr().err.splitlines()
+    # Three threats of this run; the cells are those of before, so that the report stands.
+    assert left.split() == ["left", "3"]
+    assert sorted(line.split("] ")[1].split(":")[0] for line in done) == [
+        f"{threat} of {name}" for threat in ("blackbox", "transfer", "whitebox")
+    ]
+    pd.testing.assert_frame_equal(small.rows(out), small.rows(complete))
+
+
+def test_two_processes_with_one_killed_give_the_same_rows(
+    complete: Path, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    killed: list[int] = []
+    killer = threading.Thread(target=small.kill_a_training, args=(out, killed))
+    killer.start()
+    assert run(["run", str(study), "--out", str(out), "--workers", "2", "--device", "cpu"]) == 0
+    killer.join()
+    assert len(killed) == 1
+    assert "a worker died during train" in capsys.readouterr().err
+    pd.testing.assert_frame_equal(small.rows(out), small.rows(complete))
+
+
+class Script:
+    """An engine that answers as told, and notes who asked."""
+
+    def __init__(self, slots: int = 2, clock: dict[str, float] | None = None, **answers: list[Any]) -> None:
+        self.slots, self.answers, self.asked = slots, answers, list[str]()
+        self.clock = clock or {}
+
+    def submit(self, call: tuple[Any, ...]) -> Future[dict[str, Any]]:
+        (title,) = call
+        self.asked.append(title)
+        for start, replies in self.answers.items():
+            if title.startswith(start) and replies:
+                reply = replies.pop(0)
+                break
+        else:
+            reply = {"state": "done", "seconds": self.clock.get(title, 1.0)}
+        future: Future[dict[str, Any]] = Future()
+        if isinstance(reply, Exception):
+            future.set_exception(reply)
+        else:
+            future.set_result(reply)
+        return future
+
+
+def scripted(study: Path, tmp_path: Path, script: Script, **options: Any) -> tuple[Plan, engines.Result]:
+    plan = planned(study)
+    progress = Progress(plan, Place(tmp_path))
+    return plan, engines.run(plan, progress, script, lambda key: (plan.steps[key].title,), **options)
+
+
+def test_a_failure_stops_those_alone_that_need_it(study: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    failure = {"state": "failed", "error": "the disk is full", "seconds": 1.0}
+    script = Script(transfer=[failure])
+    plan, result = scripted(study, tmp_path, script, notice=said.append)
+    (failed,) = result.failed
+    assert plan.steps[failed].threat == "transfer"
+    assert [plan.steps[key].kind for key in result.left] == ["report"]
+    assert len(result.done) == len(plan.steps) - 2
+    assert f"failed: {plan.steps[failed].title}" in said
+    assert result.failed[failed] == "the disk is full"
+
+
+def test_whose_worker_dies_is_tried_three_times(study: Path, tmp_path: Path) -> None:
+    plan, result = scripted(study, tmp_path, Script(whitebox=[BrokenProcessPool()] * 2))
+    assert result.done == set(plan.steps)
+    plan, result = scripted(study, tmp_path, Script(whitebox=[BrokenProcessPool()] * 20))
+    assert {plan.steps[key].threat for key in result.failed} == {"whitebox"}
+    assert set(result.failed.values()) == {"its worker died 3 times"}
+
+
+def test_nothing_is_begun_that_would_end_after_the_budget(study: Path, tmp_path: Path) -> None:
+    plan = planned(study)
+    costs = sorted(step.passes for step in plan.steps.values() if step.kind == "train")
+    limit = costs[len(costs) // 2]
+    # A second per pass, in which the script does its tasks; its clock stands still.
+    script = Script(slots=1, clock={step.title: step.passes for step in plan.steps.values()})
+    _, result = scripted(study, tmp_path, script, budget=limit + 0.5, pass_seconds=1.0)
+    begun = {step.passes for step in plan.steps.values() if step.title in script.asked}
+    assert 0 < max(begun) <= limit
+    # Twice as slow as was thought: a task of half the limit may be begun first, none of more than half later.
+    script = Script(slots=1, clock={step.title: 2 * step.passes for step in plan.steps.values()})
+    scripted(study, tmp_path, script, budget=limit + 0.5, pass_seconds=1.0)
+    begun_late = [step.passes for title in script.asked[1:] for step in plan.steps.values() if step.title == title]
+    assert max(begun_late) <= limit / 2
+    assert "beyond the budget" in result.left.values()
+    assert not result.failed
+    assert scripted(study, tmp_path, Script(slots=1), budget=1e9, pass_seconds=1.0)[1].left == {}
+
+
+def test_only_what_was_asked_for(study: Path, tmp_path: Path) -> None:
+    plan, result = scripted(study, tmp_path, Script(), only=("train",))
+    assert {plan.steps[key].kind for key in result.done} == {"train"}
+    plan, result = scripted(study, tmp_path, Script(), only=("craft", "judge"))
+    assert result.done == set()
+    assert "waits for what failed or is left" in result.left.values()
+
+
+def test_a_task_that_fails_leaves_a_log_and_is_tried_again(
+    study: Path, complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(complete, out)
+    name = planned(study).main[0]
+    manifest = out / "runs" / name / "manifest.json"
+    good = manifest.read_text()
+    manifest.write_text(good.replace('"key": "', '"key": "f'))
+    assert run(["run", str(study), "--out", str(out), "--workers", "1"]) == 1
+    error = capsys.readouterr().err
+    assert f"failed: train {name}: run {name!r} exists with other settings" in error
+    log = Path(next(line for line in error.splitlines() if "log: " in line).rpartition("log: ")[2])
+    assert "Traceback" in log.read_text()
+    assert run(["status", str(study), "--out", str(out)]) == 0
+    assert f"failed: train {name}" in capsys.readouterr().out
+    manifest.write_text(good)
+    assert run(["run", str(study), "--out", str(out), "--workers", "1"]) == 0
+
+
+def test_a_report_of_an_incomplete_study_says_so(study: Path, complete: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(complete, out)
+    lost = next(step for step in planned(study).steps.values() if step.threat == "transfer")
+    (out / "tasks" / f"{lost.key}.json").unlink()
+    assert run(["run", str(study), "--out", str(out), "--workers", "1", "--only", "report"]) == 0
+    assert "Incomplete: 1 of the study's judgements" in (out / "report" / "study.md").read_text()
+    assert not sealed(out, [study.read_text()])
+    assert run(["run", str(study), "--out", str(out), "--workers", "1"]) == 0
+    assert "Incomplete" not in (out / "report" / "study.md").read_text()
+
+
+def test_wrong_options_end_in_one_line(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, expected in (
+        (["run", "dmeo"], "did you mean demo"),
+        (["run", "demo", "--budget", "2 weeks"], "--budget such as"),
+        (["run", "demo", "--address", "x"], "only with --engine ray"),
+        (["run", "demo", "--set", "sample=3"], "did you mean samples"),
+        (["status", "demo", "--set", "samples"], "KEY=VALUE"),
+    ):
+        assert run(arguments) == 2, arguments
+        assert expected in capsys.readouterr().err

@@ -1,0 +1,168 @@
+"""`robench verify`: confirms what was measured, and nothing that was changed since."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from robench.cli import run
+from robench.core.runs import Runs
+from robench.core.store import content_key, read_frame, write_frame
+from robench.studies.verify import SUMMARY, Finding, verify
+from robench.studies.workbench import OUTCOMES
+from tests.studies import small
+
+#: More cells than the study has.
+ALL = 1000
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published")
+    study = small.write(folder)
+    assert run(["run", str(study), "--out", str(folder / "out"), "--workers", "1", "--device", "cpu"]) == 0
+    return folder
+
+
+@pytest.fixture
+def result(published: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    shutil.copytree(published / "out", tmp_path / "out")
+    return tmp_path / "out"
+
+
+def tried(published: Path, result: Path, **options: int | float) -> list[Finding]:
+    return list(verify(result, dataset=f"npz:{published / 'data.npz'}", **{"cells": ALL, **options}))  # type: ignore[arg-type]
+
+
+def refused(published: Path, result: Path, **options: int | float) -> list[Finding]:
+    return [each for each in tried(published, result, **options) if not each.good]
+
+
+def outcomes(result: Path) -> Iterator[Path]:
+    for found in Runs(result / "runs").all():
+        if (found.folder / OUTCOMES).is_dir():
+            yield found.folder / OUTCOMES
+
+
+def changed(result: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    """Applies ``change`` to the rows of the first run that has any, under a name that fits."""
+    folder = next(outcomes(result))
+    parts = sorted(folder.glob("part-*.parquet"))
+    frames = [read_frame(path) for path in parts]
+    for path in parts:
+        path.unlink()
+    write_frame(folder, change(pd.concat([frame for frame in frames if frame is not None], ignore_index=True)))
+
+
+def test_every_cell_of_every_threat_is_confirmed_and_nothing_is_written(published: Path, result: Path) -> None:
+    before = {path: path.read_bytes() for path in result.rglob("*") if path.is_file()}
+    found = tried(published, result)
+    assert all(each.good for each in found), found
+    assert len(found) == small.rows(result)["cell"].nunique() + 1
+    assert {path: path.read_bytes() for path in result.rglob("*") if path.is_file()} == before
+
+
+def test_the_command_says_so(published: Path, result: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["verify", str(result), "--cells", "3", "--dataset", f"npz:{published / 'data.npz'}", "--device", "cpu"]
+    assert run(command) == 0
+    first = capsys.readouterr().out
+    assert first.splitlines()[-1] == "confirmed: 4 of 4"
+    assert run([*command, "--seed", "1"]) == 0
+    assert capsys.readouterr().out != first  # other cells
+    changed(result, lambda rows: rows.assign(correct=~rows["correct"]))
+    assert run(command) == 1
+    assert "refused: " in capsys.readouterr().out
+    assert run(["verify", str(result.parent / "absent")]) == 2
+
+
+@pytest.mark.parametrize("column", ["correct", "prediction", "margin", "restart", "linf", "zero_gradient", "label"])
+def test_one_changed_value_is_refused(published: Path, result: Path, column: str) -> None:
+    def spoil(rows: pd.DataFrame) -> pd.DataFrame:
+        old = rows.loc[3, column]
+        rows.loc[3, column] = not old if column in ("correct", "zero_gradient") else old + 1
+        return rows
+
+    changed(result, spoil)
+    assert [each.what for each in refused(published, result) if each.what != SUMMARY] != []
+
+
+def test_a_row_that_is_gone_or_twice_there_is_refused(published: Path, result: Path) -> None:
+    changed(result, lambda rows: pd.concat([rows, rows.iloc[[3]].assign(margin=9.0)]))
+    assert "rows" in refused(published, result)[0].evidence
+    changed(result, lambda rows: rows.drop_duplicates(["cell", "member", "sample"]).iloc[1:])
+    # The verdicts that are left stand; the published number does not.
+    assert refused(published, result)[-1].what == SUMMARY
+
+
+def test_changed_bytes_are_refused(published: Path, result: Path) -> None:
+    path = next(next(outcomes(result)).glob("part-*.parquet"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert any("not what was written" in each.evidence for each in refused(published, result))
+    assert path.exists()
+
+
+def test_a_changed_manifest_is_refused(published: Path, result: Path) -> None:
+    cell = sorted((next(outcomes(result)) / "cells").glob("*.json"))[0]
+    good = json.loads(cell.read_text())
+    for bad in (
+        {**good, "eps": 0.9},
+        {**good, "defense": "unbreakable"},
+        {**good, "recipe": {**good["recipe"], "target": "0" * 16}},
+        {**good, "recipe": {**good["recipe"], "threat": "transfer"}},
+        {"recipe": 3},
+    ):
+        cell.write_text(json.dumps(bad))
+        assert refused(published, result), bad
+
+
+def test_other_weights_are_refused(published: Path, result: Path) -> None:
+    """The rows of one run beside the weights of another, with a manifest that fits them."""
+    first, second = (path.parent for path in list(outcomes(result))[:2])
+    for name in ("weights.safetensors", "manifest.json"):
+        shutil.copy(second / name, first / name)
+    assert any("other weights" in each.evidence for each in refused(published, result))
+
+
+def test_no_code_that_a_file_names_is_imported(published: Path, result: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evil = result.parent / "evil_plug_in.py"
+    evil.write_text(f"open({str(result.parent / 'was-here')!r}, 'w')")
+    monkeypatch.syspath_prepend(result.parent)
+    folder = next(outcomes(result))
+    for path in (folder / "cells").glob("*.json"):
+        manifest = json.loads(path.read_text())
+        if "craft" in manifest["recipe"]:
+            manifest["recipe"]["craft"]["attack"]["name"] = "evil_plug_in:Attack"
+            path.write_text(json.dumps(manifest))
+    run_manifest = json.loads((folder.parent / "manifest.json").read_text())
+    run_manifest["members"][0]["name"] = "evil_plug_in:model"
+    (folder.parent / "manifest.json").write_text(json.dumps(run_manifest))
+    assert refused(published, result)
+    assert not (result.parent / "was-here").exists()
+
+
+def test_a_tolerance_forgives_a_share(published: Path, result: Path) -> None:
+    cell = content_key([])
+
+    def spoil(rows: pd.DataFrame) -> pd.DataFrame:
+        nonlocal cell
+        cell = str(rows.loc[3, "cell"])
+        rows.loc[3, "margin"] += 1
+        return rows
+
+    changed(result, spoil)
+    rows = small.rows(result)
+    share = 1 / int((rows["cell"] == cell).sum())
+    assert len(refused(published, result, tolerance=share * 0.99)) == 1
+    assert refused(published, result, tolerance=share) == []
+
+
+def test_data_that_is_not_registered_has_to_be_named(result: Path) -> None:
+    assert "--dataset" in next(verify(result)).evidence
