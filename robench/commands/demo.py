@@ -6,18 +6,26 @@ from pathlib import Path
 
 import click
 
-from robench.commands._shared import bar, notice
+from robench.commands import run
+from robench.commands._shared import notice
 from robench.commands._tables import formatted
 
 
 @click.command("demo")
 @click.option("--out", default="demo", show_default=True, type=click.Path(path_type=Path))
-def command(out: Path) -> None:
-    """Baseline/3 and DVERGE/3 on handwritten digits, under three threats, with figures: minutes on two cores."""
-    from robench.studies.demo import demonstrate
+@click.pass_context
+def command(context: click.Context, out: Path) -> int:
+    """Baseline/3 and DVERGE/3 on handwritten digits, under three threats, with figures: the study `demo`."""
+    failed = int(context.invoke(run.command, study="demo", out=out))
+    if failed:
+        return failed
+    from robench.studies.state import Place
+    from robench.studies.workbench import stored
 
-    found, files = demonstrate(out, bar=bar, notice=notice)
-    for threat, outcomes in found.items():
-        click.echo(formatted(outcomes, threat, "table"))
-    for path in files:
+    place = Place(out)
+    outcomes = stored([each for each in place.runs.all() if each.role == "target"], notice)
+    for threat in ("transfer", "whitebox", "blackbox"):
+        click.echo(formatted(outcomes.where(threat=["clean", threat]), threat, "table"))
+    for path in sorted(place.report.glob("*.pdf")):
         click.echo(path)
+    return 0

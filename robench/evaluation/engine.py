@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -371,7 +372,8 @@ class Evaluator:
         size = max(1, 2 * self.settings.batch_size // radii)
         any_mine = False
         for work in works:
-            model: nn.Module | None = None
+            # Made when the first image is crafted: where the cache has them all, never.
+            model = cache(partial(self._model, work))
             for number in range(-(-len(requested) // size)):
                 mine = requested[number * size : (number + 1) * size]
                 with self._claims.take(content_key([work.key, number, size])) as granted:
@@ -379,8 +381,6 @@ class Evaluator:
                     if unit is None:
                         continue
                     any_mine = True
-                    if model is None:
-                        model = self._model(unit)
                     for cell in unit.cells:
                         self._rows[cell.target.name].declare(cell.key, cell.manifest)
                     judges = {cell.target.name: self._judge_of(cell.target) for cell in unit.cells}
@@ -411,7 +411,7 @@ class Evaluator:
     def _pooled(
         self,
         work: _Work,
-        model: nn.Module,
+        model: Callable[[], nn.Module],
         judges: Mapping[str, Ensemble],
     ) -> None:
         """All restarts, each on what still stands; a row says whether any succeeded, and which was the first."""
@@ -454,7 +454,7 @@ class Evaluator:
     def _version(
         self,
         work: _Work,
-        model: nn.Module,
+        model: Callable[[], nn.Module],
         judges: Mapping[str, Ensemble],
     ) -> None:
         """One version of every image, judged by all targets that lack it."""
@@ -494,7 +494,7 @@ class Evaluator:
                 self._rows[name].append(pd.concat(frames, ignore_index=True))
 
     def _through_cache(
-        self, work: _Work, model: nn.Module, samples: Indices, eps: npt.NDArray[np.float64], restart: int
+        self, work: _Work, model: Callable[[], nn.Module], samples: Indices, eps: npt.NDArray[np.float64], restart: int
     ) -> Iterator[tuple[Indices, Crafted]]:
         """As `_crafts` on all pairs: from the cache where it has the images, else crafted and kept there."""
         everything = np.arange(len(samples))
@@ -526,7 +526,7 @@ class Evaluator:
 
     def _crafts(
         self,
-        model: nn.Module,
+        model: Callable[[], nn.Module],
         attack: Attack,
         samples: Indices,
         eps: npt.NDArray[np.float64],
@@ -539,7 +539,7 @@ class Evaluator:
             chunk = chosen[start : start + self._batch]
             try:
                 images = self._batch_of(samples[chunk])
-                crafted = self._craft(model, attack, images, samples[chunk], eps[chunk], restart)
+                crafted = self._craft(model(), attack, images, samples[chunk], eps[chunk], restart)
             except RuntimeError as error:
                 if not _out_of_memory(error) or self._batch == 1:
                     raise

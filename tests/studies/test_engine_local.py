@@ -47,6 +47,25 @@ def planned(study: Path) -> Plan:
     return expand(name, parse(name, text))
 
 
+def test_the_demo_is_the_study_of_that_name(
+    complete: Path, study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def found(name: str) -> tuple[str, str]:
+        asked.append(name)
+        return find(str(study))
+
+    monkeypatch.setattr("robench.studies.study.find", found)
+    assert run(["demo", "--out", str(complete)]) == 0
+    assert asked == ["demo"]
+    printed = capsys.readouterr().out
+    assert "row = source" in printed
+    assert "whitebox: accuracy in %" in printed
+    assert "blackbox: accuracy in %" in printed
+    assert str(complete / "report" / "fig4_accuracy.pdf") in printed.splitlines()
+
+
 def test_the_report_and_the_rows_are_there(complete: Path, study: Path) -> None:
     report = {path.name for path in (complete / "report").iterdir()}
     assert {"report.html", "study.md", "summary.json", "fig1_regions.pdf", "fig3_transferability.pdf",
