@@ -219,7 +219,9 @@ def outline(name: str, folder: Path | str = "data") -> Data:
     official = _OFFICIAL[name]
     blank = torch.zeros(1, dtype=torch.uint8).view(1, 1, 1, 1)
     train, test = (
-        Split(blank.expand(count, len(official.mean), official.side, official.side), torch.zeros(1).long().expand(count))
+        Split(
+            blank.expand(count, len(official.mean), official.side, official.side), torch.zeros(1).long().expand(count)
+        )
         for count in official.counts
     )
     classes = tuple(str(label) for label in range(official.num_classes))
@@ -278,9 +280,14 @@ _OFFICIAL = {
     "cifar10": _Official("CIFAR10", *_BY_FLAG, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": _Official("CIFAR100", *_BY_FLAG, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), num_classes=100),
     "svhn": _Official(
-        "SVHN", {"split": "train"}, {"split": "test"}, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), "generic",
+        "SVHN",
+        {"split": "train"},
+        {"split": "test"},
+        (0.4377, 0.4438, 0.4728),
+        (0.1980, 0.2010, 0.1970),
+        "generic",
         counts=(73_257, 26_032),
-    ),  # fmt: skip
+    ),
     "mnist": _Official("MNIST", *_BY_FLAG, (0.1307,), (0.3081,), "generic", counts=(60_000, 10_000), side=28),
     "fashion-mnist": _Official(
         "FashionMNIST", *_BY_FLAG, (0.2860,), (0.3530,), "generic", counts=(60_000, 10_000), side=28

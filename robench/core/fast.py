@@ -1,4 +1,8 @@
-"""The same function, faster: what an attack differentiates instead of the original model."""
+"""The same function, faster: what an attack differentiates instead of the original model.
+
+What each choice is worth, and what was not worth taking (ReLU in place, members stacked by vmap, torch.compile),
+`benchmarks/choices.py` measures.
+"""
 
 from __future__ import annotations
 

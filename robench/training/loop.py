@@ -19,7 +19,8 @@ from robench.core.progress import Progress, silent
 from robench.core.rng import Stream
 from robench.core.runs import Run, Runs, lineage, load_state
 from robench.core.threads import fitting_threads
-from robench.defenses import Batch
+from robench.defenses import Batch, Terms
+from robench.training import parallel
 from robench.training.checkpoint import Checkpoint
 from robench.training.recipes import Recipe
 from robench.training.task import Task
@@ -80,6 +81,7 @@ def ensure(
         parent = ensure(task.start, data, runs, device=device, trusted=trusted, progress=progress, notice=notice)
     elif task.init != "scratch":
         parent = runs.get(task.init)
+    parallel.join()
     with fitting_threads(device, task.recipe.batch_size * data.train.images[0].numel()):
         return _train(task, data, runs, parent, device, trusted, track, track_every, progress, notice)
 
@@ -101,6 +103,10 @@ def _train(
     if parent is not None:
         load_state(ensemble, parent.load(trusted=trusted).state_dict(), parent.name)
     ensemble.to(device).to(memory_format=torch.channels_last)
+    parallel.share_batchnorm(ensemble)
+    writes = parallel.place()[0] == 0
+    if not writes:
+        progress = silent
     train = data.train.to(device)
     optimizer = make_optimizer(task.recipe, ensemble)
     checkpoint = Checkpoint(runs.folder(task.name) / CHECKPOINT, task.key)
@@ -123,7 +129,7 @@ def _train(
         for batch in batches(train, task.recipe, stream, state.epoch, task.defense.paired, state.step):
             state.add(train_step(ensemble, optimizer, task, batch))
             progress(state.epoch * steps + state.step, total, task.name)
-            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+            if writes and time.monotonic() - saved > CHECKPOINT_SECONDS:
                 checkpoint.save(ensemble, optimizer, state)
                 saved = time.monotonic()
         state.close(rate)
@@ -136,24 +142,26 @@ def _train(
             raise RobenchError(
                 f"the loss or a weight of {task.name!r} is not finite after epoch {state.epoch}; try a smaller --lr"
             )
-        if track is not None:
+        if track is not None and writes:
             # Of an epoch that was resumed, only a part was timed.
             took = (time.monotonic() - began) * steps / (steps - first)
             _track(track, track_every, ensemble, state.history, took)
-    run = runs.save(
-        task.name,
-        ensemble.eval().to("cpu").to(memory_format=torch.contiguous_format),
-        members=task.members,
-        defense=task.defense.manifest(),
-        seed=task.seed,
-        role=task.role,
-        data={"name": data.label, "fingerprint": data.fingerprint},
-        ancestors=lineage(parent) if parent else (),
-        key=task.key,
-        more={"recipe": task.recipe.model_dump(mode="json"), "history": state.history},
-    )
-    checkpoint.path.unlink(missing_ok=True)
-    return run
+    if writes:
+        runs.save(
+            task.name,
+            ensemble.eval().to("cpu").to(memory_format=torch.contiguous_format),
+            members=task.members,
+            defense=task.defense.manifest(),
+            seed=task.seed,
+            role=task.role,
+            data={"name": data.label, "fingerprint": data.fingerprint},
+            ancestors=lineage(parent) if parent else (),
+            key=task.key,
+            more={"recipe": task.recipe.model_dump(mode="json"), "history": state.history},
+        )
+        checkpoint.path.unlink(missing_ok=True)
+    parallel.wait()
+    return runs.get(task.name)
 
 
 def _track(track: Track, every: int | None, ensemble: Ensemble, history: list[dict[str, Any]], seconds: float) -> None:
@@ -177,7 +185,11 @@ def make_optimizer(recipe: Recipe, ensemble: Ensemble) -> torch.optim.Optimizer:
 
 
 def train_step(ensemble: Ensemble, optimizer: torch.optim.Optimizer, task: Task, batch: Batch) -> dict[str, Tensor]:
-    """One update; the loss's named terms, each a scalar that stays on the device."""
+    """One update; the loss's named terms, each a scalar that stays on the device.
+
+    Among several processes (`parallel`) each takes its part of ``batch``; terms and update are those of the whole.
+    """
+    batch = parallel.part_of(batch)
     optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     devices = [batch.images.device] if batch.images.is_cuda else []
@@ -186,13 +198,26 @@ def train_step(ensemble: Ensemble, optimizer: torch.optim.Optimizer, task: Task,
         torch.default_generator.manual_seed(batch.draws.key("torch"))
         if devices:
             torch.cuda.manual_seed(batch.draws.key("torch"))
-        for terms in task.defense.loss(ensemble, batch):
+        for terms in _terms(ensemble, task, batch):
             values = list(terms.values())
             sum(values[1:], values[0]).backward()  # type: ignore[no-untyped-call]
             for name, value in terms.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+    parallel.average([parameter.grad for parameter in ensemble.parameters()])
+    parallel.average(sums.values())
     optimizer.step()
     return sums
+
+
+def _terms(ensemble: Ensemble, task: Task, batch: Batch) -> Iterator[Terms]:
+    """The loss's terms, computed in the recipe's precision; back-propagated outside of autocast, as torch advises."""
+    yields = task.defense.loss(ensemble, batch)
+    while True:
+        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=task.recipe.precision == "bfloat16"):
+            terms = next(yields, None)
+        if terms is None:
+            return
+        yield terms
 
 
 def batches(split: Split, recipe: Recipe, stream: Stream, epoch: int, paired: bool, first: int = 0) -> Iterator[Batch]:

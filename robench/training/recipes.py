@@ -9,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from robench.core.errors import RobenchError, unknown
 from robench.core.plugins import construct
@@ -24,6 +24,8 @@ class Recipe(BaseModel):
         pad: random crop after zero-padding by this many pixels; flip: random horizontal flip.
         noise: standard deviation of Gaussian noise that is added to a batch with ``noise_probability``, not clamped.
         negative_slope: of every activation; 0 is ReLU.
+        precision: of the passes through the network, in training and in crafting for it (autocast); weights, gradients,
+            the optimiser and BatchNorm's statistics stay float32.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -42,6 +44,15 @@ class Recipe(BaseModel):
     noise: float = Field(0.0, ge=0)
     noise_probability: float = Field(1.0, ge=0, le=1)
     negative_slope: float = Field(0.0, ge=0, lt=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if self.precision == "float32":
+            # Runs that were trained before there was a choice keep their keys.
+            del values["precision"]
+        return values
 
     def rate(self, epoch: int) -> float:
         """The learning rate of an epoch, from 0."""

@@ -1,0 +1,81 @@
+"""`robench bench`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robench.commands._shared import dataset_of, device_of, notice, refuse_given, shared, split
+
+if TYPE_CHECKING:
+    from robench.core.runs import Run
+
+
+@click.command("bench")
+@click.option("--run", "name", help="Whose ensemble; by default a Baseline/3 on digits, trained for 3 epochs.")
+@click.option("--dataset", help="By default the one that the run was trained on; without a run, digits.")
+@click.option("--parts", help="Of pgd, mdi2, sgm, whitebox, dverge, with commas; by default all.")
+@click.option("--images", default=100, show_default=True, help="In a step of an attack.")
+@click.option("--steps", default=10, show_default=True, help="In a turn of an attack.")
+@click.option("--rounds", default=3, show_default=True, help="Turns of every variant.")
+@click.option("--whitebox-images", default=50, show_default=True)
+@click.option("--whitebox-steps", default=50, show_default=True)
+@click.option("--restarts", default=5, show_default=True, help="Of the white-box protocol.")
+@click.option("--layers", help="Of the DVERGE step, with commas; by default all.")
+@click.option("--batch-size", default=128, show_default=True, help="Of the DVERGE step.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for bench.json, bench.md and the figure.")
+@click.option("--format", "style", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@shared("data_dir", "device", "runs")
+def command(
+    name: str | None,
+    dataset: str | None,
+    parts: str | None,
+    layers: str | None,
+    out: Path | None,
+    style: str,
+    data_dir: str,
+    device: str,
+    runs: str,
+    **amounts: int,
+) -> None:
+    """How fast attacks and training are here, beside the published formulas, torchattacks and foolbox.
+
+    The same work on the same weights, in turns; on the CPU on one thread, in processor time.
+    """
+    from robench.core.data import load
+    from robench.core.errors import RobenchError
+    from robench.core.runs import Runs
+    from robench.core.store import write_json, write_text
+    from robench.studies import bench
+
+    if name is None:
+        refuse_given({"runs"}, "has no effect without --run")
+    run: Run | None = Runs(runs).get(name) if name else None
+    data = load(dataset or (dataset_of([run]) if run else "digits"), data_dir)
+    place = device_of(device)
+    try:
+        chosen = [int(layer) for layer in split(layers)]
+    except ValueError as error:
+        raise RobenchError(f"expected --layers such as 1,10,20, got {layers!r}") from error
+    ensemble = run.load().to(place) if run else bench.subject(data, place)
+    plan = bench.Plan(ensemble=ensemble, data=data, device=place, layers=chosen, **amounts)
+    rows = bench.bench(plan, split(parts), notice)
+    report: dict[str, Any] = bench.report(plan, rows, run.name if run else "a Baseline/3, 3 epochs")
+    if out:
+        from robench.reports import bench as drawing
+
+        write_json(out / "bench.json", report)
+        write_text(out / "bench.md", drawing.markdown(report))
+        for path in drawing.write(report, out):
+            notice(f"wrote {path}")
+    click.echo(json.dumps(report, indent=2) if style == "json" else _drawn(report))
+
+
+def _drawn(report: dict[str, Any]) -> str:
+    from robench.commands._tables import drawn
+    from robench.reports import bench as drawing
+
+    return drawn(drawing.title(report), list(drawing.HEADINGS), drawing.lines(report))
