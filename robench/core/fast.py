@@ -23,8 +23,27 @@ DTYPES: dict[Precision, torch.dtype] = {
 }
 
 
+class _WideLinear(nn.Linear):
+    """Computes in its weights' dtype under autocast too."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype))
+
+
+def widen_heads(model: nn.Module, classes: int) -> None:
+    """Keeps every linear layer that returns ``classes`` values out of autocast, in place; names and weights stay.
+
+    In bfloat16 logits have three digits: where a class is nearly certain, the loss's slope is their rounding, and an
+    attack follows noise (`benchmarks/precision.py`).
+    """
+    for module in model.modules():
+        if type(module) is nn.Linear and module.out_features == classes:
+            module.__class__ = _WideLinear
+
+
 class _Autocast(nn.Module):
-    """Runs a model in a lower precision and returns its output in float32."""
+    """Runs a model in a lower precision, but for its logits, which are float32."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -44,7 +63,7 @@ def attackable(model: nn.Module, image: Tensor, precision: Precision) -> nn.Modu
     Args:
         image: at least one image (B,C,H,W) on the model's device, to find out which BatchNorm follows which
             convolution.
-        precision: ``float64`` copies the weights in double; ``bfloat16`` computes under autocast, in and out float32.
+        precision: ``float64`` copies the weights in double; ``bfloat16`` computes under autocast, all but the logits.
     """
     fast = copy.deepcopy(model).eval()
     for parameter in fast.parameters():
@@ -58,7 +77,11 @@ def attackable(model: nn.Module, image: Tensor, precision: Precision) -> nn.Modu
         if fold_batchnorm(folded, probe) and torch.allclose(folded(probe), fast(probe), rtol=1e-3, atol=1e-3):
             fast = folded
     fast = fast.to(memory_format=torch.channels_last)
-    return _Autocast(fast, torch.bfloat16) if precision == "bfloat16" else fast
+    if precision != "bfloat16":
+        return fast
+    with torch.no_grad():
+        widen_heads(fast, fast(probe).shape[-1])
+    return _Autocast(fast, torch.bfloat16)
 
 
 def crafting_dtype(precision: Precision) -> torch.dtype:

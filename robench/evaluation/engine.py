@@ -319,6 +319,8 @@ class Evaluator:
                 # Only for an attack whose images depend on their company does the batch belong to what made them.
                 "batch": self.settings.batch_size if job.attack.batch_dependent else None,
             }
+            if self.settings.precision == "bfloat16":
+                craft["logits"] = "float32"  # they were bfloat16 too at first: those cells are others
             identity = {"craft": craft, "threat": job.threat, "target": target.identity}
             manifest = {
                 **self._columns(target),

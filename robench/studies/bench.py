@@ -24,7 +24,7 @@ from robench.attacks.sgm import SGM, skip_gradient
 from robench.core.data import Data, to_images
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError, unknown
-from robench.core.fast import DTYPES, Precision, attackable
+from robench.core.fast import DTYPES, Precision, attackable, widen_heads
 from robench.core.features import depth, features
 from robench.core.models import build
 from robench.core.provenance import versions
@@ -425,6 +425,8 @@ def _plain_step(ensemble: Ensemble, plan: Plan, layer: int, *, early: bool) -> C
 def _own_step(ensemble: Ensemble, plan: Plan, layer: int, precision: Precision) -> Callable[[], object]:
     task = _dverge_task(plan, layer, precision)
     ensemble.to(memory_format=torch.channels_last)
+    if precision == "bfloat16":
+        widen_heads(ensemble, task.members[0].num_classes)
     return partial(train_step, ensemble, make_optimizer(task.recipe, ensemble), task, _paired_batch(plan, task))
 
 

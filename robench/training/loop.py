@@ -14,6 +14,7 @@ from torch import Tensor
 from robench.core.data import Data, Split, to_images
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
+from robench.core.fast import widen_heads
 from robench.core.models import build
 from robench.core.progress import Progress, silent
 from robench.core.rng import Stream
@@ -103,6 +104,8 @@ def _train(
     if parent is not None:
         load_state(ensemble, parent.load(trusted=trusted).state_dict(), parent.name)
     ensemble.to(device).to(memory_format=torch.channels_last)
+    if task.recipe.precision == "bfloat16":
+        widen_heads(ensemble, task.members[0].num_classes)
     parallel.share_batchnorm(ensemble)
     writes = parallel.place()[0] == 0
     if not writes:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.core.ensemble import Ensemble
-from robench.core.fast import attackable, fold_batchnorm
+from robench.core.fast import attackable, fold_batchnorm, widen_heads
 from robench.core.models import ModelSpec, build
 
 
@@ -73,6 +73,32 @@ def test_bfloat16_returns_float32_and_is_close() -> None:
     logits = attackable(model, images, "bfloat16")(images)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, model(images), atol=0.1, rtol=0.1)
+
+
+def test_bfloat16_keeps_the_slope_where_all_logits_are_large() -> None:
+    model = trained_looking("resnet8")
+    (head,) = (module for module in model.modules() if isinstance(module, nn.Linear))
+    with torch.no_grad():
+        head.weight += 10.0  # common to all classes: the same softmax, and a slope that is a difference of large terms
+    images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def slope(model: nn.Module) -> Tensor:
+        x = images.clone().requires_grad_(True)
+        loss = nn.functional.cross_entropy(model(x), torch.full((8,), 2), reduction="sum")
+        return torch.autograd.grad(loss, x)[0].flatten(1)
+
+    exact, fast = slope(model), slope(attackable(model, images, "bfloat16"))
+    assert (nn.functional.cosine_similarity(1e3 * exact, 1e3 * fast) > 0.97).all()  # .88 with logits in bfloat16
+
+
+def test_wide_heads_keep_names_and_weights_and_leave_other_layers() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    names = list(model.state_dict())
+    widen_heads(model, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model[0](torch.rand(2, 4)).dtype == torch.bfloat16
+        assert model(torch.rand(2, 4)).dtype == torch.float32
+    assert list(copy.deepcopy(model).state_dict()) == names
 
 
 def test_a_fold_that_changes_the_function_is_not_taken() -> None:

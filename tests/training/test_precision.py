@@ -58,6 +58,19 @@ def test_it_trains_to_other_weights_under_another_key(small: Small, train: Train
     assert two.manifest["recipe"]["precision"] == "bfloat16"
 
 
+def test_logits_stay_in_float32(small: Small, train: Train) -> None:
+    seen: list[torch.dtype] = []
+
+    def look(ensemble: Ensemble) -> dict[str, float]:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            seen.extend(member(torch.rand(2, 1, 8, 8)).dtype for member in ensemble.members)
+        return {}
+
+    train(small(overrides={"precision": "bfloat16"}), track=look, track_every=1)
+    assert seen
+    assert set(seen) == {torch.float32}
+
+
 def test_an_interrupted_training_goes_on_alike(small: Small, train: Train, tmp_path: object) -> None:
     task = small("dverge", overrides={"precision": "bfloat16"})
 
