@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from robench.core.data import Data
@@ -52,7 +53,7 @@ class Task:
             "start": self.start.key if self.start else None,
         }
 
-    @property
+    @cached_property
     def key(self) -> str:
         return content_key(self.manifest())
 
