@@ -43,11 +43,13 @@ class Attack(ABC):
     Attributes:
         loss: name of the loss that is ascended, in `robench.core.losses.LOSSES`.
         version: raise it when the images that the same fields give change; cells of the old version are not reused.
+        hooks: whether it hooks modules inside the model, which one that is compiled never calls.
         batch_dependent: whether an image depends on which others share its batch; false for robench's own attacks.
     """
 
     name: ClassVar[str] = ""
     version: ClassVar[int] = 1
+    hooks: ClassVar[bool] = False
     batch_dependent: ClassVar[bool] = False
 
     loss: str = "ce"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -44,6 +44,8 @@ class SGM(Attack):
         blocks: ``all`` is the paper's formula; ``reference`` spares the first block of every stage, as the reference
             code does through the names of its hooks.
     """
+
+    hooks: ClassVar[bool] = True
 
     steps: int = 100
     step_ratio: float = 0.2

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _ONLY = {
     ("surrogates", "surrogate_defense", "allow_related", "no_train", "yes", "no_cache"): ("blackbox",),
     ("probe",): ("whitebox",),
-    ("attacks", "losses", "restarts", "batch_size", "precision", "dry_run", "strict"): (
+    ("attacks", "losses", "restarts", "batch_size", "precision", "compiling", "dry_run", "strict"): (
         "whitebox",
         "blackbox",
         "transfer",
@@ -56,6 +56,7 @@ _ONLY = {
     show_default=True,
     help="Of crafting; verdicts are taken in float32 on the original weights.",
 )
+@click.option("--compile", "compiling", is_flag=True, help="Craft through torch.compile; first a minute of compiling.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, what is done, and what it would take.")
 @click.option("--no-cache", is_flag=True, help="Craft again; keep no adversarial images.")
 @click.option("--no-train", is_flag=True, help="Missing surrogates are an error.")
@@ -81,6 +82,7 @@ def command(
     seed: int,
     batch_size: int,
     precision: Precision,
+    compiling: bool,
     dry_run: bool,
     no_cache: bool,
     no_train: bool,
@@ -118,7 +120,7 @@ def command(
     bench = Workbench(
         store,
         data,
-        Settings(device_of(device), precision, batch_size, seed),
+        Settings(device_of(device), precision, batch_size, seed, compiling),
         samples,
         subset,
         frozenset(model),

@@ -20,7 +20,7 @@ from robench.core import linf
 from robench.core.data import Data
 from robench.core.ensemble import Ensemble, mixture
 from robench.core.errors import RobenchError
-from robench.core.fast import Precision, attackable, crafting_dtype
+from robench.core.fast import Precision, attackable, compiled, crafting_dtype
 from robench.core.frozen import frozen
 from robench.core.losses import margin
 from robench.core.progress import Progress, silent
@@ -49,12 +49,15 @@ class Settings:
             where that is the precision).
         batch_size: images per forward pass; halved by itself when memory runs out.
         seed: of the attacks' draws.
+        compile: crafts on a model that went through torch.compile, where no attack hooks its modules; without a
+            compiler, as usual and with a notice.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: Precision = "float32"
     batch_size: int = 256
     seed: int = 0
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -168,6 +171,7 @@ class Evaluator:
         self._batch = self.settings.batch_size
         self._done = 0
         self._total = 0
+        self._told_why = False
 
     def run(
         self, targets: Sequence[Subject], threat: Threat, samples: Tensor | Callable[[Subject], Tensor]
@@ -408,7 +412,14 @@ class Evaluator:
 
     def _model(self, work: _Work) -> nn.Module:
         with frozen(work.job.source):
-            return attackable(work.job.source, self._batch_of(work.cells[0].pending[:1]), self.settings.precision)
+            image = self._batch_of(work.cells[0].pending[:1])
+            model = attackable(work.job.source, image, self.settings.precision)
+            if self.settings.compile and not work.job.attack.hooks:
+                model, why = compiled(model, image)
+                if why and not self._told_why:
+                    self._notice(f"torch.compile failed, going on without: {why}")
+                    self._told_why = True
+            return model
 
     def _pooled(
         self,

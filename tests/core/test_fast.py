@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from robench.core.ensemble import Ensemble
-from robench.core.fast import attackable, fold_batchnorm, widen_heads
+from robench.core.fast import attackable, compiled, fold_batchnorm, widen_heads
 from robench.core.models import ModelSpec, build
 
 
@@ -115,3 +116,36 @@ def test_a_fold_that_changes_the_function_is_not_taken() -> None:
     model = Reread().eval()
     images = torch.rand(2, 3, 4, 4)
     torch.testing.assert_close(attackable(model, images, "float32")(images), model(images))
+
+
+class Tiny(nn.Module):
+    def __init__(self, key: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(key)
+            self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).relu().mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_is_the_same_function() -> None:
+    images = torch.rand(5, 1, 8, 8)
+    usual = attackable(Ensemble([Tiny(0), Tiny(1)]), images, "float32")
+    fast, why = compiled(usual, images)
+    assert not why
+    assert fast is not usual
+    torch.testing.assert_close(fast(images), usual(images))
+    torch.testing.assert_close(gradient(fast, images), gradient(usual, images))
+
+
+def test_without_a_compiler_the_model_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: nn.Module) -> None:
+        raise RuntimeError("no C++ compiler\nin many lines")
+
+    monkeypatch.setattr(nn.Module, "compile", fail)
+    usual = attackable(Tiny(0), torch.rand(2, 1, 8, 8), "float32")
+    fast, why = compiled(usual, torch.rand(2, 1, 8, 8))
+    assert fast is usual
+    assert why == "RuntimeError: no C++ compiler"

@@ -339,3 +339,25 @@ def test_bfloat16_crafts_and_float32_judges(make_subject: MakeSubject, data: Dat
     attacked = frame[frame["threat"] == "whitebox"]
     assert 0 < attacked["correct"].mean() < 1
     assert engine.ROWS_VERSION >= 1
+
+
+def test_what_hooks_modules_is_not_compiled_and_a_failure_is_told_once(
+    make_subject: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hooking(PGD):
+        hooks = True
+
+    asked: list[nn.Module] = []
+    told: list[str] = []
+
+    def compiled(model: nn.Module, image: Tensor) -> tuple[nn.Module, str]:
+        asked.append(model)
+        return model, "no compiler"
+
+    monkeypatch.setattr(engine, "compiled", compiled)
+    evaluator = Evaluator(data, Settings(CPU, compile=True), notice=told.append)
+    evaluator.run([make_subject(0)], Whitebox(eps=(0.1,), attacks=(Hooking(steps=2),)), SAMPLES)
+    assert not asked
+    evaluator.run([make_subject(0), make_subject(1)], Whitebox(eps=(0.1,), attacks=(FAST,)), SAMPLES)
+    assert len(asked) == 2
+    assert told == ["torch.compile failed, going on without: no compiler"]
