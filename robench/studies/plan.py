@@ -10,7 +10,7 @@ import heapq
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -80,6 +80,11 @@ class Plan:
     axes: Mapping[str, Mapping[str, Any]]
 
 
+def with_recipe(data: Data, study: Study) -> Data:
+    """The study's data set, which trains with the study's recipe."""
+    return replace(data, recipe=study.recipe) if study.recipe else data
+
+
 def expand(name: str, study: Study, data_dir: str = "data") -> Plan:
     """The plan of a study.
 
@@ -90,7 +95,9 @@ def expand(name: str, study: Study, data_dir: str = "data") -> Plan:
         raise RobenchError(f"{name}: dataset: {unknown('dataset', study.dataset, DATASETS.names())}")
     if study.model is not None and ":" in study.model:
         raise RobenchError(f"{name}: model: expected a registered name, got {study.model!r}; robench train takes code")
-    builder = _Builder(name, study, outline(study.dataset, data_dir))
+    builder = _Builder(name, study, with_recipe(outline(study.dataset, data_dir), study))
+    with builder.at("recipe"):
+        recipe_file(builder.data.recipe)
     with builder.at("model"):
         if study.model is not None:
             MODELS.get(study.model)

@@ -159,12 +159,14 @@ class Study(_Table):
 
     Attributes:
         defenses: names, or a table of names with the fields that differ from the data set's recipe.
+        recipe: a file of `robench/recipes`, instead of the data set's own.
         sizes: members per ensemble; samples: test images.
         seed: of the attacks' draws.
     """
 
     title: str
     dataset: str
+    recipe: str | None = None
     model: str | None = None
     defenses: Annotated[dict[str, Fields], Field(min_length=1)]
     sizes: Sizes

@@ -18,7 +18,7 @@ from robench.core.store import write_json, write_text
 from robench.evaluation.diversity import Tracking
 from robench.evaluation.engine import Settings
 from robench.evaluation.threats import Convergence, Threat, Transfer, Whitebox
-from robench.studies.plan import Plan, Step, expand
+from robench.studies.plan import Plan, Step, expand, with_recipe
 from robench.studies.state import Place, measured, rows_key
 from robench.studies.study import Study
 from robench.studies.summary import diversities
@@ -64,7 +64,7 @@ def perform(name: str, study: str, out: str, key: str, data_dir: str, device: st
         # A fresh one for every task: no process keeps the networks of all runs.
         bench = Workbench(
             place.runs,
-            _data(plan.study.dataset, data_dir),
+            with_recipe(_data(plan.study.dataset, data_dir), plan.study),
             Settings(torch.device(device), plan.study.precision, plan.study.batch_size, plan.study.seed),
             step.samples,
             step.subset,

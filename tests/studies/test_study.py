@@ -40,6 +40,7 @@ BROKEN = {
     "samples=true": "valid integer, got true",
     "subset='all'": "'first', 'random' or 'paper'",
     "dataset='digts'": "did you mean digits",
+    "recipe='cifar'": "did you mean cifar10",
     "model='resnet9'": "did you mean resnet",
     "model='os:system'": "expected a registered name",
     "defenses=['dvrege']": "did you mean dverge",
@@ -113,3 +114,9 @@ def test_the_small_study_keeps_what_the_large_one_has() -> None:
     black = small.threats.blackbox
     assert black is not None
     assert (black.surrogates, black.attacks, black.losses, black.restarts) == ((3, 5, 8), None, None, None)
+
+
+def test_a_recipe_takes_the_place_of_the_data_sets_own() -> None:
+    found = expand("a", parse("a", GOOD, ["recipe='generic'"]))
+    usual = expand("a", parse("a", GOOD))
+    assert {step.key for step in found.steps.values()}.isdisjoint(step.key for step in usual.steps.values())
