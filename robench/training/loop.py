@@ -79,12 +79,27 @@ def ensure(
         return run
     parent = None
     if task.start is not None:
+        if task.start.name not in runs.names():
+            _rehearse(task, data, device, trusted)
         parent = ensure(task.start, data, runs, device=device, trusted=trusted, progress=progress, notice=notice)
     elif task.init != "scratch":
         parent = runs.get(task.init)
     parallel.join()
     with fitting_threads(device, task.recipe.batch_size * data.train.images[0].numel()):
         return _train(task, data, runs, parent, device, trusted, track, track_every, progress, notice)
+
+
+def _rehearse(task: Task, data: Data, device: torch.device, trusted: bool) -> None:
+    """One step on a few images with weights that are thrown away: what it refuses is not found hours later, when the
+    Baseline is trained.
+    """
+    stream = Stream((task.key, "rehearsal"))
+    ensemble = Ensemble(build(spec, stream.key("weights", i), trusted=trusted) for i, spec in enumerate(task.members))
+    ensemble.to(device).train()
+    few = task.recipe.model_copy(update={"batch_size": min(4, task.recipe.batch_size)})
+    batch = next(batches(data.train.to(device), few, stream, 0, task.defense.paired))
+    with fitting_threads(device, batch.images.numel()):
+        train_step(ensemble, make_optimizer(few, ensemble), task, batch)
 
 
 def _train(

@@ -163,6 +163,14 @@ def test_settings_of_the_loss_leave_initial_weights(small: Small, initial: Calla
     assert initial(small(overrides={"lr": 0.5, "epochs": 7})) == initial(small())
 
 
+def test_what_the_defense_refuses_is_found_before_its_baseline_is_trained(
+    small: Small, train: Train, runs: Runs
+) -> None:
+    with pytest.raises(RobenchError, match=r"`layer` of defense 'dverge' in 0..8 for this model, got 99"):
+        train(small("dverge", overrides={"layer": 99, "layer_per": "epoch"}))
+    assert runs.names() == []
+
+
 def test_dverge_starts_from_the_baselines_weights(
     small: Small, train: Train, initial: Callable[[Task], dict[str, Any]], runs: Runs
 ) -> None:
