@@ -26,7 +26,7 @@ from robench.core.losses import margin
 from robench.core.progress import Progress, silent
 from robench.core.rng import Draws
 from robench.core.store import content_key
-from robench.core.threads import fitting_threads
+from robench.core.threads import fitting_batch, fitting_threads
 from robench.evaluation.claims import Claims
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
@@ -47,7 +47,8 @@ class Settings:
     Attributes:
         precision: in which images are crafted. Verdicts are taken in float32 on the original weights (in float64
             where that is the precision).
-        batch_size: images per forward pass; halved by itself when memory runs out.
+        batch_size: images per forward pass at most: on a CPU fewer where they are large, which is faster; halved by
+            itself when memory runs out.
         seed: of the attacks' draws.
         compile: crafts on a model that went through torch.compile, where no attack hooks its modules; without a
             compiler, as usual and with a notice.
@@ -258,7 +259,7 @@ class Evaluator:
     def _calibrated(self, work: _Work, steps: int = 2) -> float:
         """Seconds per image and gradient step, of a full batch."""
         samples, eps = work.pairs()
-        chunk = np.resize(np.arange(len(samples)), self._batch)
+        chunk = np.resize(np.arange(len(samples)), self._images_per_pass(work.job.attack))
         fewer: dict[str, Any] = {"steps": steps} if hasattr(work.job.attack, "steps") else {}
         attack = replace(work.job.attack, **fewer)
         model = self._model(work)
@@ -549,18 +550,23 @@ class Evaluator:
         """Crafts for ``samples[chosen]`` batch by batch: (positions, crafted)."""
         start = 0
         while start < len(chosen):
-            chunk = chosen[start : start + self._batch]
+            chunk = chosen[start : start + self._images_per_pass(attack)]
             try:
                 images = self._batch_of(samples[chunk])
                 crafted = self._craft(model(), attack, images, samples[chunk], eps[chunk], restart)
             except RuntimeError as error:
-                if not _out_of_memory(error) or self._batch == 1:
+                if not _out_of_memory(error) or len(chunk) == 1:
                     raise
                 self._batch = max(1, len(chunk) // 2)
                 self._notice(f"out of memory with {len(chunk)} images: going on with {self._batch}")
                 continue
             yield chunk, crafted
             start += len(chunk)
+
+    def _images_per_pass(self, attack: Attack) -> int:
+        if attack.batch_dependent:  # its rows depend on it, and their key holds it
+            return self._batch
+        return fitting_batch(self.settings.device, self.data.test.images[0].numel(), self._batch)
 
     def _craft(
         self,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from robench.attacks import Attack
 from robench.attacks.fgsm import FGSM
 from robench.attacks.pgd import PGD
+from robench.core import threads as cpu
 from robench.core.data import Data
 from robench.core.errors import RobenchError
 from robench.core.rng import Draws
@@ -277,6 +278,30 @@ class _Clean(Attack):
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
         return images
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Mixing(_Clean):
+    """Says that its images depend on their company."""
+
+    batch_dependent: ClassVar[bool] = True
+
+
+@pytest.mark.parametrize(("attack", "expected"), [(FAST, 20), (_Mixing(), 24)])
+def test_a_cpu_is_given_as_many_large_images_as_its_caches_hold(
+    make_subject: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch, attack: Attack, expected: int
+) -> None:
+    sizes: list[int] = []
+    original = Evaluator._craft
+
+    def recording(self: Evaluator, model: Any, attack: Any, images: Tensor, *rest: Any) -> Any:
+        sizes.append(len(images))
+        return original(self, model, attack, images, *rest)
+
+    monkeypatch.setattr(Evaluator, "_craft", recording)
+    monkeypatch.setattr(cpu, "CACHED", 20 * data.test.images[0].numel())
+    rows(data, Transfer(eps=(0.05,), attacks=(attack,)), [make_subject(0)], batch_size=24)
+    assert max(sizes) == expected
 
 
 def test_an_attack_that_does_nothing_shows_in_the_rows(make_subject: MakeSubject, data: Data) -> None:
