@@ -24,7 +24,7 @@ ONLY: dict[str | None, tuple[Any, ...]] = {
 @click.argument("study")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the study; by default its name.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
-@click.option("--workers", type=click.IntRange(1), help="Processes; by default one per core, or one on a GPU.")
+@click.option("--workers", type=click.IntRange(1), help="Processes; by default one per core, or one per GPU.")
 @click.option("--address", help="Of a running Ray cluster; by default Ray is started here, on loopback.")
 @click.option("--gpus", type=click.FloatRange(0, 8), help="Share of a GPU per task, for Ray; by default .25.")
 @click.option("--only", type=click.Choice(["train", "eval", "report"]))
@@ -81,7 +81,8 @@ def command(
 
     where = "auto" if device == "auto" else str(device_of(device))
     passes = 0.0 if limit is None else pass_seconds(plan, device_of(device))
-    with engines.engine(engine, workers or _workers(device), address=address, gpus=gpus) as made:
+    count = workers or _workers(device)
+    with engines.engine(engine, count, address=address, gpus=gpus, visible=_gpus(device)) as made:
         result = engines.run(
             plan,
             progress,
@@ -139,11 +140,22 @@ def _forecast(plan: Plan, progress: Progress, only: tuple[Any, ...], device: str
         click.echo(f"{kind}: {each * 1e6:.3g} µs a pass, one thread: at most about {times} at a time")
 
 
-def _workers(device: str) -> int:
+def _gpus(device: str) -> list[str]:
+    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them; none where one was asked for, or the CPU."""
     import torch
 
-    gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    return 1 if gpu else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device not in ("auto", "cuda"):
+        return []
+    there = range(torch.cuda.device_count())
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return [named[place].strip() if place < len(named) and named[place] else str(place) for place in there]
+
+
+def _workers(device: str) -> int:
+    if device.startswith("cuda:"):
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(_gpus(device)) or cores
 
 
 def _duration(seconds: float) -> str:

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,14 +46,21 @@ class Here:
 
 
 class Processes:
-    """Processes on this machine; a new pool where one of them died."""
+    """Processes on this machine, spread over its GPUs; a new pool where one of them died.
 
-    def __init__(self, workers: int) -> None:
+    Args:
+        gpus: as CUDA_VISIBLE_DEVICES names them, each process sees one; with none, whatever this process sees.
+    """
+
+    def __init__(self, workers: int, gpus: Sequence[str] = ()) -> None:
         self.slots = workers
+        self._gpus = gpus
         self._pool = self._fresh()
 
     def _fresh(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self.slots, multiprocessing.get_context("spawn"), initializer=_leave_with_parent)
+        context = multiprocessing.get_context("spawn")
+        begun = (context.Value("i", 0), self._gpus)
+        return ProcessPoolExecutor(self.slots, context, initializer=_begin, initargs=begun)
 
     def submit(self, call: tuple[Any, ...]) -> Future[dict[str, Any]]:
         try:
@@ -107,17 +114,34 @@ class Ray:
 
 @contextmanager
 def engine(
-    name: str, workers: int, *, address: str | None = None, gpus: float | None = None
+    name: str, workers: int, *, address: str | None = None, gpus: float | None = None, visible: Sequence[str] = ()
 ) -> Iterator[Here | Processes | Ray]:
-    """The engine called ``name``: ``local`` or ``ray``."""
+    """The engine called ``name``: ``local`` or ``ray``.
+
+    Args:
+        gpus: share of a GPU per task of ``ray``; visible: GPUs that the processes of ``local`` are spread over.
+    """
     if name == "local" and workers == 1:
         yield Here()
         return
-    made = Ray(workers, address, gpus) if name == "ray" else Processes(workers)
+    made = Ray(workers, address, gpus) if name == "ray" else Processes(workers, visible)
     try:
         yield made
     finally:
         made.close()
+
+
+def _begin(begun: Any, gpus: Sequence[str]) -> None:
+    """The first that a worker does, before CUDA is.
+
+    Args:
+        begun: how many workers of its pool began before it, shared among them.
+    """
+    with begun.get_lock():
+        rank, begun.value = begun.value, begun.value + 1
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[rank % len(gpus)]
+    _leave_with_parent()
 
 
 def _leave_with_parent() -> None:

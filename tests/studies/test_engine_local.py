@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pandas as pd
 import pytest
 
 from robench.cli import run
+from robench.commands import run as command
 from robench.core.runs import Runs
 from robench.evaluation import words
 from robench.evaluation.engine import Settings
@@ -26,7 +28,7 @@ from robench.studies.seal import sealed
 from robench.studies.state import Place, Progress
 from robench.studies.study import find, parse
 from robench.studies.workbench import Workbench
-from tests.studies import small
+from tests.studies import meeting, small
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +149,23 @@ def test_two_processes_with_one_killed_give_the_same_rows(
     assert len(killed) == 1
     assert "a worker died during train" in capsys.readouterr().err
     pd.testing.assert_frame_equal(small.rows(out), small.rows(complete))
+
+
+def test_processes_are_spread_over_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = engines.Processes(2, ["4", "7"])
+    try:
+        found = [workers._pool.submit(meeting.meet, str(tmp_path)) for _ in range(2)]
+        assert {future.result(timeout=60) for future in found} == {"4", "7"}
+    finally:
+        workers.close()
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert command._gpus("cuda") == ["0", "1"]
+    assert command._gpus("cuda:1") == command._gpus("cpu") == []
+    assert (command._workers("auto"), command._workers("cuda:1")) == (2, 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert command._gpus("auto") == ["3", "5"]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert command._workers("auto") == len(os.sched_getaffinity(0))
 
 
 class Script:
