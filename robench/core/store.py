@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,9 @@ from robench.core.errors import RobenchError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+#: Seconds without a change after which a temporary file is nobody's: no write takes so long.
+ABANDONED = 86_400.0
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -45,7 +50,9 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.parent)
+        prefix = f".{path.name[:40]}."
+        _forget_abandoned(path.parent, prefix)
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -61,6 +68,14 @@ def atomic(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _forget_abandoned(folder: Path, prefix: str) -> None:
+    """Removes what processes left there that were killed while they wrote."""
+    for left in folder.glob(f"{glob.escape(prefix)}????????.tmp"):
+        with suppress(OSError):  # another process may be as quick
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -95,11 +95,34 @@ def _rehearse(task: Task, data: Data, device: torch.device, trusted: bool) -> No
     """
     stream = Stream((task.key, "rehearsal"))
     ensemble = Ensemble(build(spec, stream.key("weights", i), trusted=trusted) for i, spec in enumerate(task.members))
-    ensemble.to(device).train()
+    ensemble.to(device)
+    _check(ensemble, task, data, device)
+    ensemble.train()
     few = task.recipe.model_copy(update={"batch_size": min(4, task.recipe.batch_size)})
     batch = next(batches(data.train.to(device), few, stream, 0, task.defense.paired))
     with fitting_threads(device, batch.images.numel()):
         train_step(ensemble, make_optimizer(few, ensemble), task, batch)
+
+
+def _check(ensemble: Ensemble, task: Task, data: Data, device: torch.device) -> None:
+    """RobenchError where a network does not take the data's images, such as one made for 224 pixels alone."""
+    images = to_images(data.train.images[:2]).to(device)
+    one_of_each = dict(zip(task.members, ensemble.members, strict=True))
+    for spec, member in one_of_each.items():
+        try:
+            with torch.no_grad():
+                logits = member.eval()(images)
+        except Exception as error:  # whatever other people's networks may raise
+            raise RobenchError(
+                f"model {spec.name!r} does not take images of {'x'.join(map(str, images.shape[1:]))} "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); choose another --model"
+            ) from error
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if shape != (len(images), spec.num_classes):
+            raise RobenchError(
+                f"expected logits of shape {(len(images), spec.num_classes)} from model {spec.name!r}, got {shape}; "
+                f"choose another --model"
+            )
 
 
 def _train(
@@ -119,6 +142,7 @@ def _train(
     if parent is not None:
         load_state(ensemble, parent.load(trusted=trusted).state_dict(), parent.name)
     ensemble.to(device).to(memory_format=torch.channels_last)
+    _check(ensemble, task, data, device)
     if task.recipe.precision == "bfloat16":
         widen_heads(ensemble, task.members[0].num_classes)
     parallel.share_batchnorm(ensemble)

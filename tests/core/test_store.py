@@ -103,6 +103,17 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path, error
     assert files(tmp_path) == ["x"]
 
 
+def test_what_a_killed_process_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint[1].safetensors"
+    left = [tmp_path / name for name in (f".{path.name}.abcd_123.tmp", f".{path.name}.efgh4567.tmp", ".mine.tmp")]
+    for each in left:
+        each.write_text("half")
+    for each in (left[0], left[2]):
+        os.utime(each, (0, 0))
+    write_text(path, "whole")
+    assert files(tmp_path) == sorted([path.name, left[1].name, left[2].name])
+
+
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:

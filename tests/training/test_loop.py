@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from robench.core.data import Data
 from robench.core.ensemble import Ensemble
@@ -114,6 +115,37 @@ def test_progress_counts_every_step(small: Small, train: Train) -> None:
 def test_more_than_all_images_in_a_batch_is_an_error(small: Small, train: Train) -> None:
     with pytest.raises(RobenchError, match="expected `batch_size` of at most 40 training images, got 41"):
         train(small(overrides={"batch_size": 41}))
+
+
+class _Fixed(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        assert images.shape[-1] == 224, "Input height\ndoesn't match"
+        return images
+
+
+class _Pair(nn.Module):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return images, images
+
+
+@pytest.mark.parametrize(
+    ("network", "told"),
+    [
+        (
+            _Fixed,
+            r"model 'resnet8' does not take images of 1x8x8 \(AssertionError: Input height doesn't match",
+        ),
+        (_Pair, r"expected logits of shape \(2, 10\) from model 'resnet8', got tuple; choose another --model"),
+        (nn.Flatten, r"expected logits of shape \(2, 10\) from model 'resnet8', got \(2, 64\)"),
+    ],
+)
+@pytest.mark.parametrize("defense", ["baseline", "dverge"])
+def test_a_network_that_refuses_the_images_is_named(
+    small: Small, train: Train, monkeypatch: pytest.MonkeyPatch, network: type[nn.Module], told: str, defense: str
+) -> None:
+    monkeypatch.setattr(loop, "build", lambda *arguments, **options: network())
+    with pytest.raises(RobenchError, match=told):
+        train(small(defense))
 
 
 @pytest.mark.parametrize("defense", ["baseline", "dverge"])
