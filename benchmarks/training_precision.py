@@ -26,7 +26,7 @@ def scores(report: Path) -> pd.DataFrame:
     table = pd.DataFrame(read_json(report / "summary.json"))
     accuracy = table[table["accuracy"].notna()].rename(columns={"accuracy": "score"})
     moves = pd.concat(map(pd.read_csv, report.glob("fig*_transferability*.csv"))).drop_duplicates()
-    others = moves[moves["source"] != moves["member"]]
+    others = moves[(moves["member"] != "ensemble") & (moves["source"].astype(str) != moves["member"])]
     between = others.groupby(["defense", "eps", "seed"], as_index=False)["rate"].mean()
     found = [accuracy, between.rename(columns={"rate": "score"}).assign(threat="transfer, success")]
     return pd.concat(found, ignore_index=True).set_index([*CELL, "seed"])["score"].mul(100)
