@@ -103,10 +103,10 @@ def test_transferability(runs: dict[str, Run], lossless: Data, name: str, low: f
 @pytest.mark.truth
 def test_whitebox(runs: dict[str, Run], lossless: Data) -> None:
     radii = (0.01, 0.02, 0.03)
-    outcomes = bench(runs[DVERGE], lossless, 300).whitebox([runs[DVERGE]], eps=radii, restarts=2)
+    outcomes = bench(runs[DVERGE], lossless, 300).whitebox([runs[DVERGE]], eps=radii, restarts=5)
     measured = [100 * accuracy for accuracy in accuracies(outcomes, "whitebox")]
     print(f"\n{DVERGE}: white-box at .01 .02 .03: {', '.join(f'{value:.1f}' for value in measured)} %")
-    assert measured == pytest.approx([40.7, 13.3, 2.7], abs=3)
+    assert measured == pytest.approx([40.3, 11.0, 2.0], abs=3)
 
 
 @pytest.mark.truth
