@@ -131,7 +131,7 @@ def command(
     if threat == "diversity":
         if len(radii) > 1:
             raise RobenchError(f"expected one --eps under --threat diversity, got {eps}")
-        click.echo(diversity(bench.diversity(chosen, eps=radii[0], steps=steps or 10), style))
+        click.echo(diversity(bench.diversity(chosen, eps=radii[0], steps=10 if steps is None else steps), style))
         return 0
     options: dict[str, Any] = {
         "eps": radii,
@@ -148,6 +148,8 @@ def command(
         for defense in sorted({run.defense if surrogate_defense == "same" else surrogate_defense for run in chosen}):
             group = [run for run in chosen if surrogate_defense != "same" or run.defense == defense]
             sizes, others = _surrogates(surrogates)
+            if not sizes:
+                refuse_given({"surrogate_defense"}, "is of surrogates that --surrogates gives by size")
             tasks = bench.surrogate_tasks(sizes, defense)
             if dry_run and (missing := [task.name for task in tasks if task.name not in store.names()]):
                 click.echo(f"missing surrogates, trained first: {', '.join(missing)}, {bench.estimate(tasks)}")

@@ -71,7 +71,7 @@ def command(
     from robench.studies.state import Place, Progress
 
     place = Place(folder)
-    progress = Progress(plan, place)
+    progress = Progress(plan, place, notice)
     if dry_run:
         _forecast(plan, progress, ONLY[only], device, workers)
         return 0
@@ -101,7 +101,7 @@ def command(
             notice=notice,
         )
     if not result.left and not result.failed:
-        seal(folder, told)
+        seal(folder, told, parsed.dataset)
     for key, error in result.failed.items():
         click.echo(f"failed: {plan.steps[key].title}: {error}; log: {place.log(plan.steps[key])}", err=True)
     reasons = [reason for reason in result.left.values() if reason != "not asked for"]
@@ -116,6 +116,7 @@ def _forecast(plan: Plan, progress: Progress, only: tuple[Any, ...], device: str
     """Tasks, passes, disk and time per device."""
     import torch
 
+    from robench.commands._shared import device_of
     from robench.studies.plan import bill, makespan, pass_seconds
 
     missing = {
@@ -132,7 +133,7 @@ def _forecast(plan: Plan, progress: Progress, only: tuple[Any, ...], device: str
     )
     kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])] if device == "auto" else [device]
     for kind in kinds:
-        each = pass_seconds(plan, torch.device(kind))
+        each = pass_seconds(plan, device_of(kind))
         times = ", ".join(
             f"{_duration(makespan(missing, lambda step, each=each: step.passes * each, k))} on {k}"  # type: ignore[misc]
             for k in dict.fromkeys((1, workers or _workers(kind), 8, 64))

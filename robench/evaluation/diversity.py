@@ -101,6 +101,8 @@ def measure(
         RobenchError: fewer than two members or two images.
     """
     _enough(target.n, len(samples))
+    if steps < 1:
+        raise RobenchError(f"expected `steps` of the diversity to be at least 1, got {steps}")
     about = {"eps": eps, "steps": steps, "draws": seed}
     key = content_key({**about, "target": target.identity, "data": data.identity, "samples": samples.tolist()})
     parts = {path: read_frame(path) for path in sorted(folder.glob("part-*.parquet"))}

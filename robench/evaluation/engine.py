@@ -215,8 +215,12 @@ class Evaluator:
             self._rows[target.name].compact()
         wanted: dict[str, set[str]] = {}
         for target in targets:
-            keys = {key for job in threat.jobs(target) for key, _ in self._keys(job, target, threat)}
-            wanted[target.name] = keys | ({self._clean_cell(target)[0]} if threat.clean else set())
+            manifests = dict(pair for job in threat.jobs(target) for pair in self._keys(job, target, threat))
+            if threat.clean:
+                manifests |= [self._clean_cell(target)]
+            for key, manifest in manifests.items():
+                self._rows[target.name].declare(key, manifest)  # where a file of before is damaged or lost
+            wanted[target.name] = set(manifests)
         parts = []
         for target in targets:
             frame = self._rows[target.name].outcomes().frame

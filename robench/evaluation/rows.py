@@ -67,11 +67,14 @@ class FolderRows:
 
     Several processes may append; a row written twice counts once. A part whose bytes are not those that were written
     is removed, and its rows are judged again.
+
+    Args:
+        remove: False leaves such a part where it is.
     """
 
-    def __init__(self, folder: Path, notice: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(self, folder: Path, notice: Callable[[str], None] = lambda text: None, *, remove: bool = True) -> None:
         self.folder = folder
-        self._notice = notice
+        self._notice, self._remove = notice, remove
         self._parts: dict[str, pd.DataFrame] = {}
         self._index: dict[str, set[int]] = {}
         self.refresh()
@@ -80,9 +83,15 @@ class FolderRows:
         return frozenset(self._index.get(cell, ()))
 
     def declare(self, cell: str, manifest: Mapping[str, Any]) -> None:
-        path = self.folder / "cells" / f"{cell}.json"
-        if not path.exists():
-            write_json(path, dict(manifest))
+        if not self.declared(cell):
+            write_json(self.folder / "cells" / f"{cell}.json", dict(manifest))
+
+    def declared(self, cell: str) -> bool:
+        """Whether it is said what a cell is."""
+        try:
+            return bool(read_json(self.folder / "cells" / f"{cell}.json"))
+        except RobenchError:
+            return False
 
     def append(self, rows: pd.DataFrame) -> None:
         self._add(write_frame(self.folder, rows), rows)
@@ -98,8 +107,9 @@ class FolderRows:
                 # Another process compacted in between: what it wrote instead holds these rows.
                 return self.refresh()
             if part is None:
-                self._notice(f"{path} is damaged and was removed; its rows are judged again")
-                path.unlink(missing_ok=True)
+                self._notice(f"{path} is damaged{' and was removed' * self._remove}; its rows are judged again")
+                if self._remove:
+                    path.unlink(missing_ok=True)
             else:
                 self._add(path, part)
         return None

@@ -68,6 +68,11 @@ def attacks(
             field, equals, value = pair.partition("=")
             if not equals:
                 raise RobenchError(f"expected NAME:FIELD=VALUE in attack {text!r}, got {pair!r}")
+            if field == "loss" or (field == "steps" and steps is not None):
+                plural = "losses" if field == "loss" else "steps"
+                raise RobenchError(
+                    f"`{field}` of attack {text!r} is said by `{plural}`, for all attacks; leave one away"
+                )
             values[field] = value
         chosen.append((name, values))
     for loss in losses:

@@ -94,12 +94,15 @@ class Ray:
             ray.init(
                 address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else local)
             )
-        except ConnectionError as error:
+        except (ConnectionError, ValueError) as error:
             raise RobenchError(
                 f"no Ray cluster answers at --address {address!r} ({error}); ray status tells"
             ) from error
         there = ray.cluster_resources()
         share = gpus if gpus is not None else 0.25 if there.get("GPU") else 0.0
+        if share and not there.get("GPU"):
+            ray.shutdown()
+            raise RobenchError(f"--gpus {share:g}: the Ray cluster has no GPU; leave it away")
         self.slots = max(1, int(there["GPU"] / share) if share else int(there["CPU"]))
         self._perform = ray.remote(perform).options(num_cpus=0 if share else 1, num_gpus=share, max_retries=TRIES - 1)
         self._ray = ray
@@ -207,12 +210,21 @@ def run(
         estimate = step.passes * pass_seconds * (spent / expected if expected else 1.0)
         return budget is None or time.monotonic() - began + estimate <= budget
 
+    def last(step: Step) -> bool:
+        # When a worker dies, what the others are doing is lost as well: who is to blame shows alone.
+        return tries.get(step.key, 0) == TRIES - 1
+
+    alone = False
     while True:
         for step in [step for step in todo.values() if ready(step) and in_time(step)]:
-            if len(running) == workers.slots:
+            if len(running) == workers.slots or (alone and running):
                 break
+            if last(step) and running:
+                continue
+            alone = last(step)
             del todo[step.key]
-            if step.kind == "report" and progress.state(step) == "done":
+            # What was there when this began, ``progress`` knows; rows may have come since.
+            if step.kind == "report" and Progress(plan, progress.place).state(step) == "done":
                 result.done.add(step.key)
                 continue
             tries[step.key] = tries.get(step.key, 0) + 1
@@ -240,6 +252,7 @@ def run(
                 notice(f"[{len(result.done)}/{total}] {step.title}: {record['seconds']:.1f} s")
             else:
                 result.failed[step.key] = record["error"]
+                progress.place.keep_failure(step, record["error"])
                 notice(f"failed: {step.title}")
     for key, step in todo.items():
         late = ready(step) and not in_time(step)

@@ -145,7 +145,8 @@ class _Builder:
             for axis, found in axes.items():
                 targets += [task for task, _ in found if name in study.axes[axis].threats and task not in targets]
             judged += self.judged(name, threat, targets)
-        self.add("report", "report", [*judged, study.report.model_dump()], needs=tuple(judged or trained))
+        whole = study.model_dump(mode="json", by_alias=True)
+        self.add("report", "report", [*judged, whole], needs=tuple(judged or trained))
         values: dict[str, dict[str, Any]] = {}
         for name, found in axes.items():
             several = len({task.n for task, _ in found}) > 1

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from robench.core.runs import Runs
+from robench.core.runs import Run, Runs
 from robench.core.store import write_json, write_text
 from robench.evaluation.outcomes import Outcomes
 from robench.reports import build
@@ -16,34 +16,26 @@ from robench.studies.drawing import draw
 from robench.studies.pictures import pictures
 from robench.studies.plan import Plan, expand
 from robench.studies.plane import decision_regions
+from robench.studies.state import Basis
 from robench.studies.study import find, parse
-from robench.studies.summary import objects
+from robench.studies.summary import objects, of_judgements
 from robench.studies.workbench import Workbench, stored
 
 #: Threats that the figure of an axis shows.
 VARIED = ("clean", "whitebox", "blackbox")
 
 
-def publish(
-    plan: Plan,
-    runs: Runs,
-    out: Path,
-    bench: Workbench,
-    *,
-    cells: Collection[str],
-    diversities: list[dict[str, Any]],
-    missing: int,
-) -> list[Path]:
-    """Draws ``cells`` in ``out``, lists ``diversities``, and says how many judgements are ``missing``; the files.
+def publish(plan: Plan, runs: Runs, out: Path, bench: Workbench, basis: Basis) -> list[Path]:
+    """Draws what was judged in ``out``, and says how many judgements are missing; the files.
 
     Raises:
-        RobenchError: none of them is there.
+        RobenchError: nothing was judged.
     """
     there = set(runs.names())
     main = [runs.get(name) for name in plan.main if name in there]
     varied = sorted({name for values in plan.axes.values() for name in values} & there)
     frame = stored([*main, *(runs.get(name) for name in varied if name not in plan.main)], bench.notice).frame
-    frame = frame[frame["cell"].isin(cells)]
+    frame = of_judgements(frame, basis.judged)
     judged = set(frame["target"])
     axes = {name: {run: v for run, v in values.items() if run in judged} for name, values in plan.axes.items()}
     study = plan.study
@@ -58,9 +50,12 @@ def publish(
     more = {"study": study.title}
     if smaller:
         more[f"unlike {study.report.like}"] = "; ".join(smaller)
-    if missing:
-        more["incomplete"] = f"{missing} of the study's judgements are not done"
+    if basis.missing:
+        more["incomplete"] = f"{basis.missing} of the study's judgements are not done"
         bench.notice(more["incomplete"])
+    if untracked := _untracked(plan, main):
+        more["not tracked"] = f"{', '.join(untracked)} trained without it; remove their folders in runs to have it"
+        bench.notice(f"{more['not tracked']}: not in Figure 2")
     shown = [run for run in main if run.name in judged]
     outcomes = Outcomes(frame[frame["target"].isin(plan.main)].reset_index(drop=True))
     files = draw(
@@ -76,10 +71,17 @@ def publish(
         more=more,
         notice=bench.notice,
     )
-    rows = [*objects(Outcomes(frame.reset_index(drop=True))), *diversities]
+    rows = [*objects(Outcomes(frame.reset_index(drop=True))), *basis.diversities]
     write_json(out / "summary.json", rows)
     write_text(out / "study.md", _page(plan, more.get("incomplete"), smaller, rows))
     return [out / "study.md", out / "summary.json", *files]
+
+
+def _untracked(plan: Plan, runs: Sequence[Run]) -> list[str]:
+    """Runs whose training should have been tracked, and was done before that was asked for."""
+    names = plan.study.track.defenses if plan.study.track else ()
+    asked = [run for run in runs if run.defense in names and run.n > 1]
+    return [run.name for run in asked if not any("track" in entry for entry in run.manifest.get("history", ()))]
 
 
 def facts(plan: Plan) -> dict[str, str]:

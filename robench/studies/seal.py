@@ -30,20 +30,32 @@ def sources() -> str:
     return digest.hexdigest()
 
 
-def seal(out: Path, command: Sequence[str]) -> None:
+def seal(out: Path, command: Sequence[str], dataset: str) -> None:
     """Notes that ``command`` has nothing left to do in ``out``."""
     from robench.core.store import write_json
 
-    write_json(out / NAME, {"command": [*command, sources()], "files": _files(out)})
+    noted = {"command": [*command, sources()], "files": _files(out), "dataset": dataset, "data": _data(dataset)}
+    write_json(out / NAME, noted)
 
 
 def sealed(out: Path, command: Sequence[str]) -> bool:
-    """Whether ``command`` had nothing left to do, and neither a file nor the code has changed since."""
+    """Whether ``command`` had nothing left to do, and no file, data of the user's or code has changed since."""
     try:
         noted = json.loads((out / NAME).read_text(encoding="utf-8"))
-        return bool(noted["command"] == [*command, sources()] and noted["files"] == _files(out))
+        same = noted["command"] == [*command, sources()] and noted["files"] == _files(out)
+        return bool(same and noted["data"] == _data(noted["dataset"]))
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _data(dataset: str) -> dict[str, list[int]]:
+    """Size and time of the files of a data set of the user's own, ``npz:PATH`` or ``folder:PATH``."""
+    _, colon, name = dataset.partition(":")
+    if not colon:
+        return {}
+    root = Path(name).absolute()
+    paths = [path for path in (root, *root.rglob("*")) if path.is_file()]
+    return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(paths)}
 
 
 def _files(out: Path) -> dict[str, list[int]]:

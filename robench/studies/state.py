@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from robench.core.errors import RobenchError
 from robench.core.runs import Runs
-from robench.core.store import content_key, read_json
+from robench.core.store import content_key, read_json, write_json, write_text
 from robench.evaluation.claims import _alive
 from robench.studies.plan import Plan, Step
 from robench.studies.seal import sources
 
 if TYPE_CHECKING:
     from robench.evaluation.rows import FolderRows
+
+#: In the folder of a report, written last: what it shows.
+DRAWN = "drawn.json"
 
 State = Literal["done", "running", "failed", "left"]
 
@@ -40,12 +44,46 @@ class Place:
     def log(self, step: Step) -> Path:
         return self.tasks / f"{step.key}.log"
 
+    def keep_failure(self, step: Step, error: str) -> None:
+        """Record and log of a task whose worker wrote neither."""
+        record = self.record(step)
+        if record.get("state") != "failed":
+            write_json(self.tasks / f"{step.key}.json", {**record, "state": "failed", "error": error})
+            write_text(self.log(step), f"{step.title}\nfailed: {error}\n")
+
+    def drawn(self) -> dict[str, Any]:
+        """What the report shows, see `Basis`; nothing where there is no whole report."""
+        try:
+            found = read_json(self.report / DRAWN)
+        except RobenchError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a report rests on: judgements that are done, and nothing else that lies beside them.
+
+    Attributes:
+        judged: ``cells`` and ``samples`` per judgement; diversities: rows of those; missing: judgements that are not
+            done; key: of all this and of the code that draws it.
+    """
+
+    judged: list[dict[str, Any]]
+    diversities: list[dict[str, Any]]
+    missing: int
+    key: str
+
 
 class Progress:
-    """What of a plan is done: a run that is there, rows that are there. Looked up once."""
+    """What of a plan is done: a run that is there, rows that are there. Looked up once.
 
-    def __init__(self, plan: Plan, place: Place) -> None:
-        self.plan, self.place = plan, place
+    Args:
+        notice: told of damaged files, which are left where they are.
+    """
+
+    def __init__(self, plan: Plan, place: Place, notice: Callable[[str], None] = lambda text: None) -> None:
+        self.plan, self.place, self._notice = plan, place, notice
         self._names = set(place.runs.names())
         self._keys: dict[str, tuple[str | None, str]] = {}
         self._rows: dict[str, FolderRows] = {}
@@ -63,11 +101,12 @@ class Progress:
         if step.kind == "train":
             assert step.task is not None
             return self._run(step.task.name)[0] == step.task.key
+        if step.kind == "report":
+            drawn = self.place.drawn()
+            here = all((self.place.report / name).exists() for name in drawn.get("files", ()))
+            return here and drawn.get("step") == step.key and drawn.get("basis") == self.basis().key
         if record.get("state") != "done":
             return False
-        if step.kind == "report":
-            here = all((self.place.report / name).exists() for name in record["files"])
-            return here and record["rows"] == rows_key(self.plan, self.place)
         if any(self._run(name)[1] != weights for name, weights in record["weights"].items()):
             return False
         assert step.task is not None
@@ -76,14 +115,28 @@ class Progress:
         if step.threat == "diversity":
             return any((self.place.runs.folder(step.task.name) / DIVERSITY).glob("part-*.parquet"))
         rows = self._rows_of(step.task.name)
-        return all(rows.samples(cell) >= set(record["samples"]) for cell in record["cells"])
+        samples = set(record["samples"])
+        return all(rows.samples(cell) >= samples and rows.declared(cell) for cell in record["cells"])
+
+    def basis(self) -> Basis:
+        judgements = [(step, self.place.record(step)) for step in self.plan.steps.values() if step.kind == "judge"]
+        done = [record for step, record in judgements if self.done(step, record)]
+        parts = [[record.get(name) for name in ("cells", "samples", "weights", "diversities")] for record in done]
+        missing = len(judgements) - len(done)
+        return Basis(
+            [{name: record[name] for name in ("cells", "samples")} for record in done if "cells" in record],
+            [row for record in done for row in record.get("diversities", ())],
+            missing,
+            content_key([parts, missing, sources()]),
+        )
 
     def _rows_of(self, name: str) -> FolderRows:
         from robench.evaluation.rows import FolderRows
         from robench.studies.workbench import OUTCOMES
 
         if name not in self._rows:
-            self._rows[name] = FolderRows(self.place.runs.folder(name) / OUTCOMES)
+            folder = self.place.runs.folder(name) / OUTCOMES
+            self._rows[name] = FolderRows(folder, self._notice, remove=False)
         return self._rows[name]
 
     def _run(self, name: str) -> tuple[str | None, str]:
@@ -94,20 +147,3 @@ class Progress:
             run = self.place.runs.get(name)
             self._keys[name] = run.manifest["key"], run.weights
         return self._keys[name]
-
-
-def rows_key(plan: Plan, place: Place) -> str:
-    """What a report rests on: what every judgement measured, and the code that draws it."""
-    records = [place.record(step) for step in plan.steps.values() if step.kind == "judge"]
-    parts = [[record.get(name) for name in ("cells", "samples", "weights", "diversities")] for record in records]
-    return content_key([parts, sources()])
-
-
-def measured(plan: Plan, place: Place) -> dict[str, Any]:
-    """Cells and diversities that the study's judgements made, and nothing else that lies beside them."""
-    records = [place.record(step) for step in plan.steps.values() if step.kind == "judge"]
-    return {
-        "cells": {cell for record in records for cell in record.get("cells", ())},
-        "diversities": [row for record in records for row in record.get("diversities", ())],
-        "missing": sum(record.get("state") != "done" for record in records),
-    }

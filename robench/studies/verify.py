@@ -22,7 +22,8 @@ from robench.evaluation.engine import Evaluator, Settings
 from robench.evaluation.outcomes import CELL_COLUMNS, ROW_COLUMNS, Outcomes, empty_rows
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Job, Threat
-from robench.studies.summary import objects
+from robench.studies.state import DRAWN
+from robench.studies.summary import objects, of_judgements
 from robench.studies.workbench import OUTCOMES, Workbench
 
 #: Beyond this, a margin or a distance is another one: rounding moves margins by a few millionths.
@@ -110,14 +111,17 @@ def verify(
 
     def tried(name: str, cell: str) -> Finding:
         run = store.get(name)
-        label = dataset or str((run.manifest["data"] or {}).get("name") or run.manifest.get("dataset"))
+        return _tried(benches[label_of(run)], run, cell, rows[name][rows[name]["cell"] == cell], tolerance)
+
+    def label_of(run: Run) -> str:
+        return dataset or str((run.manifest["data"] or {}).get("name") or run.manifest.get("dataset"))
+
+    # What the one who asks has to say is no finding.
+    for label in {label_of(store.get(name)) for name, _ in chosen[:cells]}:
         if dataset is None and label not in DATASETS.names():
             raise RobenchError(f"data set {label!r} is not a registered one; say where it is: --dataset")
-        if label not in benches:
-            place = Settings(device or torch.device("cpu"))
-            benches[label] = Workbench(store, load(label, data_dir), place, notice=notice)
-        return _tried(benches[label], run, cell, rows[name][rows[name]["cell"] == cell], tolerance)
-
+        data = load(label, data_dir)
+        benches[label] = Workbench(store, data, Settings(device or torch.device("cpu")), notice=notice)
     for name, cell in chosen[:cells]:
         yield _guarded(f"{name} {cell}", partial(tried, name, cell))
     if (result / SUMMARY).exists():
@@ -205,11 +209,10 @@ def _job(bench: Workbench, target: Subject, recipe: dict[str, Any], craft: dict[
 
 def _summary(result: Path, store: Runs, rows: dict[str, pd.DataFrame]) -> Finding:
     """Whether the numbers of a study's report are those of its rows."""
-    records = [read_json(path) for path in sorted((result / "tasks").glob("*.json"))]
-    judged = {cell for record in records for cell in record.get("cells", ())}
+    judged = read_json(result / "report" / DRAWN)["judged"]
     parts = []
     for name, frame in rows.items():
-        own = frame[frame["cell"].isin(judged)]
+        own = of_judgements(frame, judged)
         if len(own):
             manifests = {str(cell): _manifest(store.get(name), str(cell)) for cell in own["cell"].unique()}
             parts.append(Outcomes.join(own, manifests))

@@ -19,7 +19,7 @@ from robench.evaluation.diversity import Tracking
 from robench.evaluation.engine import Settings
 from robench.evaluation.threats import Convergence, Threat, Transfer, Whitebox
 from robench.studies.plan import Plan, Step, expand, with_recipe
-from robench.studies.state import Place, measured, rows_key
+from robench.studies.state import DRAWN, Place, Progress
 from robench.studies.study import Study
 from robench.studies.summary import diversities
 from robench.studies.workbench import Workbench
@@ -89,8 +89,12 @@ def _do(plan: Plan, step: Step, place: Place, bench: Workbench) -> dict[str, Any
         # Only one of many workers draws.
         from robench.studies.publish import publish
 
-        files = publish(plan, place.runs, place.report, bench, **measured(plan, place))
-        return {"rows": rows_key(plan, place), "files": sorted(path.name for path in files)}
+        (place.report / DRAWN).unlink(missing_ok=True)
+        basis = Progress(plan, place, bench.notice).basis()
+        files = sorted(path.name for path in publish(plan, place.runs, place.report, bench, basis))
+        shown = {"step": step.key, "basis": basis.key, "judged": basis.judged, "files": files}
+        write_json(place.report / DRAWN, shown)
+        return {}
     assert step.task is not None
     if step.kind == "train":
         track, every = None, None

@@ -129,8 +129,8 @@ def test_what_is_lost_is_done_again_and_nothing_else(
     left = capsys.readouterr().out.splitlines()[3]
     assert run(["run", str(study), "--out", str(out), "--workers", "1"]) == 0
     done = capsys.readouterr().err.splitlines()
-    # Three threats of this run; the cells are those of before, so that the report stands.
-    assert left.split() == ["left", "3"]
+    # Three threats of this run and the report; the cells are those of before, so that the report stands in the end.
+    assert left.split() == ["left", "4"]
     assert sorted(line.split("] ")[1].split(":")[0] for line in done) == [
         f"{threat} of {name}" for threat in ("blackbox", "transfer", "whitebox")
     ]
@@ -278,6 +278,101 @@ def test_a_report_of_an_incomplete_study_says_so(study: Path, complete: Path, tm
     assert "Incomplete" not in (out / "report" / "study.md").read_text()
 
 
+def test_a_report_shows_what_was_asked_for_and_nothing_beside_it(study: Path, complete: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(complete, out)
+    again = ["run", str(study), "--out", str(out), "--workers", "1", "--device", "cpu"]
+
+    def summary() -> str:
+        return (out / "report" / "summary.json").read_text()
+
+    first = summary()
+    assert run([*again, "--set", "samples=20", "--set", "threats.whitebox.steps=1"]) == 0
+    assert summary() != first
+    assert run(again) == 0
+    assert summary() == first
+    assert run([*again, "--set", 'title="Another title"']) == 0
+    assert "# Another title" in (out / "report" / "study.md").read_text()
+    assert run([*again, "--set", "track.transfer_eps=0.3"]) == 0
+    assert "not tracked" in (out / "report" / "report.html").read_text()
+
+
+def test_other_data_are_no_complete_study(study: Path, complete: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(complete, out, copy_function=shutil.copy2)
+    data = study.parent / "data.npz"
+    assert run(["run", str(study), "--out", str(out), "--workers", "1"]) == 0
+    assert sealed(out, [study.read_text()])
+    before = data.stat()
+    try:
+        os.utime(data, (0, 0))
+        assert not sealed(out, [study.read_text()])
+    finally:
+        os.utime(data, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_report_on_lost_rows_says_so(study: Path, complete: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(complete, out)
+    shutil.rmtree(out / "runs" / planned(study).main[1] / "outcomes")
+    assert run(["run", str(study), "--out", str(out), "--workers", "1", "--only", "report"]) == 0
+    assert "Incomplete: 3 of the study's judgements" in (out / "report" / "study.md").read_text()
+    assert run(["run", str(study), "--out", str(out), "--workers", "1"]) == 0
+    assert "Incomplete" not in (out / "report" / "study.md").read_text()
+    pd.testing.assert_frame_equal(small.rows(out), small.rows(complete))
+
+
+def test_damaged_rows_and_cells_are_named_and_made_again(
+    study: Path, complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(complete, out)
+    part = next((out / "runs" / planned(study).main[0] / "outcomes").glob("part-*.parquet"))
+    cell = next((out / "runs" / planned(study).main[1] / "outcomes" / "cells").iterdir())
+    with part.open("ab") as file:
+        file.write(b"x")
+    cell.write_text("{")
+    for asked in (["status"], ["run", "--dry-run"]):
+        assert run([asked[0], str(study), "--out", str(out), *asked[1:]]) == 0
+        assert f"{part} is damaged; its rows" in capsys.readouterr().err
+        assert part.exists()
+    assert run(["run", str(study), "--out", str(out), "--workers", "1"]) == 0
+    pd.testing.assert_frame_equal(small.rows(out), small.rows(complete))
+
+
+class Pool(Script):
+    """Where the worker of one task dies, so do all others that run: as a ProcessPoolExecutor has it."""
+
+    def __init__(self, deadly: str) -> None:
+        super().__init__(slots=4)
+        self.deadly, self.begun = deadly, list[tuple[str, Future[dict[str, Any]]]]()
+
+    def submit(self, call: tuple[Any, ...]) -> Future[dict[str, Any]]:
+        future: Future[dict[str, Any]] = Future()
+        self.begun.append((call[0], future))
+        if len(self.begun) == 1:
+            threading.Timer(0.2, self.end).start()
+        return future
+
+    def end(self) -> None:
+        begun, self.begun = self.begun, []
+        died = any(title.startswith(self.deadly) for title, _ in begun)
+        for _, future in begun:
+            if died:
+                future.set_exception(BrokenProcessPool())
+            else:
+                future.set_result({"state": "done", "seconds": 1.0})
+
+
+def test_who_dies_takes_no_other_task_along(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, result = scripted(study, tmp_path, Pool("train small"))
+    deadly = {key for key, step in plan.steps.items() if step.title.startswith("train small")}
+    assert set(result.failed) == deadly, [plan.steps[key].title for key in result.failed]
+    for key in result.failed:
+        assert "its worker died 3 times" in Place(tmp_path).log(plan.steps[key]).read_text()
+        assert Progress(plan, Place(tmp_path)).state(plan.steps[key]) == "failed"
+
+
 def test_wrong_options_end_in_one_line(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, expected in (
         (["run", "dmeo"], "did you mean demo"),
@@ -285,6 +380,7 @@ def test_wrong_options_end_in_one_line(study: Path, capsys: pytest.CaptureFixtur
         (["run", "demo", "--address", "x"], "only with --engine ray"),
         (["run", "demo", "--set", "sample=3"], "did you mean samples"),
         (["status", "demo", "--set", "samples"], "KEY=VALUE"),
+        (["run", "demo", "--dry-run", "--device", "foo"], "device 'foo' is not to be had here"),
     ):
         assert run(arguments) == 2, arguments
         assert expected in capsys.readouterr().err

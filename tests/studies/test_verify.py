@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from robench.cli import run
+from robench.core.errors import RobenchError
 from robench.core.runs import Runs
 from robench.core.store import content_key, read_frame, write_frame
 from robench.studies.verify import SUMMARY, Finding, verify
@@ -165,4 +166,13 @@ def test_a_tolerance_forgives_a_share(published: Path, result: Path) -> None:
 
 
 def test_data_that_is_not_registered_has_to_be_named(result: Path) -> None:
-    assert "--dataset" in next(verify(result)).evidence
+    for dataset, told in ((None, "say where it is: --dataset"), ("nope", "unknown dataset 'nope'")):
+        with pytest.raises(RobenchError, match=told):
+            list(verify(result, dataset=dataset))
+
+
+def test_a_study_with_another_setting_is_confirmed_too(published: Path, result: Path) -> None:
+    changed_study = ["run", str(published / "small.toml"), "--out", str(result), "--workers", "1", "--device", "cpu"]
+    assert run([*changed_study, "--set", "samples=20"]) == 0
+    assert {row["samples"] for row in json.loads((result / SUMMARY).read_text()) if "accuracy" in row} == {20}
+    assert refused(published, result, cells=0) == []
