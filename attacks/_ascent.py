@@ -41,7 +41,8 @@ def ascend(
     """The last iterate of z ← Π(z + α·sign g), g ← μ·g + ∇/max(‖∇‖₁, 1e-12) per sample (Dong et al. 2018, eq. 6–7).
 
     With μ = 0 this is PGD (Madry et al. 2018): the sign makes the normalisation void, so it is skipped. A gradient
-    that is zero leaves a sample where it is for that step only.
+    that is zero leaves a sample where it is for that step only; a part that is not finite counts as zero, as with
+    momentum it would stay (sign(NaN) is 0).
 
     Args:
         objective: (z, step) -> what to raise, one value per sample (B,).
@@ -58,6 +59,7 @@ def ascend(
     velocity = torch.zeros_like(z) if momentum else None
     for step in range(steps):
         slope = gradient(lambda point, step=step: objective(point, step), z)  # type: ignore[misc]
+        slope = slope.nan_to_num_(0.0, 0.0, 0.0)
         if velocity is not None:
             length = torch.linalg.vector_norm(slope, 1, dim=(1, 2, 3), keepdim=True).clamp_(min=1e-12)
             slope = velocity.mul_(momentum).addcdiv_(slope, length)

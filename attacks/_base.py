@@ -24,8 +24,8 @@ class Crafted(NamedTuple):
     Attributes:
         images: (B,C,H,W), in the ball and in the box.
         linf: ℓ∞ distance to the clean image, (B,).
-        zero_gradient: True where the gradient of the loss at the returned image is exactly zero, (B,). On a sample
-            that is still classified correctly this means that the attack had nothing to follow.
+        zero_gradient: True where the gradient of the loss at the returned image is exactly zero or not finite, (B,).
+            On a sample that is still classified correctly this means that the attack had nothing to follow.
     """
 
     images: Tensor
@@ -127,7 +127,8 @@ class Attack(ABC):
         # Frozen anew: a plug-in may have left its own modes and hooks.
         with frozen(model):
             slope = gradient(lambda z: LOSSES.get(self.loss)(model(z), labels), crafted)
-        zero = slope.abs().flatten(1).amax(dim=1) == 0
+        size = slope.abs().flatten(1).amax(dim=1)
+        zero = (size == 0) | ~size.isfinite()
         return Crafted(crafted, linf.distance(crafted, images), zero)
 
     @property

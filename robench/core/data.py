@@ -405,6 +405,8 @@ def _decoded(files: list[Path]) -> list[npt.NDArray[np.uint8]]:
     for file in files:
         try:
             with Image.open(file) as image:
+                if image.mode[0] in "IF":
+                    raise RobenchError(f"{file} holds pixels of more than 8 bits (mode {image.mode}); save it with 8")
                 pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
         except (OSError, UnidentifiedImageError) as error:
             raise RobenchError(f"{file} cannot be decoded as an image ({error}); remove or replace it") from error

@@ -30,7 +30,13 @@ class Ensemble(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """Every member's logits, shape (N,B,K)."""
-        return torch.stack([member(images) for member in self.members])
+        try:
+            return torch.stack([member(images) for member in self.members])
+        except RuntimeError as error:
+            # A network with a `view` does not take images that are channels-last.
+            if images.is_contiguous() or "view size is not compatible" not in str(error):
+                raise
+        return torch.stack([member(images.contiguous()) for member in self.members])
 
     def forward(self, images: Tensor) -> Tensor:
         return mixture(self.logits(images))

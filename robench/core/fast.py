@@ -78,12 +78,32 @@ def attackable(model: nn.Module, image: Tensor, precision: Precision) -> nn.Modu
         # Code that is no module may read a convolution's output beside its BatchNorm: seen in the result alone.
         if fold_batchnorm(folded, probe) and torch.allclose(folded(probe), fast(probe), rtol=1e-3, atol=1e-3):
             fast = folded
-    fast = fast.to(memory_format=torch.channels_last)
+    channels_last(fast, probe)
     if precision != "bfloat16":
         return fast
     with torch.no_grad():
         widen_heads(fast, fast(probe).shape[-1])
     return _Autocast(fast, torch.bfloat16)
+
+
+def channels_last(model: nn.Module, image: Tensor) -> None:
+    """Puts ``model`` into channels-last, in place. One that refuses it, by a `view` in its forward pass, stays as it
+    is, and is given contiguous images whatever it is called with.
+
+    Args:
+        image: at least one (B,C,H,W), to try.
+    """
+    model.to(memory_format=torch.channels_last)
+    try:
+        with torch.no_grad():
+            model(image.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:
+        model.to(memory_format=torch.contiguous_format)
+        model.register_forward_pre_hook(_contiguous)
+
+
+def _contiguous(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(each.contiguous() if isinstance(each, Tensor) else each for each in arguments)
 
 
 def compiled(model: nn.Module, image: Tensor) -> tuple[nn.Module, str]:
@@ -148,7 +168,9 @@ def fold_batchnorm(model: nn.Module, image: Tensor) -> int:
         conv = producer.get(identity)
         if conv is not None and len(modules) == 1 and type(modules[0]) is nn.BatchNorm2d:
             norm = modules[0]
-            if calls[norm] == 1 and calls[conv] == 1 and norm.track_running_stats:
+            # spectral_norm and weight_norm of old compute the weight in a hook.
+            plain = not conv._forward_pre_hooks
+            if plain and calls[norm] == 1 and calls[conv] == 1 and norm.track_running_stats:
                 pairs[norm] = conv
     fused = {conv: fuse_conv_bn_eval(conv, norm) for norm, conv in pairs.items() if isinstance(norm, nn.BatchNorm2d)}
     for module in list(model.modules()):

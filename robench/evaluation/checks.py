@@ -126,7 +126,9 @@ def zero_gradients(outcomes: Outcomes) -> Check | None:
     frame = _attacked(outcomes)
     frame = frame[~frame["threat"].isin(BLACKBOX) | (frame["loss"] == "ce")]
     fix = "gradients are masked: try --losses cw, --precision float64, --probe, or --attacks torchattacks/Square"
-    return _shares("gradients there", frame, frame["zero_gradient"], "with a gradient of exactly zero", fix)
+    return _shares(
+        "gradients there", frame, frame["zero_gradient"], "with a gradient of exactly zero or not finite", fix
+    )
 
 
 def falls(outcomes: Outcomes) -> Check | None:

@@ -10,7 +10,7 @@ from robench.core.data import Data
 from robench.core.ensemble import Ensemble
 from robench.core.models import build
 from robench.core.rng import Stream
-from robench.training.loop import batches, make_optimizer, train_step
+from robench.training.loop import batches, check_networks, make_optimizer, train_step
 from robench.training.task import Task
 
 
@@ -18,6 +18,7 @@ def seconds(task: Task, data: Data, device: torch.device, *, trusted: bool = Fal
     """Estimated seconds of ``task``, and of the Baseline that it starts from, measured over a few steps here."""
     stream = Stream(("estimate",))
     ensemble = Ensemble(build(spec, i, trusted=trusted) for i, spec in enumerate(task.members)).to(device)
+    check_networks(ensemble, task, data)
     optimizer = make_optimizer(task.recipe, ensemble.train())
     source = batches(data.train.to(device), task.recipe, stream, 0, task.defense.paired)
     per_epoch = len(data.train) // task.recipe.batch_size

@@ -14,7 +14,7 @@ from torch import Tensor
 from robench.core.data import Data, Split, to_images
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
-from robench.core.fast import widen_heads
+from robench.core.fast import channels_last, widen_heads
 from robench.core.models import build
 from robench.core.progress import Progress, silent
 from robench.core.rng import Stream
@@ -96,7 +96,7 @@ def _rehearse(task: Task, data: Data, device: torch.device, trusted: bool) -> No
     stream = Stream((task.key, "rehearsal"))
     ensemble = Ensemble(build(spec, stream.key("weights", i), trusted=trusted) for i, spec in enumerate(task.members))
     ensemble.to(device)
-    _check(ensemble, task, data, device)
+    check_networks(ensemble, task, data)
     ensemble.train()
     few = task.recipe.model_copy(update={"batch_size": min(4, task.recipe.batch_size)})
     batch = next(batches(data.train.to(device), few, stream, 0, task.defense.paired))
@@ -104,14 +104,25 @@ def _rehearse(task: Task, data: Data, device: torch.device, trusted: bool) -> No
         train_step(ensemble, make_optimizer(few, ensemble), task, batch)
 
 
-def _check(ensemble: Ensemble, task: Task, data: Data, device: torch.device) -> None:
-    """RobenchError where a network does not take the data's images, such as one made for 224 pixels alone."""
+def check_networks(ensemble: Ensemble, task: Task, data: Data) -> None:
+    """Puts members into eval mode, and channels-last where they take it.
+
+    Raises:
+        RobenchError: a network does not take the data's images, such as one made for 224 pixels alone, or these are
+            too few for a batch.
+    """
+    if task.recipe.batch_size > len(data.train):
+        raise RobenchError(
+            f"expected `batch_size` of at most {len(data.train)} training images, got {task.recipe.batch_size}"
+        )
+    device = next((weight.device for weight in ensemble.parameters()), torch.device("cpu"))
     images = to_images(data.train.images[:2]).to(device)
+    ensemble.eval()
     one_of_each = dict(zip(task.members, ensemble.members, strict=True))
     for spec, member in one_of_each.items():
         try:
             with torch.no_grad():
-                logits = member.eval()(images)
+                logits = member(images)
         except Exception as error:  # whatever other people's networks may raise
             raise RobenchError(
                 f"model {spec.name!r} does not take images of {'x'.join(map(str, images.shape[1:]))} "
@@ -123,6 +134,8 @@ def _check(ensemble: Ensemble, task: Task, data: Data, device: torch.device) -> 
                 f"expected logits of shape {(len(images), spec.num_classes)} from model {spec.name!r}, got {shape}; "
                 f"choose another --model"
             )
+    for member in ensemble.members:
+        channels_last(member, images)
 
 
 def _train(
@@ -140,9 +153,11 @@ def _train(
     stream = Stream((task.role, task.defense.name, task.n, task.seed))
     ensemble = Ensemble(build(spec, stream.key("weights", i), trusted=trusted) for i, spec in enumerate(task.members))
     if parent is not None:
-        load_state(ensemble, parent.load(trusted=trusted).state_dict(), parent.name)
-    ensemble.to(device).to(memory_format=torch.channels_last)
-    _check(ensemble, task, data, device)
+        # A manifest names no code but what the user typed for this run.
+        known = {spec.name for spec in parent.specs} <= {spec.name for spec in task.members}
+        load_state(ensemble, parent.load(trusted=trusted and known).state_dict(), parent.name)
+    ensemble.to(device)
+    check_networks(ensemble, task, data)
     if task.recipe.precision == "bfloat16":
         widen_heads(ensemble, task.members[0].num_classes)
     parallel.share_batchnorm(ensemble)
@@ -156,10 +171,6 @@ def _train(
     if state.step:
         notice(f"{task.name} resumes at epoch {state.epoch + 1} of {task.recipe.epochs}")
     steps = len(train) // task.recipe.batch_size
-    if steps == 0:
-        raise RobenchError(
-            f"expected `batch_size` of at most {len(train)} training images, got {task.recipe.batch_size}"
-        )
     total = task.recipe.epochs * steps
     saved = time.monotonic()
     ensemble.train()
@@ -184,8 +195,8 @@ def _train(
             raise RobenchError(
                 f"the loss or a weight of {task.name!r} is not finite after epoch {state.epoch}; try a smaller --lr"
             )
-        if track is not None and writes:
-            # Of an epoch that was resumed, only a part was timed.
+        # Of an epoch that was resumed, only a part was timed, if any: then its measurement is left out.
+        if track is not None and writes and first < steps:
             took = (time.monotonic() - began) * steps / (steps - first)
             _track(track, track_every, ensemble, state.history, took)
     if writes:

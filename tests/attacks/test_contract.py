@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks import ATTACKS, Attack, Crafted
+from robench.attacks.pgd import PGD
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.losses import LOSSES
@@ -275,3 +276,26 @@ def test_a_zero_gradient_is_counted(make_ensemble: Make, make_batch: MakeBatch) 
     crafted = small("pgd")(Flat(), images, torch.zeros(2, dtype=torch.int64), 0.1)
     assert crafted.zero_gradient.all()
     assert (crafted.linf > 0).all()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 1.0])
+def test_a_part_of_the_gradient_that_is_not_finite_spoils_no_other(
+    make_ensemble: Make, make_batch: MakeBatch, momentum: float
+) -> None:
+    """√0 has the slope ∞, and 0·∞ is NaN: of such pixels, with momentum, whole images stayed where they were."""
+
+    class Rooted(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return model(images.sqrt().square())
+
+    model = make_ensemble()
+    images, labels = make_batch(model)
+    images[:, :, 0, 0] = 0.0
+    attack = PGD(steps=6, momentum=momentum, random_start=False)
+    plain, rooted = attack(model, images, labels, 0.1), attack(Rooted(), images, labels, 0.1)
+    others = torch.ones_like(images, dtype=torch.bool)
+    others[:, :, 0, 0] = False
+    moved = (rooted.images - images).abs()[others]
+    assert (moved > 0.05).double().mean() > 0.9 * ((plain.images - images).abs()[others] > 0.05).double().mean()
+    assert not plain.zero_gradient.any()
+    assert rooted.zero_gradient.all()

@@ -394,7 +394,10 @@ def test_what_is_wrong_with_a_folder(folder: Path, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(sizes / "train/bee/1.png")
     nested = copy("nested")
     (nested / "train/ant/more").mkdir()
+    deep = copy("deep")
+    Image.fromarray(np.full((5, 4), 40_000, np.uint16)).save(deep / "train/ant/0.png")
     for path, message in [
+        (deep, "holds pixels of more than 8 bits"),
         (no_test, "no_test/test does not exist; expected"),
         (extra, "classes that train has not: cow"),
         (empty, "holds no images"),

@@ -51,6 +51,36 @@ def test_the_original_is_untouched() -> None:
         torch.testing.assert_close(value, before[name], atol=0, rtol=0)
 
 
+class Viewing(nn.Module):
+    """As in TRADES' small network: `view` wants one memory layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 64, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.conv(images).relu().view(-1, 4 * 64))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("inner", [Viewing(), Ensemble([Viewing(), Viewing()])], ids=["network", "ensemble"])
+def test_a_network_with_a_view_takes_images_of_either_layout(inner: nn.Module) -> None:
+    images = torch.rand(4, 3, 8, 8)
+    near = images.contiguous(memory_format=torch.channels_last)
+    fast = attackable(inner, images, "float32")
+    torch.testing.assert_close(fast(near), inner(images))
+    torch.testing.assert_close(gradient(fast, near), gradient(inner, images))
+    judged = Ensemble([inner]) if isinstance(inner, Viewing) else inner
+    assert isinstance(judged, Ensemble)
+    torch.testing.assert_close(judged.logits(near), judged.logits(images), atol=0, rtol=0)
+
+
+def test_weights_that_a_hook_computes_are_not_folded() -> None:
+    conv = nn.utils.spectral_norm(nn.Conv2d(3, 4, 3, padding=1))
+    model = nn.Sequential(conv, nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(256, 5)).eval()
+    images = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(attackable(model, images, "float32")(images), model(images))
+
+
 def test_a_convolution_that_two_modules_read_is_not_folded() -> None:
     class Forked(nn.Module):
         def __init__(self) -> None:

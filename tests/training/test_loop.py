@@ -123,6 +123,25 @@ class _Fixed(nn.Module):
         return images
 
 
+class _View(nn.Module):
+    """The last layers of many small networks: `view`, which wants one memory layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu, self.fc = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Linear(4 * 64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.relu(self.conv(images)).view(-1, 4 * 64))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("defense", ["baseline", "dverge"])
+def test_a_network_with_a_view_trains(
+    small: Small, train: Train, monkeypatch: pytest.MonkeyPatch, defense: str
+) -> None:
+    monkeypatch.setattr(loop, "build", lambda *arguments, **options: _View())
+    assert train(small(defense, overrides={"layer": 1, "layer_per": "epoch"} if defense == "dverge" else {})).n == 2
+
+
 class _Pair(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return images, images
@@ -277,6 +296,26 @@ def test_it_resumes_in_the_middle_of_an_epoch(small: Small, train: Train, runs: 
     assert seen == [8, 9, 10]
     assert notices == [f"{task.name} resumes at epoch 2 of 2"]
     assert not (run.folder / "checkpoint.safetensors").exists()
+
+
+def test_a_parents_manifest_names_no_code(small: Small, train: Train, runs: Runs) -> None:
+    """Even where the user typed code of his own for the new run."""
+    path = train(small(name="theirs")).folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for member in manifest["members"]:
+        member["name"] = "that.is.not:there"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(RobenchError, match=r"that\.is\.not:there.*--model"):
+        train(small(init="theirs"), trusted=True)
+
+
+def test_tracking_goes_on_after_the_last_step_of_an_epoch(small: Small, train: Train) -> None:
+    """A checkpoint between the last step and the end of an epoch: what is left of the epoch takes no time."""
+    task = small(overrides={"epochs": 3})
+    with pytest.raises(Stop):
+        train(task, track=lambda ensemble: {"x": 1.0}, progress=stop_at(6))
+    run = train(task, track=lambda ensemble: {"x": 1.0})
+    assert [entry.get("track", {}).get("x") for entry in run.manifest["history"]][1:] == [1.0, 1.0]
 
 
 def test_a_damaged_checkpoint_means_starting_over(small: Small, train: Train, runs: Runs, tmp_path: Path) -> None:
