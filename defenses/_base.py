@@ -24,6 +24,7 @@ class Batch:
     Attributes:
         images: (B,C,H,W) in [0, 1]; labels: int64 (B,).
         paired: images of a second, independent shuffle, (B,C,H,W), for defenses with ``paired = True``.
+        parts: of how many equal parts of the whole batch this is one: a mean's gradient is as many times longer.
         draws: this step's draws; epoch_draws: the same for every step of an epoch. The only sources of randomness.
     """
 
@@ -32,6 +33,7 @@ class Batch:
     draws: Stream
     epoch_draws: Stream
     paired: Tensor | None = None
+    parts: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,8 @@ class Gal(Defense):
             (slope,) = torch.autograd.grad(loss, images, create_graph=True)
             losses.append(loss)
             slopes.append(slope.flatten(1))
-        cosines = torch.stack([F.cosine_similarity(one, other, eps=1e-8) for one, other in combinations(slopes, 2)])
+        short = 1e-8 * batch.parts
+        cosines = torch.stack([F.cosine_similarity(one, other, eps=short) for one, other in combinations(slopes, 2)])
         yield {
             "ce": torch.stack(losses).mean(),
             "coherence": self.weight * cosines.logsumexp(dim=0).mean(),

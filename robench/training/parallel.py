@@ -74,6 +74,7 @@ def part_of(batch: Batch) -> Batch:
         labels=batch.labels.chunk(size)[rank],
         paired=None if batch.paired is None else batch.paired.chunk(size)[rank],
         draws=_PartOfStream(batch.draws.owner, images),
+        parts=size,
     )
 
 

@@ -118,7 +118,16 @@ class RecipeFile(BaseModel):
                 train[name] = value
             else:
                 raise unknown(f"setting of defense {defense!r}", name, own | Recipe.model_fields.keys())
-        return _validated(Recipe, train, "the recipe"), construct(cls, values, f"defense {defense!r}")
+        recipe = _validated(Recipe, train, "the recipe")
+        without_effect = {
+            "momentum": recipe.optimizer == "adam" and "optimizer 'adam'",
+            "adam_eps": recipe.optimizer == "sgd" and "optimizer 'sgd'",
+            "noise_probability": recipe.noise == 0 and "`noise` 0",
+        }
+        for name, reason in without_effect.items():
+            if reason and name in overrides and name not in own:
+                raise RobenchError(f"`{name}` of the recipe has no effect with {reason}; leave it away")
+        return recipe, construct(cls, values, f"defense {defense!r}")
 
 
 @cache

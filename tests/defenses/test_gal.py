@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -96,6 +99,27 @@ def test_a_gradient_of_zero_has_cosine_zero_and_stays_finite():
     torch.stack(list(terms.values())).sum().backward()
     assert terms["coherence"].item() == 0
     assert all(torch.isfinite(p.grad).all() for p in ensemble.parameters() if p.grad is not None)
+
+
+def test_parts_of_a_batch_have_the_coherence_of_the_whole_where_gradients_are_short():
+    """Of a part, the mean's gradient is longer; what counts as short grows with it."""
+    draws = torch.Generator().manual_seed(0)
+    members = []
+    for _ in range(3):
+        layer = nn.Linear(12, 5).double()
+        layer.load_state_dict({"weight": 1e-8 * torch.randn(5, 12, generator=draws).double(), "bias": torch.zeros(5)})
+        members.append(nn.Sequential(nn.Flatten(), layer))
+    x, labels = torch.rand(8, 3, 2, 2, generator=draws).double(), torch.arange(8) % 5
+    ensemble, whole = Ensemble(members), batch_of(x, labels)
+
+    def coherence(batch):
+        (terms,) = Gal(weight=1.0).loss(ensemble, batch)
+        return terms["coherence"]
+
+    halves = [replace(whole, images=x[at], labels=labels[at], parts=2) for at in (slice(4), slice(4, 8))]
+    found = torch.stack([coherence(half) for half in halves]).mean()
+    assert 1e-4 < (coherence(whole) - math.log(3)).abs() < 0.5
+    torch.testing.assert_close(found, coherence(whole), rtol=1e-12, atol=0)
 
 
 def test_attention_can_be_differentiated_twice():
