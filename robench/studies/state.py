@@ -87,6 +87,7 @@ class Progress:
         self._names = set(place.runs.names())
         self._keys: dict[str, tuple[str | None, str]] = {}
         self._rows: dict[str, FolderRows] = {}
+        self._done: dict[str, bool] = {}
 
     def state(self, step: Step) -> State:
         record = self.place.record(step)
@@ -98,6 +99,11 @@ class Progress:
         return "failed" if record.get("state") == "failed" else "left"
 
     def done(self, step: Step, record: Mapping[str, Any]) -> bool:
+        if step.key not in self._done:
+            self._done[step.key] = self._look(step, record)
+        return self._done[step.key]
+
+    def _look(self, step: Step, record: Mapping[str, Any]) -> bool:
         if step.kind == "train":
             assert step.task is not None
             return self._run(step.task.name)[0] == step.task.key

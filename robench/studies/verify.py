@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -117,7 +118,12 @@ def verify(
         return dataset or str((run.manifest["data"] or {}).get("name") or run.manifest.get("dataset"))
 
     # What the one who asks has to say is no finding.
-    for label in {label_of(store.get(name)) for name, _ in chosen[:cells]}:
+    labels = set()
+    for name in {name for name, _ in chosen[:cells]}:
+        # Of a manifest that is damaged, the findings of its cells tell.
+        with suppress(RobenchError, LookupError, TypeError, AttributeError):
+            labels.add(label_of(store.get(name)))
+    for label in sorted(labels):
         if dataset is None and label not in DATASETS.names():
             raise RobenchError(f"data set {label!r} is not a registered one; say where it is: --dataset")
         data = load(label, data_dir)

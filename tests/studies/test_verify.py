@@ -171,6 +171,14 @@ def test_data_that_is_not_registered_has_to_be_named(result: Path) -> None:
             list(verify(result, dataset=dataset))
 
 
+@pytest.mark.parametrize("content", ["{", "{}"])
+def test_a_damaged_manifest_is_a_finding(result: Path, published: Path, content: str) -> None:
+    folder = next(outcomes(result)).parent
+    (folder / "manifest.json").write_text(content)
+    found = refused(published, result)
+    assert any(each.what.startswith(folder.name) for each in found)
+
+
 def test_a_study_with_another_setting_is_confirmed_too(published: Path, result: Path) -> None:
     changed_study = ["run", str(published / "small.toml"), "--out", str(result), "--workers", "1", "--device", "cpu"]
     assert run([*changed_study, "--set", "samples=20"]) == 0
