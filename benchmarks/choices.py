@@ -21,7 +21,7 @@ from robench.attacks._ascent import ascend
 from robench.commands._shared import dataset_of, device_of
 from robench.core.data import load
 from robench.core.ensemble import Ensemble, mixture
-from robench.core.fast import attackable
+from robench.core.fast import attackable, has_bfloat16
 from robench.core.losses import cross_entropy
 from robench.core.runs import Runs
 from robench.core.store import write_text
@@ -96,20 +96,23 @@ def main(
     x, y = plan.batch(images)
     radius = torch.full((len(x),), plan.eps, device=place)
     last = {"float32": frozen_copy(ensemble).to(memory_format=torch.channels_last)}
-    folded, half = (attackable(ensemble, x, precision) for precision in bench.OURS.values())
+    folded = attackable(ensemble, x, "float32")
     models: dict[str, nn.Module] = {
         "gradient of the input alone": frozen_copy(ensemble),
         "+ channels_last": last["float32"],
         "+ BatchNorm folded = robench float32": folded,
         "float32, ReLU in place": overwriting(folded),
         "float32, members stacked by vmap": Stacked(frozen_copy(folded)),  # type: ignore[arg-type]
-        "+ bfloat16 = robench bfloat16": half,
-        "bfloat16, weights cast once": cast(half),
-        "bfloat16, ReLU in place": overwriting(half),
     }
     if compiling:
         models["float32, torch.compile"] = torch.compile(folded)  # type: ignore[assignment]
-        models["bfloat16, torch.compile"] = torch.compile(half)  # type: ignore[assignment]
+    if has_bfloat16(place):
+        half = attackable(ensemble, x, "bfloat16")
+        models["+ bfloat16 = robench bfloat16"] = half
+        models["bfloat16, weights cast once"] = cast(half)
+        models["bfloat16, ReLU in place"] = overwriting(half)
+        if compiling:
+            models["bfloat16, torch.compile"] = torch.compile(half)  # type: ignore[assignment]
     near = x.contiguous(memory_format=torch.channels_last)
 
     def step(model: nn.Module, at: Tensor) -> Tensor:

@@ -40,14 +40,16 @@ def main(members: str, dataset: str, layer: int, batch_size: int, rounds: int, d
     if place.type == "cpu":
         torch.set_num_threads(1)
     split = data.train.to(place)
-    columns = ("authors' way", "robench float32", "of which distillation", "robench bfloat16")
+    ours = bench.native(place)
+    distillation = "of which distillation, float32"
+    columns = [bench.AUTHORS, *ours, distillation]
     head = f"A DVERGE step at layer {layer}, {batch_size} images, {data.label}; medians of {rounds} rounds in turns."
-    lines = [head, "", f"| members | {' | '.join(columns)} | times faster |", "|---" * 6 + "|"]
+    lines = [head, "", f"| members | {' | '.join(columns)} | times faster |", "|---" * (len(columns) + 2) + "|"]
     for n in map(int, members.split(",")):
         fixed = {"layer": layer, "layer_per": "epoch", "batch_size": batch_size}
         tasks = {
             precision: resolve(data, "dverge", n, overrides={**fixed, "precision": precision})
-            for precision in bench.OURS.values()
+            for precision in ours.values()
         }
         task = tasks["float32"]
         defense: Any = task.defense
@@ -64,7 +66,7 @@ def main(members: str, dataset: str, layer: int, batch_size: int, rounds: int, d
 
         theirs = list(fresh().members)
         calls: dict[str, Any] = {
-            columns[0]: partial(
+            bench.AUTHORS: partial(
                 plain.dverge_step,
                 theirs,
                 [make_optimizer(task.recipe, Ensemble([member])) for member in theirs],
@@ -76,16 +78,16 @@ def main(members: str, dataset: str, layer: int, batch_size: int, rounds: int, d
                 steps=defense.steps,
                 early=True,
             ),
-            columns[2]: partial(defense.distilled, fresh("float32"), batch),
+            distillation: partial(defense.distilled, fresh("float32"), batch),
         }
-        for column, precision in zip((columns[1], columns[3]), bench.OURS.values(), strict=True):
+        for column, precision in ours.items():
             own = fresh(precision)
             calls[column] = partial(train_step, own, make_optimizer(task.recipe, own), tasks[precision], batch)
         times = {name: median(found) for name, found in bench.in_turns(calls, rounds, place).items()}
-        ratios = " and ".join(f"{times[columns[0]] / times[name]:.2f}" for name in (columns[1], columns[3]))
+        ratios = " and ".join(f"{times[bench.AUTHORS] / times[name]:.2f}" for name in ours)
         lines.append(f"| {n} | " + " | ".join(f"{times[name]:.2f}" for name in columns) + f" | {ratios} |")
         click.echo(lines[-1])
-    text = "\n".join([*lines, "", "Seconds; times faster than the authors' way in float32 and bfloat16.", ""])
+    text = "\n".join([*lines, "", f"Seconds; times faster than the authors' way: {', '.join(ours)}.", ""])
     if out:
         write_text(out / "dverge-members.md", text)
     click.echo(text)

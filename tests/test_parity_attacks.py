@@ -108,7 +108,12 @@ def test_sgm(
     wanted = answer(key)
     # Per image, against its own largest entry: confident images have gradients of 1e-6.
     error = (found - wanted).abs().flatten(1).amax(dim=1) / wanted.abs().flatten(1).amax(dim=1)
-    assert error.max() < 1e-4
+    with torch.no_grad():
+        doubt = 1 - model(images).double().softmax(dim=1).gather(1, labels[:, None])[:, 0]
+    # In float32 p_y − 1, the slope of CE, is a multiple of 2⁻²⁴: where p_y is nearly 1, processors round it apart.
+    assert (error < 1e-4 + 24 * 2**-24 / doubt).all()
+    assert (doubt > 1e-2).sum() >= 2
+    assert error[doubt > 1e-2].max() < 2e-5
 
 
 @pytest.mark.parametrize(("key", "loss"), [("cw_margin", "cw"), ("cw_authors", "cw-paper")])

@@ -25,6 +25,25 @@ DTYPES: dict[Precision, torch.dtype] = {
 }
 
 
+#: Instructions for bfloat16, as `torch.cpu.get_capabilities` names them.
+_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether ``device`` computes bfloat16 itself. A CPU that does not imitates it, ten times slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = torch.cpu.get_capabilities()
+    return any(known.get(name, False) for name in _BFLOAT16)
+
+
+def slow_precision(precision: str, device: torch.device) -> str:
+    """What to tell a user whose device imitates the precision asked for; empty where it does not."""
+    if precision != "bfloat16" or has_bfloat16(device):
+        return ""
+    return f"{device} has no instructions for bfloat16: imitating it is far slower than precision float32"
+
+
 class _WideLinear(nn.Linear):
     """Computes in its weights' dtype under autocast too."""
 

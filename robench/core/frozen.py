@@ -1,11 +1,12 @@
-"""The context in which a model is attacked, and the BatchNorm modes in which training crafts."""
+"""The context in which a model is attacked or trained, and the BatchNorm modes in which training crafts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -22,9 +23,37 @@ _HOOKS = (
 )
 
 
+#: What torch may compute float32 in something shorter for, each with its own switch.
+_SHORTENED: tuple[Any, ...] = (
+    torch.backends.cudnn.conv,
+    torch.backends.cuda.matmul,
+    torch.backends.mkldnn.conv,
+    torch.backends.mkldnn.matmul,
+)
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """float32 is float32 within; torch's switches as before afterwards.
+
+    By default torch convolves float32 in TF32 on a GPU, with ten bits of mantissa: a verdict would depend on the
+    device, and a loss's slope would be rounded as in float16.
+    """
+    kept = [each.fp32_precision for each in _SHORTENED]
+    try:
+        for each in _SHORTENED:
+            each.fp32_precision = "ieee"
+        yield
+    finally:
+        for each, before in zip(_SHORTENED, kept, strict=True):
+            each.fp32_precision = before
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """Eval mode and no parameter gradients within; every mode, hook and gradient flag as before afterwards."""
+    """Eval mode, no parameter gradients and full float32 within; every mode, hook, gradient flag and switch as before
+    afterwards.
+    """
     modules = list(model.modules())
     modes = [module.training for module in modules]
     hooks = [{name: dict(getattr(module, name)) for name in _HOOKS} for module in modules]
@@ -34,7 +63,8 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
         model.eval()
         for parameter in parameters:
             parameter.requires_grad_(False)
-        yield model
+        with full_float32():
+            yield model
     finally:
         for module, mode, kept in zip(modules, modes, hooks, strict=True):
             module.training = mode

@@ -20,7 +20,7 @@ from robench.core import linf
 from robench.core.data import Data
 from robench.core.ensemble import Ensemble, mixture
 from robench.core.errors import RobenchError
-from robench.core.fast import Precision, attackable, compiled, crafting_dtype
+from robench.core.fast import Precision, attackable, compiled, crafting_dtype, slow_precision
 from robench.core.frozen import frozen
 from robench.core.losses import margin
 from robench.core.progress import Progress, silent
@@ -173,6 +173,8 @@ class Evaluator:
         self._done = 0
         self._total = 0
         self._told_why = False
+        if slow := slow_precision(self.settings.precision, self.settings.device):
+            notice(slow)
 
     def run(
         self, targets: Sequence[Subject], threat: Threat, samples: Tensor | Callable[[Subject], Tensor]

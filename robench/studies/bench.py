@@ -25,8 +25,9 @@ from robench.attacks.sgm import SGM, skip_gradient
 from robench.core.data import Data, to_images
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError, unknown
-from robench.core.fast import DTYPES, Precision, attackable, widen_heads
+from robench.core.fast import DTYPES, Precision, attackable, has_bfloat16, widen_heads
 from robench.core.features import depth, features
+from robench.core.frozen import full_float32
 from robench.core.models import build
 from robench.core.provenance import versions
 from robench.core.rng import Draws, Stream
@@ -147,6 +148,11 @@ class Plan:
         return to_images(test.images[:size]).to(self.device), test.labels[:size].to(self.device)
 
 
+def native(device: torch.device) -> dict[str, Precision]:
+    """What of `OURS` ``device`` computes itself: imitated, bfloat16 takes minutes a step."""
+    return {name: kind for name, kind in OURS.items() if kind != "bfloat16" or has_bfloat16(device)}
+
+
 def subject(data: Data, device: torch.device, epochs: int = 3) -> Ensemble:
     """A Baseline/3 of the data's own network after a few epochs: what is measured where no run is named."""
     task = resolve(data, "baseline", 3, overrides={"epochs": epochs})
@@ -167,7 +173,7 @@ def bench(plan: Plan, parts: Sequence[str] = (), notice: Notice = lambda text: N
     for part in parts:
         if part not in PARTS:
             raise unknown("part of the bench", part, PARTS)
-    with _one_thread(plan.device):
+    with _one_thread(plan.device), full_float32():
         notice("roof")
         roof = measure_roof(plan.device)
         rows = [
@@ -177,6 +183,8 @@ def bench(plan: Plan, parts: Sequence[str] = (), notice: Notice = lambda text: N
         for part in parts or PARTS:
             notice(part)
             rows += PARTS[part](plan, roof, notice)
+            missing = OURS.keys() - native(plan.device).keys()
+            rows += [Row(part, name, note="no instructions for it here") for name in sorted(missing)]
     return rows
 
 
@@ -188,7 +196,7 @@ def measure_roof(device: torch.device) -> Roof:
     side, images, numbers = (8192, 512, 1 << 28) if device.type == "cuda" else (2048, 32, 1 << 25)
     width, pixels = 256, 16
     flops: dict[Precision, float] = {}
-    for precision in OURS.values():
+    for precision in native(device).values():
         dtype = DTYPES[precision]
         matrix = torch.ones(side, side, dtype=dtype, device=device)
         maps = torch.ones(images, width, pixels, pixels, dtype=dtype, device=device)
@@ -286,7 +294,7 @@ def _steps(
     calls |= {name: partial(peer, averaged, images, labels) for name, peer in peers.items() if peer}
     near, draws = images.contiguous(memory_format=torch.channels_last), Draws.of(range(len(images)))
     radius = torch.full((len(images),), plan.eps, device=plan.device)
-    for name, precision in OURS.items():
+    for name, precision in native(plan.device).items():
         fast = attackable(plan.ensemble, images, precision)
         calls[name] = partial(attack.perturb, fast, near, labels, radius, draws)
     crafted: dict[str, Tensor] = {}
@@ -376,7 +384,7 @@ def _whitebox(plan: Plan, roof: Roof, notice: Notice) -> list[Row]:
         fields = {"steps": plan.whitebox_steps, "restarts": plan.restarts}
         return plain.whitebox(averaged, images, labels, plan.radii, **fields)
 
-    def ours(precision: Precision) -> dict[float, float]:
+    def own(precision: Precision) -> dict[float, float]:
         attacks = (PGD(steps=plan.whitebox_steps),)
         threat = Whitebox(eps=plan.radii, restarts=plan.restarts, attacks=attacks)
         evaluator = Evaluator(plan.data, Settings(plan.device, precision, plan.images))
@@ -385,7 +393,7 @@ def _whitebox(plan: Plan, roof: Roof, notice: Notice) -> list[Row]:
         return dict(zip(found["eps"].tolist(), found["accuracy"].tolist(), strict=True))
 
     note = f"{len(images)} images, {len(plan.radii)} ε, {plan.restarts} starts, {plan.whitebox_steps} steps"
-    calls = {AUTHORS: authors} | {name: partial(ours, precision) for name, precision in OURS.items()}
+    calls = {AUTHORS: authors} | {name: partial(own, precision) for name, precision in native(plan.device).items()}
     seconds: dict[str, float] = {}
     rows = []
     for name, call in calls.items():
@@ -404,12 +412,13 @@ def _dverge(plan: Plan, roof: Roof, notice: Notice) -> list[Row]:
     """Distillation on every member, then one update of all, at each layer; each variant trains weights of its own."""
     layers = list(plan.layers) or list(range(1, plan.depth + 1))
     rows: list[Row] = []
-    trained = {name: copy.deepcopy(plan.ensemble).train() for name in (AUTHORS, WHOLE, *OURS)}
+    kinds = native(plan.device)
+    trained = {name: copy.deepcopy(plan.ensemble).train() for name in (AUTHORS, WHOLE, *kinds)}
     for layer in layers:
         notice(f"dverge: layer {layer} of {plan.depth}")
         calls: dict[str, Callable[[], object]] = {AUTHORS: _plain_step(trained[AUTHORS], plan, layer, early=True)}
         calls[WHOLE] = _plain_step(trained[WHOLE], plan, layer, early=False)
-        calls |= {name: _own_step(trained[name], plan, layer, precision) for name, precision in OURS.items()}
+        calls |= {name: _own_step(trained[name], plan, layer, precision) for name, precision in kinds.items()}
         times = in_turns(calls, plan.rounds, plan.device)
         rows += _rows("dverge", times, _dverge_work(plan, layer), plan.batch_size, roof, layer)
     return [*rows, *_over_layers(rows, plan.batch_size)]

@@ -14,7 +14,8 @@ from torch import Tensor
 from robench.core.data import Data, Split, to_images
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
-from robench.core.fast import channels_last, widen_heads
+from robench.core.fast import channels_last, slow_precision, widen_heads
+from robench.core.frozen import full_float32
 from robench.core.models import build
 from robench.core.progress import Progress, silent
 from robench.core.rng import Stream
@@ -160,6 +161,8 @@ def _train(
     check_networks(ensemble, task, data)
     if task.recipe.precision == "bfloat16":
         widen_heads(ensemble, task.members[0].num_classes)
+    if slow := slow_precision(task.recipe.precision, device):
+        notice(slow)
     parallel.share_batchnorm(ensemble)
     writes = parallel.place()[0] == 0
     if not writes:
@@ -247,7 +250,7 @@ def train_step(ensemble: Ensemble, optimizer: torch.optim.Optimizer, task: Task,
     sums: dict[str, Tensor] = {}
     devices = [batch.images.device] if batch.images.is_cuda else []
     # Dropout and stochastic depth draw from torch's generator: keyed here, and left as it was.
-    with torch.random.fork_rng(devices=devices):
+    with full_float32(), torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(batch.draws.key("torch"))
         if devices:
             torch.cuda.manual_seed(batch.draws.key("torch"))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.core.ensemble import Ensemble
-from robench.core.fast import attackable, compiled, fold_batchnorm, widen_heads
+from robench.core.fast import attackable, compiled, fold_batchnorm, has_bfloat16, slow_precision, widen_heads
 from robench.core.models import ModelSpec, build
 
 
@@ -179,3 +179,23 @@ def test_without_a_compiler_the_model_stays(monkeypatch: pytest.MonkeyPatch) -> 
     fast, why = compiled(usual, torch.rand(2, 1, 8, 8))
     assert fast is usual
     assert why == "RuntimeError: no C++ compiler"
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "there"),
+    [
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False, "architecture": "x86_64"}, False),
+        ({"avx512_f": True, "avx512_bf16": True}, True),
+        ({"amx_bf16": True}, True),
+        ({"neon": True, "bf16": True}, True),
+        ({"neon": True}, False),
+    ],
+)
+def test_a_processor_that_would_imitate_bfloat16_is_named(
+    capabilities: dict[str, object], there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    place = torch.device("cpu")
+    assert has_bfloat16(place) is there
+    assert bool(slow_precision("bfloat16", place)) is not there
+    assert slow_precision("float32", place) == ""

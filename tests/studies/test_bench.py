@@ -127,7 +127,7 @@ def test_every_variant_of_a_part_has_its_row(plan: bench.Plan) -> None:
         same = [row for name, row in own.items() if "DIFGSM" not in name and "bfloat16" not in name]
         assert len(same) >= 2
         assert len({tuple(row.accuracy.items()) for row in same}) == 1, part
-        assert set(bench.OURS) <= own.keys()
+        assert bench.native(CPU).keys() <= own.keys()
     peers = {"torchattacks PGD": "torchattacks", "foolbox LinfPGD": "foolbox"}
     notes = {row.variant: row.note for row in rows if row.part == "pgd"}
     assert all(notes[name] == ("" if find_spec(package) else "not installed") for name, package in peers.items())
@@ -135,14 +135,27 @@ def test_every_variant_of_a_part_has_its_row(plan: bench.Plan) -> None:
 
 def test_the_mean_over_layers_is_that_of_the_seconds(plan: bench.Plan) -> None:
     rows = [row for row in bench.bench(plan, ["dverge"]) if row.part == "dverge"]
-    variants = [bench.AUTHORS, bench.WHOLE, *bench.OURS]
-    assert [(row.layer, row.variant) for row in rows] == [(layer, name) for layer in (2, 5, 0) for name in variants]
+    variants = [bench.AUTHORS, bench.WHOLE, *bench.native(CPU)]
+    timed = [row for row in rows if row.seconds is not None]
+    assert [(row.layer, row.variant) for row in timed] == [(layer, name) for layer in (2, 5, 0) for name in variants]
     for name in variants:
-        second, fifth, mean = (row for row in rows if row.variant == name)
+        second, fifth, mean = (row for row in timed if row.variant == name)
         assert mean.seconds == pytest.approx((second.seconds + fifth.seconds) / 2)  # type: ignore[operator]
         assert mean.per_second == pytest.approx(8 / mean.seconds)  # type: ignore[operator]
         assert min(second.roof, fifth.roof) <= mean.roof <= max(second.roof, fifth.roof)  # type: ignore[type-var]
-    assert rows[-1].ratio == pytest.approx(rows[-4].seconds / rows[-1].seconds)  # type: ignore[operator]
+    ours = next(row for row in timed if (row.layer, row.variant) == (0, "robench float32"))
+    theirs = next(row for row in timed if (row.layer, row.variant) == (0, bench.AUTHORS))
+    assert ours.ratio == pytest.approx(theirs.seconds / ours.seconds)  # type: ignore[operator]
+
+
+def test_what_the_processor_would_imitate_is_named_and_not_timed(
+    plan: bench.Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    rows = bench.bench(plan, ["pgd"])
+    (imitated,) = (row for row in rows if "bfloat16" in row.variant)
+    assert (imitated.part, imitated.variant, imitated.seconds) == ("pgd", "robench bfloat16", None)
+    assert imitated.note == "no instructions for it here"
 
 
 def test_work_is_counted_where_the_forward_pass_comes() -> None:
