@@ -24,12 +24,8 @@ _HOOKS = (
 
 
 #: What torch may compute float32 in something shorter for, each with its own switch.
-_SHORTENED: tuple[Any, ...] = (
-    torch.backends.cudnn.conv,
-    torch.backends.cuda.matmul,
-    torch.backends.mkldnn.conv,
-    torch.backends.mkldnn.matmul,
-)
+_BACKENDS: Any = torch.backends  # torch does not declare them all
+_SHORTENED = (_BACKENDS.cudnn.conv, _BACKENDS.cuda.matmul, _BACKENDS.mkldnn.conv, _BACKENDS.mkldnn.matmul)
 
 
 @contextmanager
