@@ -48,7 +48,7 @@ _ONLY = {
 @click.option("--dataset", help="By default the one that the runs were trained on, else cifar10.")
 @click.option("--model", multiple=True, help="package.module:factory that a run needs: allows to import it.")
 @click.option("--seed", default=0, show_default=True, help="Of the attacks' draws.")
-@click.option("--batch-size", default=250, show_default=True, help="At most; a CPU is given fewer large images.")
+@click.option("--batch-size", type=int, help="Images per pass at most. By default 250, on a GPU what fills it.")
 @click.option(
     "--precision",
     type=click.Choice(["float32", "bfloat16", "float64"]),
@@ -80,7 +80,7 @@ def command(
     dataset: str | None,
     model: tuple[str, ...],
     seed: int,
-    batch_size: int,
+    batch_size: int | None,
     precision: Precision,
     compiling: bool,
     dry_run: bool,

@@ -26,7 +26,7 @@ def evaluate(
     name: str = "model",
     device: str | torch.device = "cpu",
     precision: Precision = "float32",
-    batch_size: int = 256,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> Outcomes:
     """Rows of ``model`` under ``threat``, clean rows included.

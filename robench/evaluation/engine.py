@@ -26,7 +26,7 @@ from robench.core.losses import margin
 from robench.core.progress import Progress, silent
 from robench.core.rng import Draws
 from robench.core.store import content_key
-from robench.core.threads import fitting_batch, fitting_threads
+from robench.core.threads import USUAL, fitting_batch, fitting_threads
 from robench.evaluation.claims import Claims
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
@@ -47,8 +47,8 @@ class Settings:
     Attributes:
         precision: in which images are crafted. Verdicts are taken in float32 on the original weights (in float64
             where that is the precision).
-        batch_size: images per forward pass at most: on a CPU fewer where they are large, which is faster; halved by
-            itself when memory runs out.
+        batch_size: images per forward pass at most, by default what suits the device; on a CPU fewer where they are
+            large, which is faster; halved by itself when memory runs out.
         seed: of the attacks' draws.
         compile: crafts on a model that went through torch.compile, where no attack hooks its modules; without a
             compiler, as usual and with a notice.
@@ -56,12 +56,12 @@ class Settings:
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: Precision = "float32"
-    batch_size: int = 256
+    batch_size: int | None = None
     seed: int = 0
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise RobenchError(f"expected `batch_size` to be at least 1, got {self.batch_size}")
 
 
@@ -203,7 +203,7 @@ class Evaluator:
             now = sum(len(cell.pending) for work in works for cell in work.cells)
             self._total = self._done + sum(work.cost() for work in works)
             requested = np.unique(np.concatenate(list(indices.values())))
-            with fitting_threads(self.settings.device, self.settings.batch_size * self.data.test.images[0].numel()):
+            with fitting_threads(self.settings.device, self._fitting() * self._numbers):
                 shared = self._share(works, requested, len(threat.eps))
             if shared:
                 assert left is None or now < left, "units were done and their rows are still missing"
@@ -265,7 +265,8 @@ class Evaluator:
     def _calibrated(self, work: _Work, steps: int = 2) -> float:
         """Seconds per image and gradient step, of a full batch."""
         samples, eps = work.pairs()
-        chunk = np.resize(np.arange(len(samples)), self._images_per_pass(work.job.attack))
+        most = fitting_batch(self.settings.device, self._numbers, self._batch)
+        chunk = np.resize(np.arange(len(samples)), self._images_per_pass(work.job.attack, most))
         fewer: dict[str, Any] = {"steps": steps} if hasattr(work.job.attack, "steps") else {}
         attack = replace(work.job.attack, **fewer)
         model = self._model(work)
@@ -328,7 +329,7 @@ class Evaluator:
                 "seed": self.settings.seed,
                 "precision": self.settings.precision,
                 # Only for an attack whose images depend on their company does the batch belong to what made them.
-                "batch": self.settings.batch_size if job.attack.batch_dependent else None,
+                "batch": (self.settings.batch_size or USUAL) if job.attack.batch_dependent else None,
             }
             if self.settings.precision == "bfloat16":
                 craft["logits"] = "float32"  # they were bfloat16 too at first: those cells are others
@@ -382,7 +383,7 @@ class Evaluator:
 
         Units are cut by the rank of a sample among those requested, so that processes with the same command cut alike.
         """
-        size = max(1, 2 * self.settings.batch_size // radii)
+        size = max(1, 2 * max(self.settings.batch_size or USUAL, self._fitting()) // radii)
         any_mine = False
         for work in works:
             # Made when the first image is crafted: where the cache has them all, never.
@@ -527,7 +528,7 @@ class Evaluator:
             kept = self._images.kept(manifest["craft"])
             mine = np.flatnonzero((eps == radius) & np.isin(samples, list(kept)))
             there[mine] = True
-            for at in _chunks(len(mine), self._batch):
+            for at in _chunks(len(mine), self._images_per_pass(work.job.attack, len(mine))):
                 chunk = mine[at]
                 clean = self._batch_of(samples[chunk])
                 images, flat = self._images.load(kept, samples[chunk], clean, radius)
@@ -556,7 +557,7 @@ class Evaluator:
         """Crafts for ``samples[chosen]`` batch by batch: (positions, crafted)."""
         start = 0
         while start < len(chosen):
-            chunk = chosen[start : start + self._images_per_pass(attack)]
+            chunk = chosen[start : start + self._images_per_pass(attack, len(chosen) - start)]
             try:
                 images = self._batch_of(samples[chunk])
                 crafted = self._craft(model(), attack, images, samples[chunk], eps[chunk], restart)
@@ -569,10 +570,22 @@ class Evaluator:
             yield chunk, crafted
             start += len(chunk)
 
-    def _images_per_pass(self, attack: Attack) -> int:
+    def _images_per_pass(self, attack: Attack, count: int) -> int:
+        """As many as are allowed, but no small rest of ``count``, which would take longer by the image."""
         if attack.batch_dependent:  # its rows depend on it, and their key holds it
-            return self._batch
-        return fitting_batch(self.settings.device, self.data.test.images[0].numel(), self._batch)
+            return self._batch or USUAL
+        most = fitting_batch(self.settings.device, self._numbers, self._batch)
+        passes = max(1, -(-count // most))
+        return max(1, -(-count // passes))
+
+    def _fitting(self) -> int:
+        """Images per pass before memory ran out: the same in every process with the same settings."""
+        return fitting_batch(self.settings.device, self._numbers, self.settings.batch_size)
+
+    @property
+    def _numbers(self) -> int:
+        """Elements of an image."""
+        return self.data.test.images[0].numel()
 
     def _craft(
         self,

@@ -387,7 +387,7 @@ def _whitebox(plan: Plan, roof: Roof, notice: Notice) -> list[Row]:
     def own(precision: Precision) -> dict[float, float]:
         attacks = (PGD(steps=plan.whitebox_steps),)
         threat = Whitebox(eps=plan.radii, restarts=plan.restarts, attacks=attacks)
-        evaluator = Evaluator(plan.data, Settings(plan.device, precision, plan.images))
+        evaluator = Evaluator(plan.data, Settings(plan.device, precision))
         outcomes = evaluator.run([Subject.of_model(plan.ensemble, plan.device)], threat, torch.arange(len(images)))
         found = outcomes.where(threat="whitebox").accuracy(["eps"])
         return dict(zip(found["eps"].tolist(), found["accuracy"].tolist(), strict=True))

@@ -21,7 +21,7 @@ from robench.core.plugins import construct
 from robench.core.rng import Draws
 from robench.core.runs import Run
 from robench.core.store import content_key
-from robench.core.threads import fitting_threads
+from robench.core.threads import fitting_batch, fitting_threads
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
 from robench.evaluation.subjects import Subject
@@ -45,15 +45,16 @@ def pictures(bench: Workbench, outcomes: Outcomes, runs: Sequence[Run], count: i
     cells, cache = cells_of(runs), Images(bench.store.root / CRAFTED, bench.notice)
     # What one call of an attack gives, whatever its ε values; one target judges it.
     same = rows["cell"].map({cell: _without_eps(cells[cell]) for cell in rows["cell"].unique()})
+    numbers = bench.data.test.images[0].numel()
+    size = fitting_batch(bench.settings.device, numbers, bench.settings.batch_size)
     groups = [
-        part.iloc[start : start + bench.settings.batch_size]
+        part.iloc[start : start + size]
         for _, part in rows.groupby([same, "target", "restart"], sort=False)
-        for start in range(0, len(part), bench.settings.batch_size)
+        for start in range(0, len(part), size)
     ]
     found: dict[int, Picture] = {}
     left_out: Counter[str] = Counter()
-    threads = fitting_threads(bench.settings.device, bench.settings.batch_size * bench.data.test.images[0].numel())
-    with bench.bar() as progress, threads:
+    with bench.bar() as progress, fitting_threads(bench.settings.device, size * numbers):
         for done, part in enumerate(groups):
             progress(done, len(groups), "pictures")
             try:

@@ -22,7 +22,7 @@ from robench.core.errors import RobenchError, unknown
 from robench.core.models import MODELS, ModelSpec, build, parameter_count
 from robench.core.runs import Role
 from robench.core.store import content_key
-from robench.core.threads import SMALL, fitting_threads
+from robench.core.threads import SMALL, fitting_batch, fitting_threads
 from robench.defenses import Defense
 from robench.evaluation import words
 from robench.studies.study import Axis, Blackbox, BlackboxOwn, Diversity, Fields, Study, Threat, shipped
@@ -328,7 +328,9 @@ def pass_seconds(plan: Plan, device: torch.device) -> float:
     task = next(step.task for step in plan.steps.values() if step.task)
     model = build(task.members[0], 0).to(device).eval()
     shape = plan.data.test.images.shape[1:]
-    batch = plan.study.batch_size if device.type == "cuda" else min(plan.study.batch_size, 1 + SMALL // shape.numel())
+    batch = fitting_batch(device, shape.numel(), plan.study.batch_size)
+    if device.type == "cpu":
+        batch = min(batch, 1 + SMALL // shape.numel())
     images = torch.rand(batch, *shape, device=device).requires_grad_()
     times = []
     with fitting_threads(device, 0):

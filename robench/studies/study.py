@@ -173,7 +173,7 @@ class Study(_Table):
     seeds: Seeds = (0,)
     samples: Count = 1000
     subset: Subset = "first"
-    batch_size: Count = 250
+    batch_size: Count | None = None
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     seed: Annotated[int, Field(ge=0)] = 0
     track: Track | None = None

@@ -184,7 +184,7 @@ def _rows_again(bench: Workbench, run: Run, cell: str, manifest: dict[str, Any],
     if recipe.get("craft", recipe)["data"] != bench.data.identity:
         raise RobenchError(f"cell {cell} was judged on other data than {bench.data.name!r}; name it: --dataset")
     precision = craft.get("precision", "float64" if recipe.get("double") else "float32")
-    settings = Settings(bench.settings.device, precision, craft.get("batch") or 250, craft.get("seed", 0))
+    settings = Settings(bench.settings.device, precision, craft.get("batch"), craft.get("seed", 0))
     threat: Threat = _Clean()
     if craft:
         fields = {name: value for name, value in craft["attack"].items() if name not in ("name", "version")}

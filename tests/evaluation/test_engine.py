@@ -287,10 +287,11 @@ class _Mixing(_Clean):
     batch_dependent: ClassVar[bool] = True
 
 
-@pytest.mark.parametrize(("attack", "expected"), [(FAST, 20), (_Mixing(), 24)])
+@pytest.mark.parametrize(("attack", "expected"), [(FAST, [12, 12]), (_Mixing(), [24])])
 def test_a_cpu_is_given_as_many_large_images_as_its_caches_hold(
-    make_subject: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch, attack: Attack, expected: int
+    make_subject: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch, attack: Attack, expected: list[int]
 ) -> None:
+    """And in equal parts: a small rest takes longer by the image."""
     sizes: list[int] = []
     original = Evaluator._craft
 
@@ -301,7 +302,7 @@ def test_a_cpu_is_given_as_many_large_images_as_its_caches_hold(
     monkeypatch.setattr(Evaluator, "_craft", recording)
     monkeypatch.setattr(cpu, "CACHED", 20 * data.test.images[0].numel())
     rows(data, Transfer(eps=(0.05,), attacks=(attack,)), [make_subject(0)], batch_size=24)
-    assert max(sizes) == expected
+    assert sizes[: len(expected)] == expected
 
 
 def test_an_attack_that_does_nothing_shows_in_the_rows(make_subject: MakeSubject, data: Data) -> None:
