@@ -20,7 +20,7 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Runs a command line; the exit code."""
     try:
-        result = cli.main(args=list(arguments), prog_name="robench", standalone_mode=False)
+        result = cli.main(args=list(arguments), prog_name="robench", standalone_mode=False, obj=tuple(arguments))
     except click.exceptions.Abort:
         click.echo("interrupted; what is finished is kept: run the same command to go on", err=True)
         return 130

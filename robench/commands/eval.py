@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _ONLY = {
     ("surrogates", "surrogate_defense", "allow_related", "no_train", "yes", "no_cache"): ("blackbox",),
     ("probe",): ("whitebox",),
-    ("attacks", "losses", "restarts", "batch_size", "precision", "compiling", "dry_run", "strict"): (
+    ("attacks", "losses", "restarts", "batch_size", "precision", "compiling", "workers", "dry_run", "strict"): (
         "whitebox",
         "blackbox",
         "transfer",
@@ -57,6 +57,8 @@ _ONLY = {
     help="Of crafting; verdicts are taken in float32 on the original weights.",
 )
 @click.option("--compile", "compiling", is_flag=True, help="Craft through torch.compile; first a minute of compiling.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes that share the work. By default one per GPU.")
+@click.option("--helper", is_flag=True, hidden=True, help="Another process prints; this one only shares its work.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, what is done, and what it would take.")
 @click.option("--no-cache", is_flag=True, help="Craft again; keep no adversarial images.")
 @click.option("--no-train", is_flag=True, help="Missing surrogates are an error.")
@@ -83,6 +85,8 @@ def command(
     batch_size: int | None,
     precision: Precision,
     compiling: bool,
+    workers: int | None,
+    helper: bool,
     dry_run: bool,
     no_cache: bool,
     no_train: bool,
@@ -95,6 +99,7 @@ def command(
     yes: bool,
 ) -> int:
     """Judge RUNs, or every target run of the data set, under a threat; says what speaks against the result."""
+    from robench.commands._helpers import helpers, places_of
     from robench.core.data import load
     from robench.core.errors import RobenchError
     from robench.core.runs import Runs
@@ -108,6 +113,9 @@ def command(
     for options_, threats_ in _ONLY.items():
         if threat not in threats_:
             refuse_given(set(options_), f"has no effect under --threat {threat}")
+    if dry_run:
+        refuse_given({"workers"}, "has no effect with --dry-run")
+    places = [device] if dry_run or helper or threat == "diversity" else places_of(device, workers)
     store = Runs(runs)
     chosen = [store.get(name) for name in names]
     if not chosen and not any(run.role == "target" for run in store.all()):
@@ -120,7 +128,7 @@ def command(
     bench = Workbench(
         store,
         data,
-        Settings(device_of(device), precision, batch_size, seed, compiling),
+        Settings(device_of(places[0]), precision, batch_size, seed, compiling),
         samples,
         subset,
         frozenset(model),
@@ -161,7 +169,10 @@ def command(
         for group, made in plans:
             click.echo(_bill(bench.forecast(group, made, cache=not no_cache)))
         return 0
-    outcomes = Outcomes.concat(bench.judge(group, made, cache=not no_cache) for group, made in plans)
+    with helpers([*click.get_current_context().obj, "--helper"], places):
+        outcomes = Outcomes.concat(bench.judge(group, made, cache=not no_cache) for group, made in plans)
+    if helper:
+        return 0
     click.echo(formatted(outcomes, threat, style))
     found += checks.check(outcomes, stored(chosen, notice))
     if probe:

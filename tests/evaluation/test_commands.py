@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from robench.cli import run
+from robench.commands import _helpers
 from robench.core.data import Data
 from robench.core.runs import Runs
 from robench.core.store import read_json, write_json
+from robench.evaluation.engine import Evaluator
 from tests.evaluation.conftest import SPEC, ensemble
 
 EVAL = ["--dataset", "npz:noise.npz", "--samples", "24", "--steps", "3", "--restarts", "2", "--device", "cpu"]
@@ -141,3 +147,46 @@ def test_weights_that_were_replaced_are_not_mixed(work: Path, capsys: pytest.Cap
     capsys.readouterr()
     assert run(["compare", "hold-out1", "hold-out2", "--threat", "whitebox"]) == 2
     assert "several models" in capsys.readouterr().err
+
+
+def test_helpers_share_the_work_and_may_die(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["eval", "adp1", "--threat", "whitebox", "--eps", "0.05,0.1", *EVAL, "--format", "csv"]
+    assert run([*arguments, "--seed", "1"]) == 0
+    alone = capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(_helpers, "PROGRAM", (sys.executable, "-c", "import sys; sys.exit('no room')"))
+        slow = partialmethod(waiting_first, Evaluator._share)
+        patch.setattr(Evaluator, "_share", slow)
+        assert run([*arguments, "--seed", "2", "--workers", "2"]) == 0
+    assert "a helper on cpu ended early, its share was done here: no room" in capsys.readouterr().err
+    shutil.rmtree("runs/adp1/outcomes")
+    # This process does nothing: every row is the helper's.
+    monkeypatch.setattr(Evaluator, "_share", lambda *_: False)
+    threads = torch.get_num_threads()
+    assert run([*arguments, "--seed", "1", "--workers", "2"]) == 0
+    assert capsys.readouterr().out == alone
+    assert torch.get_num_threads() == threads
+
+
+def waiting_first(self: Evaluator, share: Callable[..., bool], *arguments: object) -> bool:
+    """Until a helper that fails has done so."""
+    time.sleep(0.5)
+    return share(self, *arguments)
+
+
+def test_every_gpu_gets_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert _helpers.places_of("auto", None) == ["cuda:0", "cuda:1"]
+    assert _helpers.places_of("cuda", 3) == ["cuda:0", "cuda:1", "cuda:0"]
+    assert _helpers.places_of("cuda:1", None) == ["cuda:1"]
+    assert _helpers.places_of("cpu", 2) == ["cpu", "cpu"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert _helpers.places_of("auto", None) == ["auto"]
+
+
+def test_workers_without_work_are_an_error(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--threat", "whitebox", "--dry-run"], ["--threat", "diversity"]):
+        assert run(["eval", "gal0", *arguments, "--dataset", "npz:noise.npz", "--workers", "2"]) == 2
+        assert "--workers has no effect" in capsys.readouterr().err
