@@ -128,7 +128,7 @@ def command(
     bench = Workbench(
         store,
         data,
-        Settings(device_of(places[0]), precision, batch_size, seed, compiling),
+        Settings(device_of(places[0]), precision, batch_size, seed, compiling, workers or len(places)),
         samples,
         subset,
         frozenset(model),

@@ -52,6 +52,7 @@ class Settings:
         seed: of the attacks' draws.
         compile: crafts on a model that went through torch.compile, where no attack hooks its modules; without a
             compiler, as usual and with a notice.
+        workers: processes with these settings that share the work, which is cut so that there is enough for all.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -59,6 +60,7 @@ class Settings:
     batch_size: int | None = None
     seed: int = 0
     compile: bool = False
+    workers: int = 1
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -384,6 +386,8 @@ class Evaluator:
         Units are cut by the rank of a sample among those requested, so that processes with the same command cut alike.
         """
         size = max(1, 2 * max(self.settings.batch_size or USUAL, self._fitting()) // radii)
+        if self.settings.workers > 1:
+            size = min(size, -(-len(requested) // (2 * self.settings.workers)))
         any_mine = False
         for work in works:
             # Made when the first image is crafted: where the cache has them all, never.
