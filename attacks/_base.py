@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robench.attacks._ascent import gradient
 from robench.core import linf
-from robench.core.errors import RobenchError
+from robench.core.errors import RobenchError, out_of_memory
 from robench.core.frozen import frozen
 from robench.core.losses import LOSSES
 from robench.core.registry import Registry
@@ -157,10 +157,8 @@ def _check_labels(model: nn.Module, images: Tensor, labels: Tensor) -> None:
     try:
         with torch.no_grad():
             logits = model(images)
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
-        if "allocate memory" in str(error):  # how the CPU says it; the evaluator halves the batch
+        if out_of_memory(error):  # the evaluator halves the batch
             raise
         raise RobenchError(
             f"the model does not take `images` {tuple(images.shape)} of {images.dtype} on {images.device}: {error}"

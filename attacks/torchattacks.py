@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks._base import ATTACKS, Attack
-from robench.core.errors import RobenchError, unknown
+from robench.core.errors import RobenchError, out_of_memory, unknown
 from robench.core.rng import Draws, key
 
 FAMILY = "torchattacks"
@@ -87,9 +87,9 @@ class Torchattack(Attack):
                 try:
                     attack = self._made(seen, radius, classes, seed)
                     crafted[rows] = attack(images[rows].float(), labels[rows]).detach().to(images)
-                except (RobenchError, torch.OutOfMemoryError):
-                    raise
                 except Exception as error:
+                    if isinstance(error, RobenchError) or out_of_memory(error):
+                        raise
                     raise RobenchError(
                         f"attack {self.label!r} failed inside torchattacks ({type(error).__name__}: {error}) on images "
                         f"{tuple(images.shape[1:])} and {classes} classes; some of its attacks need 3 channels or at "

@@ -22,6 +22,7 @@ from robench.commands._shared import dataset_of, device_of
 from robench.core.data import load
 from robench.core.ensemble import Ensemble, mixture
 from robench.core.fast import attackable, has_bfloat16
+from robench.core.frozen import full_float32
 from robench.core.losses import cross_entropy
 from robench.core.runs import Runs
 from robench.core.store import write_text
@@ -125,7 +126,8 @@ def main(
         title: partial(step, model, x if title == "gradient of the input alone" else near)
         for title, model in models.items()
     }
-    times = bench.in_turns(calls, rounds, place)
+    with full_float32():
+        times = bench.in_turns(calls, rounds, place)
     lines = ["| | s per step | times faster |", "|---|---|---|"]
     for title, own in times.items():
         ratio = median(theirs / ours for theirs, ours in zip(times[bench.AUTHORS], own, strict=True))

@@ -19,6 +19,7 @@ from robench.commands._shared import device_of
 from robench.core.data import load
 from robench.core.ensemble import Ensemble
 from robench.core.fast import Precision, widen_heads
+from robench.core.frozen import full_float32
 from robench.core.models import build
 from robench.core.rng import Stream
 from robench.core.store import write_text
@@ -83,7 +84,8 @@ def main(members: str, dataset: str, layer: int, batch_size: int, rounds: int, d
         for column, precision in ours.items():
             own = fresh(precision)
             calls[column] = partial(train_step, own, make_optimizer(task.recipe, own), tasks[precision], batch)
-        times = {name: median(found) for name, found in bench.in_turns(calls, rounds, place).items()}
+        with full_float32():
+            times = {name: median(found) for name, found in bench.in_turns(calls, rounds, place).items()}
         ratios = " and ".join(f"{times[bench.AUTHORS] / times[name]:.2f}" for name in ours)
         lines.append(f"| {n} | " + " | ".join(f"{times[name]:.2f}" for name in columns) + f" | {ratios} |")
         click.echo(lines[-1])

@@ -6,13 +6,15 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from typing import IO
 
 from robench.commands._shared import notice
 
-#: What a helper is called with, before the arguments of `robench`.
-PROGRAM = (sys.executable, "-m", "robench")
+#: What a helper is called with, before the arguments of `robench`: nothing is imported from the current folder.
+PROGRAM = (sys.executable, "-P", "-m", "robench")
 
 
 def places_of(device: str, workers: int | None) -> list[str]:
@@ -36,7 +38,7 @@ def helpers(arguments: Sequence[str], places: Sequence[str]) -> Iterator[None]:
     A helper that fails takes nothing along: what it leaves, the others do. On a CPU the processes share the cores.
 
     Args:
-        arguments: of `robench`, which make a process a helper.
+        arguments: of the caller's `robench`.
     """
     import torch
 
@@ -46,27 +48,41 @@ def helpers(arguments: Sequence[str], places: Sequence[str]) -> Iterator[None]:
     before = torch.get_num_threads()
     threads = max(1, before // len(places))
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    with ExitStack() as stack:
-        logs = [stack.enter_context(tempfile.TemporaryFile()) for _ in places[1:]]
-        started = [
-            subprocess.Popen(
-                [*PROGRAM, *arguments, "--device", place],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-            )
-            for place, log in zip(places[1:], logs, strict=True)
-        ]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    started: list[tuple[subprocess.Popen[bytes], str, IO[bytes]]] = []
+    try:
+        for place in places[1:]:
+            own = ["--workers", str(len(places)), "--helper", "--device", place]
+            end = arguments.index("--") if "--" in arguments else len(arguments)
+            command = [*PROGRAM, *arguments[:end], *own, *arguments[end:]]
+            log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 closed below
+            pipe, null = subprocess.PIPE, subprocess.DEVNULL
+            process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=null, stderr=log)
+            started.append((process, place, log))
+            # One that is killed would else stay as a zombie, alive to those that look at its claim.
+            threading.Thread(target=process.wait, daemon=True).start()
         torch.set_num_threads(threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
-            for process, place, log in zip(started, places[1:], logs, strict=True):
-                if process.poll():
-                    log.seek(0)
-                    last = log.read().decode(errors="replace").strip().rpartition("\n")[2]
-                    notice(f"a helper on {place} ended early, its share was done here: {last}")
-                process.terminate()
-                process.wait()
+        yield
+        for process, place, told in started:
+            if code := process.poll():
+                told.seek(0)
+                last = told.read().decode(errors="replace").strip().rpartition("\n")[2]
+                notice(f"a helper on {place} ended early, its share was done here: {last or f'exit code {code}'}")
+    finally:
+        torch.set_num_threads(before)
+        for process, _, told in started:
+            process.terminate()
+            process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
+            told.close()
+
+
+def end_with_caller() -> None:
+    """Ends this process, a helper, when its caller is gone: its standard input is then at its end."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

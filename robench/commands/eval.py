@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -99,7 +100,7 @@ def command(
     yes: bool,
 ) -> int:
     """Judge RUNs, or every target run of the data set, under a threat; says what speaks against the result."""
-    from robench.commands._helpers import helpers, places_of
+    from robench.commands._helpers import end_with_caller, helpers, places_of
     from robench.core.data import load
     from robench.core.errors import RobenchError
     from robench.core.runs import Runs
@@ -113,6 +114,8 @@ def command(
     for options_, threats_ in _ONLY.items():
         if threat not in threats_:
             refuse_given(set(options_), f"has no effect under --threat {threat}")
+    if helper:
+        end_with_caller()
     if dry_run:
         refuse_given({"workers"}, "has no effect with --dry-run")
     places = [device] if dry_run or helper or threat == "diversity" else places_of(device, workers)
@@ -169,7 +172,7 @@ def command(
         for group, made in plans:
             click.echo(_bill(bench.forecast(group, made, cache=not no_cache)))
         return 0
-    with helpers([*click.get_current_context().obj, "--helper"], places):
+    with helpers(click.get_current_context().obj, places):
         outcomes = Outcomes.concat(bench.judge(group, made, cache=not no_cache) for group, made in plans)
     if helper:
         return 0
@@ -184,7 +187,7 @@ def command(
                     data,
                     options["attacks"],
                     restarts,
-                    bench.settings,
+                    replace(bench.settings, workers=1),
                     progress=progress,
                     notice=notice,
                 )

@@ -10,6 +10,17 @@ class RobenchError(ValueError):
     """A mistake that the user can mend; the command line prints it on one line and exits with 2."""
 
 
+#: How torch, cuDNN and cuBLAS say that memory has run out, where it is no `torch.OutOfMemoryError`.
+_NO_MEMORY = ("allocate memory", "out of memory", "unable to find an engine to execute", "STATUS_ALLOC_FAILED")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that a smaller batch might do."""
+    return type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    )
+
+
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> RobenchError:
     """The error for a name that is not registered, with its nearest neighbours."""
     names = sorted(known)

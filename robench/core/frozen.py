@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import torch
@@ -25,7 +25,10 @@ _HOOKS = (
 
 #: What torch may compute float32 in something shorter for, each with its own switch.
 _BACKENDS: Any = torch.backends  # torch does not declare them all
-_SHORTENED = (_BACKENDS.cudnn.conv, _BACKENDS.cuda.matmul, _BACKENDS.mkldnn.conv, _BACKENDS.mkldnn.matmul)
+_SHORTENED = (
+    *(_BACKENDS.cudnn.conv, _BACKENDS.cudnn.rnn, _BACKENDS.cuda.matmul),
+    *(_BACKENDS.mkldnn.conv, _BACKENDS.mkldnn.rnn, _BACKENDS.mkldnn.matmul),
+)
 
 
 @contextmanager
@@ -36,13 +39,27 @@ def full_float32() -> Iterator[None]:
     device, and a loss's slope would be rounded as in float16.
     """
     kept = [each.fp32_precision for each in _SHORTENED]
+    # torch's older switches have to agree: reading one that does not raises, and networks may read them.
+    older: list[tuple[Callable[[Any], object], Any]] = []
+    with suppress(RuntimeError):  # they already disagree
+        older.append((_set_allow_tf32, _BACKENDS.cudnn.allow_tf32))
+    with suppress(RuntimeError):
+        older.append((torch.set_float32_matmul_precision, torch.get_float32_matmul_precision()))
     try:
+        for switch, before in older:
+            switch(False if isinstance(before, bool) else "highest")
         for each in _SHORTENED:
             each.fp32_precision = "ieee"
         yield
     finally:
+        for switch, before in older:
+            switch(before)
         for each, before in zip(_SHORTENED, kept, strict=True):
             each.fp32_precision = before
+
+
+def _set_allow_tf32(allowed: bool) -> None:
+    _BACKENDS.cudnn.allow_tf32 = allowed
 
 
 @contextmanager

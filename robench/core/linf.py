@@ -16,6 +16,8 @@ def as_eps(eps: float | Tensor, images: Tensor) -> Tensor:
     """
     if not images.is_floating_point():
         raise RobenchError(f"expected `images` as float in [0, 1], got {images.dtype}; divide uint8 by 255")
+    if isinstance(eps, float) and 0 <= eps <= 1:
+        return images.new_full((len(images),), eps)  # a copy to a GPU would wait for it
     try:
         values = eps if isinstance(eps, Tensor) else torch.as_tensor(eps, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:

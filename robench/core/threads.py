@@ -15,9 +15,9 @@ SMALL = 1 << 16
 #: ms an image with 64, 100 and 256 images: 2.95, 3.05 and 3.4 in float32; 1.76, 1.73 and 1.65 in bfloat16.
 CACHED = 200_000
 
-#: Numbers in a batch of images that keep a GPU busy: a step of three ResNet-20 is about a thousand operations, which the
-#: host starts in about 5 ms; an H200 computes some 2,500 images of 3x32x32 in that time. Half of it, for an image takes
-#: 1.4 MB a member. Reckoned, not measured.
+#: Numbers in a batch of images that keep a GPU busy: a step of three ResNet-20 is about a thousand operations, which
+#: the host starts in about 5 ms; an H200 computes some 2,500 images of 3x32x32 in that time. Half of it, as an image
+#: takes 1.4 MB a member. Reckoned, not measured.
 FILLED = 1 << 22
 
 #: Images per pass at most on a CPU, and of attacks whose images depend on their batch, where nobody says otherwise.
@@ -46,8 +46,8 @@ def fitting_threads(device: torch.device, numbers: int) -> Iterator[None]:
 
 
 def fitting_batch(device: torch.device, numbers: int, most: int | None) -> int:
-    """Images per pass: ``most``, by default 250, or more of small images on a GPU; on a CPU fewer where they are
-    large, but 16.
+    """Images per pass: ``most``, by default 250 and on a GPU what keeps it busy; on a CPU fewer where they are large,
+    but 16.
 
     Args:
         numbers: elements of one image.

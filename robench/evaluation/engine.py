@@ -19,7 +19,7 @@ from robench.attacks import Attack, Crafted
 from robench.core import linf
 from robench.core.data import Data
 from robench.core.ensemble import Ensemble, mixture
-from robench.core.errors import RobenchError
+from robench.core.errors import RobenchError, out_of_memory
 from robench.core.fast import Precision, attackable, compiled, crafting_dtype, slow_precision
 from robench.core.frozen import frozen
 from robench.core.losses import margin
@@ -272,10 +272,16 @@ class Evaluator:
         fewer: dict[str, Any] = {"steps": steps} if hasattr(work.job.attack, "steps") else {}
         attack = replace(work.job.attack, **fewer)
         model = self._model(work)
-        times = []
-        for _ in range(2):
+        times: list[float] = []
+        while len(times) < 2:
             start = time.perf_counter()
-            self._craft(model, attack, self._batch_of(samples[chunk]), samples[chunk], eps[chunk], 0)
+            try:
+                self._craft(model, attack, self._batch_of(samples[chunk]), samples[chunk], eps[chunk], 0)
+            except RuntimeError as error:
+                if not out_of_memory(error) or len(chunk) == 1:
+                    raise
+                chunk = chunk[: len(chunk) // 2]  # as the evaluation will
+                continue
             if self.settings.device.type == "cuda":
                 torch.cuda.synchronize(self.settings.device)
             times.append(time.perf_counter() - start)
@@ -385,11 +391,9 @@ class Evaluator:
 
         Units are cut by the rank of a sample among those requested, so that processes with the same command cut alike.
         """
-        size = max(1, 2 * max(self.settings.batch_size or USUAL, self._fitting()) // radii)
-        if self.settings.workers > 1:
-            size = min(size, -(-len(requested) // (2 * self.settings.workers)))
         any_mine = False
         for work in works:
+            size = self._unit_size(work, len(requested), radii)
             # Made when the first image is crafted: where the cache has them all, never.
             model = cache(partial(self._model, work))
             for number in range(-(-len(requested) // size)):
@@ -407,6 +411,14 @@ class Evaluator:
                     else:
                         self._version(unit, model, judges)
         return any_mine
+
+    def _unit_size(self, work: _Work, count: int, radii: int) -> int:
+        """Samples of a unit, of ``count``: a few passes, and two units at least for every process."""
+        usual = self.settings.batch_size or USUAL
+        if work.job.attack.batch_dependent:  # rows depend on it: no matter of the machine
+            return max(1, 2 * usual // radii)
+        size = max(1, 2 * max(usual, self._fitting()) // radii)
+        return size if self.settings.workers == 1 else min(size, -(-count // (2 * self.settings.workers)))
 
     def _unit(self, work: _Work, samples: Indices) -> _Work | None:
         """The part of ``work`` on these samples that nobody has done by now; None where there is none."""
@@ -566,8 +578,13 @@ class Evaluator:
                 images = self._batch_of(samples[chunk])
                 crafted = self._craft(model(), attack, images, samples[chunk], eps[chunk], restart)
             except RuntimeError as error:
-                if not _out_of_memory(error) or len(chunk) == 1:
+                if not out_of_memory(error) or len(chunk) == 1:
                     raise
+                if attack.batch_dependent:
+                    raise RobenchError(
+                        f"out of memory with {len(chunk)} images, and of attack {attack.label!r} an image depends on "
+                        f"its batch: choose a smaller --batch-size"
+                    ) from error
                 self._batch = max(1, len(chunk) // 2)
                 self._notice(f"out of memory with {len(chunk)} images: going on with {self._batch}")
                 continue
@@ -577,7 +594,7 @@ class Evaluator:
     def _images_per_pass(self, attack: Attack, count: int) -> int:
         """As many as are allowed, but no small rest of ``count``, which would take longer by the image."""
         if attack.batch_dependent:  # its rows depend on it, and their key holds it
-            return self._batch or USUAL
+            return self.settings.batch_size or USUAL
         most = fitting_batch(self.settings.device, self._numbers, self._batch)
         passes = max(1, -(-count // most))
         return max(1, -(-count // passes))
@@ -661,6 +678,8 @@ def _judge(ensemble: Ensemble, images: Tensor, labels: Indices, *, members_too: 
     truth = torch.from_numpy(labels).to(images.device)
     with frozen(ensemble), torch.no_grad():
         logits = ensemble.logits(images)
+        if labels.max() >= logits.shape[-1]:  # on a GPU torch would end the process over it
+            raise RobenchError(f"expected logits of more than {labels.max()} classes, got {logits.shape[-1]}")
         outputs = [*logits, mixture(logits)] if members_too else [mixture(logits)]
         prediction = torch.stack([output.argmax(dim=1) for output in outputs])
         margins = torch.stack([margin(output, truth) for output in outputs])
@@ -706,7 +725,3 @@ def _images(data: Data, samples: Indices, device: torch.device, dtype: torch.dty
 def _chunks(count: int, size: int) -> Iterator[slice]:
     for start in range(0, count, size):
         yield slice(start, start + size)
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)

@@ -115,6 +115,10 @@ class Ray:
         self._ray.shutdown()
 
 
+def _lacked_memory(record: dict[str, Any]) -> bool:
+    return record["state"] == "failed" and str(record["error"]).startswith("OutOfMemoryError")
+
+
 @contextmanager
 def engine(
     name: str, workers: int, *, address: str | None = None, gpus: float | None = None, visible: Sequence[str] = ()
@@ -246,6 +250,10 @@ def run(
                 record = {"state": "failed", "error": f"its worker died {TRIES} times"}
             except Exception as error:  # whatever an engine raises for a task that it gave up
                 record = {"state": "failed", "error": " ".join(str(error).split())[:500]}
+            if _lacked_memory(record) and tries[step.key] < TRIES:
+                notice(f"no memory for {step.title} beside the others: begun again")
+                todo[step.key] = step
+                continue
             if record["state"] == "done":
                 result.done.add(step.key)
                 spent, expected = spent + record["seconds"], expected + step.passes * pass_seconds

@@ -16,7 +16,7 @@ from robench.attacks import ATTACKS, Attack
 from robench.core.ensemble import Ensemble, mixture
 from robench.core.errors import RobenchError
 from robench.core.fast import attackable, crafting_dtype
-from robench.core.frozen import frozen
+from robench.core.frozen import frozen, full_float32
 from robench.core.plugins import construct
 from robench.core.rng import Draws
 from robench.core.runs import Run
@@ -118,7 +118,8 @@ def _crafted(bench: Workbench, target: Subject, rows: pd.DataFrame, cell: Manife
     attack: Attack = construct(ATTACKS.get(craft["attack"]["name"]), fields, f"attack {cell['attack']!r}")
     if content_key(attack.manifest()) != content_key(craft["attack"]):
         raise RobenchError(f"attack {cell['attack']!r} has changed since")
-    model = attackable(_source(bench, target, cell), clean[:1], craft["precision"])
+    with full_float32():
+        model = attackable(_source(bench, target, cell), clean[:1], craft["precision"])
     # Convolution kernels for a batch of one round differently.
     order = list(range(len(rows))) if len(rows) > 1 else [0, 0]
     part = rows.iloc[order]

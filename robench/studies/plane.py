@@ -9,7 +9,7 @@ import torch
 from robench.attacks._ascent import gradient
 from robench.core.data import to_images
 from robench.core.errors import RobenchError
-from robench.core.frozen import frozen
+from robench.core.frozen import frozen, full_float32
 from robench.core.losses import cross_entropy
 from robench.core.rng import Draws
 from robench.core.runs import Run
@@ -47,13 +47,14 @@ def decision_regions(
     names = [f"{style.label(subject.defense)}/{subject.n}" for subject in subjects[:-1]]
     titles = names if len(set(names)) == len(names) else [subject.name for subject in subjects[:-1]]
     ensembles = {title: subject.ensemble.eval() for title, subject in zip(titles, subjects[:-1], strict=True)}
-    return regions.compute(
-        ensembles,
-        image[0],
-        first,
-        second,
-        label=int(label),
-        extent=extent or 0.1,
-        resolution=resolution,
-        names=data.classes,
-    )
+    with full_float32():
+        return regions.compute(
+            ensembles,
+            image[0],
+            first,
+            second,
+            label=int(label),
+            extent=extent or 0.1,
+            resolution=resolution,
+            names=data.classes,
+        )

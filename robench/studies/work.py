@@ -77,6 +77,8 @@ def perform(name: str, study: str, out: str, key: str, data_dir: str, device: st
         found = {"state": "failed", "error": " ".join(reason.split())[:500]}
     finally:
         torch.set_num_threads(threads)
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()  # for other processes on this GPU
     found = {**about, **found, "seconds": round(time.perf_counter() - began, 3)}
     write_text(log, "\n".join([*lines, f"{found['state']} after {found['seconds']} s", ""]))
     write_json(path, found)

@@ -90,6 +90,11 @@ class Checkpoint:
             elif kind == "sums":
                 sums[rest] = value.to(next(ensemble.parameters()).device)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
+        # In the layout of its parameter, as training made it: torch updates many at once only where layouts agree.
+        for parameter, state in optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         progress = json.loads(metadata["progress"])
         return State(progress["epoch"], progress["step"], sums, progress["history"])
 

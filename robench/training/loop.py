@@ -78,6 +78,7 @@ def ensure(
         (run.folder / CHECKPOINT).unlink(missing_ok=True)
         notice(f"{task.name} is complete")
         return run
+    parallel.join(device)
     parent = None
     if task.start is not None:
         if task.start.name not in runs.names():
@@ -85,7 +86,6 @@ def ensure(
         parent = ensure(task.start, data, runs, device=device, trusted=trusted, progress=progress, notice=notice)
     elif task.init != "scratch":
         parent = runs.get(task.init)
-    parallel.join()
     with fitting_threads(device, task.recipe.batch_size * data.train.images[0].numel()):
         return _train(task, data, runs, parent, device, trusted, track, track_every, progress, notice)
 
@@ -253,7 +253,8 @@ def train_step(ensemble: Ensemble, optimizer: torch.optim.Optimizer, task: Task,
     with full_float32(), torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(batch.draws.key("torch"))
         if devices:
-            torch.cuda.manual_seed(batch.draws.key("torch"))
+            # torch.cuda.manual_seed is of the current device, which need not be this one.
+            torch.cuda.default_generators[devices[0].index].manual_seed(batch.draws.key("torch"))
         for terms in _terms(ensemble, task, batch):
             values = list(terms.values())
             sum(values[1:], values[0]).backward()  # type: ignore[no-untyped-call]

@@ -22,12 +22,16 @@ from robench.core.rng import Part, Stream
 from robench.defenses import Batch
 
 
-def join() -> None:
-    """Connects the processes that torchrun started, for as long as they live; alone, does nothing."""
+def join(device: torch.device) -> None:
+    """Connects the processes that torchrun started, for as long as they live; alone, does nothing.
+
+    Args:
+        device: to train on; on GPUs each process has its own.
+    """
     # Never twice: a second connection may find the addresses of the first, and wait for ever.
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group()
     atexit.register(dist.destroy_process_group)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from functools import partialmethod
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,31 +152,67 @@ def test_weights_that_were_replaced_are_not_mixed(work: Path, capsys: pytest.Cap
     assert "several models" in capsys.readouterr().err
 
 
-def test_helpers_share_the_work_and_may_die(
+def test_helpers_do_the_work(work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process does nothing: every row is theirs, and the one that is killed loses none."""
+    arguments = ["eval", "--threat", "whitebox", "--eps", "0.05,0.1", *EVAL, "--format", "csv", "--", "adp1"]
+    assert run(arguments) == 0
+    alone = capsys.readouterr().out
+    shutil.rmtree("runs/adp1/outcomes")
+    monkeypatch.setattr(_helpers, "places_of", lambda *_: ["cpu", "cpu", "cpu"])
+    killed: list[int] = []
+
+    def kill_first_owner(self: Evaluator, *_: object) -> bool:
+        for path in Path("runs/.claims").glob("*.json"):
+            with suppress(OSError, ValueError):  # it may be written or gone by now
+                owner = json.loads(path.read_text())["process"]
+                if not killed and owner != os.getpid():
+                    os.kill(owner, signal.SIGKILL)
+                    killed.append(owner)
+        time.sleep(0.001)
+        return False
+
+    monkeypatch.setattr(Evaluator, "_share", kill_first_owner)
+    monkeypatch.setattr("robench.evaluation.engine.time.sleep", lambda seconds: None)
+    threads = torch.get_num_threads()
+    assert run(arguments) == 0
+    printed = capsys.readouterr()
+    assert printed.out == alone
+    assert torch.get_num_threads() == threads
+    assert ("exit code -9" in printed.err) == bool(killed)
+
+
+def test_a_helper_that_fails_is_named(
     work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["eval", "adp1", "--threat", "whitebox", "--eps", "0.05,0.1", *EVAL, "--format", "csv"]
-    assert run([*arguments, "--seed", "1"]) == 0
-    alone = capsys.readouterr().out
-    with monkeypatch.context() as patch:
-        patch.setattr(_helpers, "PROGRAM", (sys.executable, "-c", "import sys; sys.exit('no room')"))
-        slow = partialmethod(waiting_first, Evaluator._share)
-        patch.setattr(Evaluator, "_share", slow)
-        assert run([*arguments, "--seed", "2", "--workers", "2"]) == 0
-    assert "a helper on cpu ended early, its share was done here: no room" in capsys.readouterr().err
-    shutil.rmtree("runs/adp1/outcomes")
-    # This process does nothing: every row is the helper's.
-    monkeypatch.setattr(Evaluator, "_share", lambda *_: False)
-    threads = torch.get_num_threads()
-    assert run([*arguments, "--seed", "1", "--workers", "2"]) == 0
-    assert capsys.readouterr().out == alone
-    assert torch.get_num_threads() == threads
+    """And gets the words of the caller, with which all cut the work alike."""
+    monkeypatch.setattr(_helpers, "PROGRAM", (sys.executable, "-c", "import sys; sys.exit(' '.join(sys.argv[1:]))"))
+    monkeypatch.setattr(_helpers, "places_of", lambda *_: ["cpu", "cpu", "cpu"])
+    started: list[subprocess.Popen[bytes]] = []
+    original, share = subprocess.Popen, Evaluator._share
+
+    def starting(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(original(*arguments, **options))
+        return started[-1]
+
+    def sharing(self: Evaluator, *arguments: Any) -> bool:
+        assert [process.wait() for process in started] == [1, 1]
+        return share(self, *arguments)
+
+    monkeypatch.setattr(subprocess, "Popen", starting)
+    monkeypatch.setattr(Evaluator, "_share", sharing)
+    arguments = ["eval", "--threat", "whitebox", "--eps", "0.05", *EVAL, "--seed", "3"]
+    assert run([*arguments, "--", "adp1"]) == 0
+    named = [line for line in capsys.readouterr().err.splitlines() if "ended early, its share was done here" in line]
+    assert [line.endswith("--workers 3 --helper --device cpu -- adp1") for line in named] == [True, True]
 
 
-def waiting_first(self: Evaluator, share: Callable[..., bool], *arguments: object) -> bool:
-    """Until a helper that fails has done so."""
-    time.sleep(0.5)
-    return share(self, *arguments)
+def test_a_helper_ends_with_its_caller(work: Path) -> None:
+    code = "from robench.commands._helpers import end_with_caller; end_with_caller(); import time; time.sleep(60)"
+    helper = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    assert helper.stdin is not None
+    assert helper.poll() is None
+    helper.stdin.close()
+    assert helper.wait(timeout=30) == 1
 
 
 def test_every_gpu_gets_a_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -270,6 +270,33 @@ def test_out_of_memory_in_the_model_reaches_the_evaluator() -> None:
         FAST(Hungry(), torch.rand(24, 1, 8, 8), torch.zeros(24, dtype=torch.int64), 0.1)
 
 
+def test_a_batch_that_images_depend_on_is_not_halved(
+    make_subject: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows would not be what their key says."""
+    original, sizes = Evaluator._craft, []
+
+    def small_machine(self: Evaluator, model: Any, attack: Any, images: Tensor, *rest: Any) -> Any:
+        if len(images) > 12:
+            raise RuntimeError("CUDA error: out of memory")
+        sizes.append(len(images))
+        return original(self, model, attack, images, *rest)
+
+    monkeypatch.setattr(Evaluator, "_craft", small_machine)
+    with pytest.raises(RobenchError, match="smaller --batch-size"):
+        rows(data, Whitebox(eps=(0.05,), attacks=(FAST, _Mixing())), [make_subject(0)], batch_size=24)
+    assert sizes, "the other attack was halved"
+    rows(data, Whitebox(eps=(0.05,), attacks=(_Mixing(),), restarts=1), [make_subject(0)], batch_size=12)
+    assert sizes[-2:] == [12, 12]
+
+
+def test_a_model_of_too_few_classes_is_named(data: Data) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(data.test.images[0].numel(), 2))
+    labelled = replace(data, test=replace(data.test, labels=torch.full_like(data.test.labels, 3)))
+    with pytest.raises(RobenchError, match="expected logits of more than 3 classes, got 2"):
+        rows(labelled, Whitebox(eps=(0.05,), attacks=(FAST,)), [Subject.of_model(model, CPU)])
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Clean(Attack):
     """Returns what it was given."""

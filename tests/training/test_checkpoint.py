@@ -74,6 +74,26 @@ def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path, name: str) 
     assert tensors_hash(resumed.state_dict()) == tensors_hash(ensemble.state_dict())
 
 
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_moments_have_the_layout_of_their_weights(tmp_path: Path, name: str) -> None:
+    """torch's optimisers update many weights at once only where all that belongs to one is laid out alike."""
+    ensemble, optimizer = made(name)
+    ensemble.to(memory_format=torch.channels_last)
+    step(ensemble, optimizer, 0)
+    Checkpoint(tmp_path / "x", "key").save(ensemble, optimizer, State())
+    resumed, other = made(name)
+    resumed.to(memory_format=torch.channels_last)
+    Checkpoint(tmp_path / "x", "key").load(resumed, other, forbidden)
+    moments = [
+        (weight.stride(), value.stride())
+        for weight, state in other.state.items()
+        for value in state.values()
+        if isinstance(value, torch.Tensor) and value.shape == weight.shape
+    ]
+    assert (RECIPES[name].optimizer == "sgd" and not RECIPES[name].momentum) or moments
+    assert all(theirs == its for theirs, its in moments)
+
+
 def test_the_state_makes_the_round_trip(saved: Path) -> None:
     state = Checkpoint(saved, "key").load(*made(), forbidden)
     assert state == State(1, 7, {"ce": torch.tensor(2.5)}, [{"epoch": 1}])

@@ -53,7 +53,7 @@ def step(task: Task) -> dict[str, torch.Tensor]:
 def main(out: Path) -> None:
     torch.set_num_threads(1)
     data = tiny()
-    parallel.join()
+    parallel.join(torch.device("cpu"))
     for defense in DEFENSES:
         write_tensors(out / f"{defense}-{parallel.place()[0]}.safetensors", step(task_of(data, defense)))
     for name in ("one", "two"):
