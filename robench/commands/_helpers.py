@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import IO
 
 from robench.commands._shared import notice
@@ -50,32 +50,32 @@ def helpers(arguments: Sequence[str], places: Sequence[str]) -> Iterator[None]:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     started: list[tuple[subprocess.Popen[bytes], str, IO[bytes]]] = []
-    try:
-        for place in places[1:]:
-            own = ["--workers", str(len(places)), "--helper", "--device", place]
-            end = arguments.index("--") if "--" in arguments else len(arguments)
-            command = [*PROGRAM, *arguments[:end], *own, *arguments[end:]]
-            log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 closed below
-            pipe, null = subprocess.PIPE, subprocess.DEVNULL
-            process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=null, stderr=log)
-            started.append((process, place, log))
-            # One that is killed would else stay as a zombie, alive to those that look at its claim.
-            threading.Thread(target=process.wait, daemon=True).start()
-        torch.set_num_threads(threads)
-        yield
-        for process, place, told in started:
-            if code := process.poll():
-                told.seek(0)
-                last = told.read().decode(errors="replace").strip().rpartition("\n")[2]
-                notice(f"a helper on {place} ended early, its share was done here: {last or f'exit code {code}'}")
-    finally:
-        torch.set_num_threads(before)
-        for process, _, told in started:
-            process.terminate()
-            process.wait()
-            assert process.stdin is not None
-            process.stdin.close()
-            told.close()
+    with ExitStack() as files:
+        try:
+            for place in places[1:]:
+                own = ["--workers", str(len(places)), "--helper", "--device", place]
+                end = arguments.index("--") if "--" in arguments else len(arguments)
+                command = [*PROGRAM, *arguments[:end], *own, *arguments[end:]]
+                log = files.enter_context(tempfile.TemporaryFile())
+                pipe, null = subprocess.PIPE, subprocess.DEVNULL
+                process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=null, stderr=log)
+                started.append((process, place, log))
+                # One that is killed would else stay as a zombie, alive to those that look at its claim.
+                threading.Thread(target=process.wait, daemon=True).start()
+            torch.set_num_threads(threads)
+            yield
+            for process, place, told in started:
+                if code := process.poll():
+                    told.seek(0)
+                    last = told.read().decode(errors="replace").strip().rpartition("\n")[2]
+                    notice(f"a helper on {place} ended early, its share was done here: {last or f'exit code {code}'}")
+        finally:
+            torch.set_num_threads(before)
+            for process, _, _ in started:
+                process.terminate()
+                process.wait()
+                assert process.stdin is not None
+                process.stdin.close()
 
 
 def end_with_caller() -> None:

@@ -82,9 +82,8 @@ def command(
     where = "auto" if device == "auto" else str(device_of(device))
     passes = 0.0 if limit is None else pass_seconds(plan, device_of(device))
     count = workers or _workers(device)
-    with engines.engine(
-        engine, count, address=address, gpus=0.0 if device == "cpu" else gpus, visible=_gpus(device)
-    ) as made:
+    share = 0.0 if device == "cpu" and gpus is None else gpus
+    with engines.engine(engine, count, address=address, gpus=share, visible=_gpus(device)) as made:
         result = engines.run(
             plan,
             progress,

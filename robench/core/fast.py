@@ -32,7 +32,7 @@ _BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 def has_bfloat16(device: torch.device) -> bool:
     """Whether ``device`` computes bfloat16 itself. A CPU that does not imitates it, ten times slower than float32."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     known = torch.cpu.get_capabilities()
     return any(known.get(name, False) for name in _BFLOAT16)
 
