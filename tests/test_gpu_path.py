@@ -90,6 +90,7 @@ def test_a_training_step_stays_on_the_device(name: str) -> None:
             for terms in task.defense.loss(learners, batch):
                 torch.stack(list(terms.values())).sum().backward()
             optimizer.step()
+        assert all(weight.grad is not None and weight.grad.device == GPU for weight in learners.parameters())
 
 
 @pytest.mark.parametrize(

@@ -385,3 +385,30 @@ def test_wrong_options_end_in_one_line(study: Path, capsys: pytest.CaptureFixtur
     ):
         assert run(arguments) == 2, arguments
         assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("lacking", "done"), [(2, True), (3, False)])
+def test_a_task_that_lacked_memory_beside_others_is_begun_again(
+    study: Path, tmp_path: Path, lacking: int, done: bool
+) -> None:
+    plan = planned(study)
+    first = next(step.key for step in plan.steps.values() if not step.needs)
+    begun: list[str] = []
+
+    class Crowded:
+        """Of the one task that has no memory at first; all others are done at once."""
+
+        slots = 1
+
+        def submit(self, call: tuple[Any, ...]) -> Future[dict[str, Any]]:
+            begun.append(call[0])
+            tight = call[0] == first and begun.count(first) <= lacking
+            error = {"state": "failed", "error": "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"}
+            future: Future[dict[str, Any]] = Future()
+            future.set_result(error if tight else {"state": "done", "seconds": 0.1})
+            return future
+
+    result = engines.run(plan, Progress(plan, Place(tmp_path / "out")), Crowded(), lambda key: (key,))
+    assert begun.count(first) == 3
+    assert (first in result.done) is done
+    assert (first in result.failed) is not done
