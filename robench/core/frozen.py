@@ -23,8 +23,8 @@ _HOOKS = (
 )
 
 
+_BACKENDS: Any = torch.backends  # torch does not declare all of their parts
 #: What torch may compute float32 in something shorter for, each with its own switch.
-_BACKENDS: Any = torch.backends  # torch does not declare them all
 _SHORTENED = (
     *(_BACKENDS.cudnn.conv, _BACKENDS.cudnn.rnn, _BACKENDS.cuda.matmul),
     *(_BACKENDS.mkldnn.conv, _BACKENDS.mkldnn.rnn, _BACKENDS.mkldnn.matmul),
