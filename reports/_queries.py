@@ -54,14 +54,17 @@ def survived(frame: pd.DataFrame, *threats: str) -> pd.DataFrame:
     Only samples that as many versions judged as any other of the run and ε.
     """
     rows = tidy(frame)
-    rows = rows[rows["threat"].isin(threats)]
-    verdicts = rows.groupby([*_RUN, "sample"], observed=True)["correct"].agg(["all", "size"]).reset_index()
-    verdicts = verdicts.rename(columns={"all": "correct", "size": "versions"})
-    # Few images under many attacks are not mixed with many images under few.
-    most = verdicts.groupby(_RUN, observed=True)["versions"].transform("max")
-    verdicts = verdicts[verdicts["versions"] == most].reset_index(drop=True)
+    verdicts = _verdicts(rows[rows["threat"].isin(threats)], _RUN)
     # Of no rows at all, pandas makes columns of strings.
     return verdicts.astype({"n": "int64", "seed": "int64", "eps": "float64", "correct": "bool", "versions": "int64"})
+
+
+def _verdicts(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    verdicts = rows.groupby([*by, "sample"], observed=True)["correct"].agg(["all", "size"]).reset_index()
+    verdicts = verdicts.rename(columns={"all": "correct", "size": "versions"})
+    # Few images under many attacks are not mixed with many images under few.
+    most = verdicts.groupby(by, observed=True)["versions"].transform("max")
+    return verdicts[verdicts["versions"] == most].reset_index(drop=True)
 
 
 def accuracies(verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -107,13 +110,12 @@ def paired(left: pd.Series, right: pd.Series) -> float:
 def transfer_rates(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per run, ε, source and member: `rate`, the share of samples that an attack on the source takes from it.
 
-    A sample is taken if any start takes it.
+    A sample is taken if any attack or start takes it; only samples that as many of them judged as any other.
     """
     rows = tidy(frame)
     rows = rows[rows["threat"] == "transfer"]
     pair = ["defense", "n", "seed", "target", "eps", "surrogate", "member"]
-    held = rows.groupby([*pair, "sample"], observed=True)["correct"].all().reset_index()
-    rates = held.groupby(pair, observed=True)["correct"].agg(["mean", "size"]).reset_index()
+    rates = _verdicts(rows, pair).groupby(pair, observed=True)["correct"].agg(["mean", "size"]).reset_index()
     rates["rate"] = 1 - rates.pop("mean")
     rates = rates.rename(columns={"surrogate": "source", "size": "samples"})
     return rates[["defense", "n", "seed", "target", "eps", "source", "member", "rate", "samples"]]

@@ -148,13 +148,11 @@ class Outcomes:
 
         Returns:
             Columns target, source (int), member, eps, success, samples; a sample counts as a success where any
-            restart fooled the judge.
+            attack or restart fooled the judge.
         """
-        rows = self.where(threat="transfer").frame
-        grouped = rows.groupby(["target", "surrogate", "member", "eps"], sort=True)["correct"].agg(["mean", "size"])
-        table = grouped.reset_index().rename(columns={"surrogate": "source", "size": "samples"})
-        table["success"] = 1 - table.pop("mean")
-        table["source"] = table["source"].astype(int)
+        table = self.where(threat="transfer").accuracy(["target", "surrogate", "member", "eps"])
+        table["success"] = 1 - table["accuracy"]
+        table["source"] = table["surrogate"].astype(int)
         return table[["target", "source", "member", "eps", "success", "samples"]]
 
 

@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 
 from robench.core.errors import RobenchError
 from robench.evaluation.outcomes import CELL_COLUMNS, ENSEMBLE, Outcomes, wilson
+from robench.reports._queries import transfer_rates
 
 
-def outcomes(verdicts: dict[tuple[str, float, int, int], bool]) -> Outcomes:
-    """(attack, ε, restart, sample) -> correct, as one target's black-box rows."""
+def outcomes(verdicts: dict[tuple[str, float, int, int], bool], threat: str = "blackbox") -> Outcomes:
+    """(attack, ε, restart, sample) -> correct, as one target's rows, crafted on surrogate or member 1."""
     cells, rows = {}, []
     for (attack, eps, restart, sample), correct in verdicts.items():
         cell = f"{attack}/{eps}/{restart}"
-        constants = {"target": "t", "defense": "d", "n": 3, "seed": 0, "threat": "blackbox", "surrogate": "s"}
+        constants = {"target": "t", "defense": "d", "n": 3, "seed": 0, "threat": threat, "surrogate": "1"}
         cells[cell] = {**constants, "attack": attack, "loss": "ce", "eps": eps}
         rows.append(
             {
@@ -105,3 +106,22 @@ def test_a_sample_that_some_cell_has_not_judged_does_not_count() -> None:
     rows = outcomes({**weak_everywhere, ("strong", 0.1, 0, 0): False, ("strong", 0.1, 0, 1): True})
     (row,) = rows.accuracy(["eps"]).to_dict("records")
     assert (row["accuracy"], row["samples"]) == (0.5, 2)
+
+
+def test_transferability_is_all_or_nothing_over_attacks() -> None:
+    standing = {"a": (True, True, False, True), "b": (True, False, True, True)}
+    verdicts = {(attack, 0.1, 0, i): correct for attack, each in standing.items() for i, correct in enumerate(each)}
+    rows = outcomes(verdicts, "transfer")
+    (row,) = rows.transferability().to_dict("records")
+    assert row == {"target": "t", "source": 1, "member": ENSEMBLE, "eps": 0.1, "success": 0.5, "samples": 4}
+    (drawn,) = transfer_rates(rows.frame).to_dict("records")
+    assert (drawn["rate"], drawn["samples"]) == (0.5, 4)
+
+
+def test_transferability_counts_samples_that_every_attack_judged() -> None:
+    weak_everywhere = {("weak", 0.1, 0, sample): True for sample in range(4)}
+    rows = outcomes({**weak_everywhere, ("strong", 0.1, 0, 0): False, ("strong", 0.1, 0, 1): True}, "transfer")
+    (row,) = rows.transferability().to_dict("records")
+    assert (row["success"], row["samples"]) == (0.5, 2)
+    (drawn,) = transfer_rates(rows.frame).to_dict("records")
+    assert (drawn["rate"], drawn["samples"]) == (0.5, 2)
