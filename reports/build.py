@@ -19,8 +19,13 @@ from robench.reports._queries import ambiguous, tidy, transfer_rates
 FORMATS = ("pdf", "png", "svg")
 #: Drawn in Figure 5, not 4.
 COMBINATIONS = ("advt", "dverge-advt")
-#: Tables of accuracy, and the threat of each; the last is an extra.
-TABLES = {"table4_blackbox": "blackbox", "table5_whitebox": "whitebox", "tableA_blackbox_own": "blackbox-own"}
+#: Tables of accuracy, and the threat of each; those of an A are extras.
+TABLES = {
+    "table4_blackbox": "blackbox",
+    "table5_whitebox": "whitebox",
+    "tableA_blackbox_own": "blackbox-own",
+    "tableA_blackbox_related": "blackbox-related",
+}
 #: ε of the paper's Figure 3.
 TRANSFER_EPS = 0.03
 #: ε at which one setting of a defense is judged, or the nearest that was measured.
@@ -154,9 +159,13 @@ def sheets(
     yield from _accuracy(
         frame[combined], "fig5_adversarial_training", f"{title}, with adversarial training", main, links, notice
     )
-    if (frame["threat"] == "blackbox-own").any():
-        own = f"{title}, surrogates of the target's own defense"
-        yield from _accuracy(frame, "figA_blackbox_own", own, ("blackbox-own",), links, notice)
+    for threat, whose in (
+        ("blackbox-own", "surrogates of the target's own defense"),
+        ("blackbox-related", "from related networks: no black-box result"),
+    ):
+        if (frame["threat"] == threat).any():
+            name = f"figA_{threat.replace('-', '_')}"
+            yield from _accuracy(frame, name, f"{title}, {whose}", (threat,), links, notice)
     if (frame["threat"] == "convergence").any():
         yield _convergence(frame)
     else:

@@ -17,6 +17,7 @@ Link = Callable[[str, int, float], str]
 TITLES = {
     "blackbox": "Black-box transfer attacks",
     "blackbox-own": "Black-box, surrogates of the own defense",
+    "blackbox-related": "From related networks, not black-box",
     "whitebox": "White-box attacks",
 }
 

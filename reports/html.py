@@ -35,6 +35,7 @@ _NAMED = (1_000_000, 300, 100, 30, 10, 0)
 _NAMES = {
     "blackbox": "black-box",
     "blackbox-own": "black-box from surrogates of its own defense",
+    "blackbox-related": "from related networks, no black-box result",
     "whitebox": "white-box",
 }
 

@@ -55,7 +55,8 @@ class Claims:
         except OSError as error:
             raise RobenchError(f"cannot write {path} ({error.strerror}); free or choose another place") from error
         with os.fdopen(handle, "w") as file:
-            json.dump({"host": socket.gethostname(), "process": os.getpid()}, file)
+            me = os.getpid()
+            json.dump({"host": socket.gethostname(), "process": me, "began": _began(me)}, file)
         return True
 
     @staticmethod
@@ -69,7 +70,7 @@ class Claims:
         except ValueError:
             owner = {}
         if owner.get("host") == socket.gethostname():
-            gone = not _alive(int(owner["process"]))
+            gone = not _alive(int(owner["process"]), owner.get("began"))
         else:
             gone = age > STALE
         if gone:
@@ -83,11 +84,20 @@ class Claims:
         return gone
 
 
-def _alive(process: int) -> bool:
+def _alive(process: int, began: str | None) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    # Its number may be another's by now: a container that starts again numbers from 1.
+    return began is None or _began(process) in (began, None)
+
+
+def _began(process: int) -> str | None:
+    """When a process began, in the kernel's count; None where the system does not say."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return None

@@ -12,8 +12,9 @@ from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.evaluation.subjects import Subject, kinship
 
-#: What the column ``threat`` says of surrogates that are Baselines, or any other defense, and of the target's own kind.
-BLACKBOX = ("blackbox", "blackbox-own")
+#: What the column ``threat`` says of surrogates that are Baselines, or any other defense, of the target's own kind, and
+#: of those that are no hold-outs.
+BLACKBOX = ("blackbox", "blackbox-own", "blackbox-related")
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ class Blackbox(Threat):
     100 steps (protocol §3). Every start is a version of its own; accurate means right on all versions.
 
     Surrogates that were trained with the target's own technique are a harder threat, and a column of their own:
-    ``blackbox-own``. A Baseline target has no such setting.
+    ``blackbox-own``. A Baseline target has no such setting. Surrogates that are no hold-outs are ``blackbox-related``:
+    what they give is no black-box result, and is never shown as one.
 
     Attributes:
         surrogates: ensembles that share no weights and no ancestor with the targets.
@@ -158,12 +160,13 @@ class Blackbox(Threat):
                     f"surrogate, or pass --allow-related to measure it and have it labelled"
                 )
             own = surrogate.defense == target.defense and target.defense not in ("baseline", "unknown")
+            threat = "blackbox-related" if reason else "blackbox-own" if own else "blackbox"
             for attack in self.attacks:
                 # The study's 3 starts are of PGD alone: M-DI² draws too, but starts at the image.
                 started = bool(getattr(attack, "random_start", False))
                 for restart in range(self.restarts) if started else (0,):
                     yield Job(
-                        BLACKBOX[own], surrogate.ensemble, surrogate.name, surrogate.identity, attack, (restart,), False
+                        threat, surrogate.ensemble, surrogate.name, surrogate.identity, attack, (restart,), False
                     )
 
 

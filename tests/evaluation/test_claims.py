@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from robench.evaluation import claims
 from robench.evaluation.claims import Claims
 
@@ -31,6 +33,16 @@ def test_a_dead_process_has_no_claim(tmp_path: Path) -> None:
     (tmp_path / "unit.json").write_text(json.dumps(owner))
     with Claims(tmp_path).take("unit") as granted:
         assert granted
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux says when a process began")
+def test_a_process_that_has_the_number_of_a_dead_one_has_no_claim(tmp_path: Path) -> None:
+    owner = {"host": socket.gethostname(), "process": os.getpid(), "began": "1"}
+    (tmp_path / "unit.json").write_text(json.dumps(owner))
+    with Claims(tmp_path).take("unit") as granted:
+        assert granted
+        mine = json.loads((tmp_path / "unit.json").read_text())
+        assert int(mine["began"]) > 1
 
 
 def test_another_machine_keeps_its_claim_until_it_is_silent(tmp_path: Path) -> None:

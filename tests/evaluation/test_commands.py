@@ -84,7 +84,9 @@ def test_an_allowed_relation_labels_the_result(work: Path, capsys: pytest.Captur
     assert run(arguments) == 2
     assert "--allow-related" in capsys.readouterr().err
     assert run([*arguments, "--allow-related"]) == 0
-    assert "warn  surrogates unrelated: no black-box result, for gal0 and gal0 share" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "warn  surrogates unrelated: no black-box result, for gal0 and gal0 share" in printed
+    assert "gal0 (blackbox-related)" in printed
 
 
 def test_probe_says_its_cost_and_what_it_found(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

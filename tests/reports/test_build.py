@@ -89,14 +89,21 @@ def test_odd_outcomes_are_drawn(frame: pd.DataFrame, tmp_path: Path) -> None:
     assert html.write(frame, tmp_path / "report.html", {}).stat().st_size
 
 
-def test_surrogates_of_the_own_defense_are_a_figure_and_a_table_of_their_own(tmp_path: Path) -> None:
-    frame = pd.concat([rows(share(40), threat="blackbox-own", surrogate="a"), rows(share(90), threat="clean")])
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("own", "black-box from surrogates of its own defense"), ("related", "from related networks, no black-box result")],
+)
+def test_surrogates_of_another_kind_are_a_figure_and_a_table_of_their_own(
+    kind: str, words: str, tmp_path: Path
+) -> None:
+    frame = pd.concat([rows(share(40), threat=f"blackbox-{kind}", surrogate="a"), rows(share(90), threat="clean")])
     files, _ = build.write(frame, tmp_path, {}, formats=["pdf"])
-    assert {"figA_blackbox_own.pdf", "tableA_blackbox_own.md"} <= {path.name for path in files}
-    assert pd.read_csv(tmp_path / "figA_blackbox_own.csv")["accuracy"].tolist() == [0.9, 0.4]
-    assert "DVERGE/3, black-box from surrogates of its own defense, ε = 0.01" in html.write(
-        frame, tmp_path / "report.html", {}
-    ).read_text(encoding="utf-8")
+    names = {path.name for path in files}
+    assert {f"figA_blackbox_{kind}.pdf", f"tableA_blackbox_{kind}.md"} <= names
+    assert not any(name.startswith(("table4", "fig4")) for name in names)
+    assert pd.read_csv(tmp_path / f"figA_blackbox_{kind}.csv")["accuracy"].tolist() == [0.9, 0.4]
+    page = html.write(frame, tmp_path / "report.html", {}).read_text(encoding="utf-8")
+    assert f"DVERGE/3, {words}, ε = 0.01" in page
 
 
 def test_uneven_points_are_told(small: pd.DataFrame) -> None:
