@@ -1,4 +1,4 @@
-"""More processes with the same command, which share its work through the store (`robench.evaluation.claims`)."""
+"""More processes with the same command, which share its work through the store (`robench.core.claims`)."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from robench.core.claims import Claims
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError, unknown
 from robench.core.models import ModelSpec, build
@@ -91,6 +92,10 @@ class Runs:
 
     def folder(self, name: str) -> Path:
         return self.root / checked_name(name)
+
+    def claims(self) -> Claims:
+        """Who trains and judges what, among all processes that work on these runs."""
+        return Claims(self.root / ".claims")
 
     def names(self) -> list[str]:
         """Names of finished runs, sorted."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from robench.attacks import Attack, Crafted
 from robench.core import linf
+from robench.core.claims import Claims
 from robench.core.data import Data
 from robench.core.ensemble import Ensemble, mixture
 from robench.core.errors import RobenchError, out_of_memory
@@ -27,7 +28,6 @@ from robench.core.progress import Progress, silent
 from robench.core.rng import Draws
 from robench.core.store import content_key
 from robench.core.threads import USUAL, fitting_batch, fitting_threads
-from robench.evaluation.claims import Claims
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
 from robench.evaluation.rows import MemoryRows, Rows

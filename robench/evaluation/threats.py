@@ -165,9 +165,7 @@ class Blackbox(Threat):
                 # The study's 3 starts are of PGD alone: M-DI² draws too, but starts at the image.
                 started = bool(getattr(attack, "random_start", False))
                 for restart in range(self.restarts) if started else (0,):
-                    yield Job(
-                        threat, surrogate.ensemble, surrogate.name, surrogate.identity, attack, (restart,), False
-                    )
+                    yield Job(threat, surrogate.ensemble, surrogate.name, surrogate.identity, attack, (restart,), False)
 
 
 #: Per threat: the attacks that are tried, with the fields that differ from the attacks' own defaults, and the losses.

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from robench.core.claims import alive
 from robench.core.errors import RobenchError
 from robench.core.runs import Runs
 from robench.core.store import content_key, read_json, write_json, write_text
-from robench.evaluation.claims import _alive
 from robench.studies.plan import Plan, Step
 from robench.studies.seal import sources
 
@@ -95,7 +95,7 @@ class Progress:
             return "done"
         if record.get("state") == "running":
             elsewhere = record.get("host") != socket.gethostname()
-            return "running" if elsewhere or _alive(int(record["process"])) else "left"
+            return "running" if elsewhere or alive(record) else "left"
         return "failed" if record.get("state") == "failed" else "left"
 
     def done(self, step: Step, record: Mapping[str, Any]) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 import traceback
 from functools import lru_cache
@@ -12,6 +10,7 @@ from typing import Any
 
 import torch
 
+from robench.core.claims import owner
 from robench.core.data import Data, load
 from robench.core.errors import RobenchError
 from robench.core.store import write_json, write_text
@@ -52,7 +51,7 @@ def perform(name: str, study: str, out: str, key: str, data_dir: str, device: st
     plan, place = _plan(name, study, data_dir), Place(Path(out))
     step = plan.steps[key]
     path, log = place.tasks / f"{key}.json", place.log(step)
-    about = {"title": step.title, "host": socket.gethostname(), "process": os.getpid(), "device": device}
+    about = {"title": step.title, **owner(), "device": device}
     write_json(path, {**about, "state": "running"})
     lines: list[str] = [step.title]
     began = time.perf_counter()

@@ -15,7 +15,6 @@ from robench.core.progress import Progress, silent
 from robench.core.runs import Run, Runs
 from robench.core.threads import fitting_threads
 from robench.evaluation.api import chosen_samples
-from robench.evaluation.claims import Claims
 from robench.evaluation.diversity import GROUP, measure
 from robench.evaluation.engine import Evaluator, Forecast, Settings, correct_for_all
 from robench.evaluation.images import Images
@@ -31,7 +30,6 @@ from robench.training.task import Task, resolve
 OUTCOMES = "outcomes"
 DIVERSITY = "diversity"
 CRAFTED = ".crafted"
-CLAIMS = ".claims"
 
 #: Bytes of adversarial images beyond which their size is said before they are made.
 LARGE = 100_000_000
@@ -204,7 +202,7 @@ class Workbench:
             self.settings,
             rows=lambda subject: FolderRows(self.store.folder(subject.name) / OUTCOMES, self.notice),
             images=Images(self.store.root / CRAFTED, self.notice) if cache and isinstance(threat, Blackbox) else None,
-            claims=Claims(self.store.root / CLAIMS),
+            claims=self.store.claims(),
             progress=progress,
             notice=self.notice,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -51,7 +52,8 @@ def ensure(
 ) -> Run:
     """The finished run of ``task``: reused where it is complete, resumed where it was cut off, else trained.
 
-    The Baseline that a defense starts from is made the same way, first.
+    The Baseline that a defense starts from is made the same way, first. What another process on the same runs trains
+    is waited for.
 
     Args:
         track: measured after epochs, into the history; the weights do not depend on it.
@@ -61,33 +63,51 @@ def ensure(
         RobenchError: the name is taken by another task, or the loss is no longer finite.
     """
     if task.name in runs.names():
-        run = runs.get(task.name)
-        if run.manifest["key"] != task.key:
-            raise RobenchError(
-                f"run {task.name!r} exists with other settings; give this one --name, or remove {run.folder}"
-            )
-        if task.start is None and task.init in runs.names():
-            # The key holds the name of a run that was given, not its weights.
-            started_from = [entry["weights"] for entry in run.manifest["ancestors"][:1]]
-            if started_from != [runs.get(task.init).weights]:
-                raise RobenchError(
-                    f"run {task.name!r} started from other weights than {task.init!r} has now; give this one --name, "
-                    f"or remove {run.folder}"
-                )
-        # A kill between the manifest and this leaves one.
-        (run.folder / CHECKPOINT).unlink(missing_ok=True)
-        notice(f"{task.name} is complete")
-        return run
+        return _finished(task, runs, notice)
     parallel.join(device)
-    parent = None
-    if task.start is not None:
-        if task.start.name not in runs.names():
-            _rehearse(task, data, device, trusted)
-        parent = ensure(task.start, data, runs, device=device, trusted=trusted, progress=progress, notice=notice)
-    elif task.init != "scratch":
-        parent = runs.get(task.init)
-    with fitting_threads(device, task.recipe.batch_size * data.train.images[0].numel()):
-        return _train(task, data, runs, parent, device, trusted, track, track_every, progress, notice)
+    claims = runs.claims()
+
+    def advance(done: int, total: int, what: str) -> None:
+        claims.beat()
+        progress(done, total, what)
+
+    def waiting() -> None:
+        notice(f"another process trains {task.name}: waiting for it")
+
+    with claims.hold(f"train-{task.name}", waiting) if parallel.place()[0] == 0 else nullcontext():
+        parallel.wait()
+        if task.name in runs.names():
+            return _finished(task, runs, notice)
+        parent = None
+        if task.start is not None:
+            if task.start.name not in runs.names():
+                _rehearse(task, data, device, trusted)
+            parent = ensure(task.start, data, runs, device=device, trusted=trusted, progress=advance, notice=notice)
+        elif task.init != "scratch":
+            parent = runs.get(task.init)
+        with fitting_threads(device, task.recipe.batch_size * data.train.images[0].numel()):
+            return _train(task, data, runs, parent, device, trusted, track, track_every, advance, notice)
+
+
+def _finished(task: Task, runs: Runs, notice: Callable[[str], None]) -> Run:
+    """The run of that name; RobenchError where it is another task's."""
+    run = runs.get(task.name)
+    if run.manifest["key"] != task.key:
+        raise RobenchError(
+            f"run {task.name!r} exists with other settings; give this one --name, or remove {run.folder}"
+        )
+    if task.start is None and task.init in runs.names():
+        # The key holds the name of a run that was given, not its weights.
+        started_from = [entry["weights"] for entry in run.manifest["ancestors"][:1]]
+        if started_from != [runs.get(task.init).weights]:
+            raise RobenchError(
+                f"run {task.name!r} started from other weights than {task.init!r} has now; give this one --name, "
+                f"or remove {run.folder}"
+            )
+    # A kill between the manifest and this leaves one.
+    (run.folder / CHECKPOINT).unlink(missing_ok=True)
+    notice(f"{task.name} is complete")
+    return run
 
 
 def _rehearse(task: Task, data: Data, device: torch.device, trusted: bool) -> None:
@@ -99,7 +119,7 @@ def _rehearse(task: Task, data: Data, device: torch.device, trusted: bool) -> No
     ensemble.to(device)
     check_networks(ensemble, task, data)
     ensemble.train()
-    few = task.recipe.model_copy(update={"batch_size": min(4, task.recipe.batch_size)})
+    few = task.recipe.model_copy(update={"batch_size": min(max(4, 2 * parallel.place()[1]), task.recipe.batch_size)})
     batch = next(batches(data.train.to(device), few, stream, 0, task.defense.paired))
     with fitting_threads(device, batch.images.numel()):
         train_step(ensemble, make_optimizer(few, ensemble), task, batch)

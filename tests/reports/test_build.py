@@ -91,7 +91,10 @@ def test_odd_outcomes_are_drawn(frame: pd.DataFrame, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [("own", "black-box from surrogates of its own defense"), ("related", "from related networks, no black-box result")],
+    [
+        ("own", "black-box from surrogates of its own defense"),
+        ("related", "from related networks, no black-box result"),
+    ],
 )
 def test_surrogates_of_another_kind_are_a_figure_and_a_table_of_their_own(
     kind: str, words: str, tmp_path: Path

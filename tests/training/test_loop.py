@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from robench.core.errors import RobenchError
 from robench.core.rng import Stream
 from robench.core.runs import Run, Runs
 from robench.core.store import read_tensors, tensors_hash
-from robench.training import loop
+from robench.training import loop, parallel
 from robench.training.loop import augment, batches, make_optimizer, noisy
 from robench.training.recipes import Recipe
 from robench.training.task import Task
@@ -220,6 +222,40 @@ def test_what_the_defense_refuses_is_found_before_its_baseline_is_trained(
     with pytest.raises(RobenchError, match=r"`layer` of defense 'dverge' in 0..8 for this model, got 99"):
         train(small("dverge", overrides={"layer": 99, "layer_per": "epoch"}))
     assert runs.names() == []
+
+
+@pytest.mark.parametrize("processes", [2, 3, 8])
+def test_the_rehearsal_has_images_for_every_process(
+    small: Small, tiny: Data, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    task = small("dverge", overrides={"batch_size": 24})
+    monkeypatch.setattr(parallel, "place", lambda: (processes - 1, processes))
+    averaged: list[int] = []
+    monkeypatch.setattr(parallel, "average", lambda tensors: averaged.append(len(list(tensors))))
+    loop._rehearse(task, tiny, torch.device("cpu"), trusted=False)
+    assert averaged[0] > 0
+
+
+def test_what_another_process_trains_is_waited_for(
+    small: Small, train: Train, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = small()
+    theirs = train(task, Runs(tmp_path / "theirs"))
+    monkeypatch.setattr(loop, "_train", None)  # nobody trains it twice
+    waited, told, found = threading.Event(), [], []
+
+    def notice(text: str) -> None:
+        told.append(text)
+        waited.set()
+
+    thread = threading.Thread(target=lambda: found.append(train(task, notice=notice)))
+    with runs.claims().take(f"train-{task.name}"):
+        thread.start()
+        assert waited.wait(30)
+        shutil.copytree(theirs.folder, runs.folder(task.name))
+    thread.join(30)
+    assert [run.weights for run in found] == [theirs.weights]
+    assert told == [f"another process trains {task.name}: waiting for it", f"{task.name} is complete"]
 
 
 def test_dverge_starts_from_the_baselines_weights(

@@ -6,14 +6,18 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from robench.core.errors import RobenchError
 
 #: Seconds without a sign of life after which a claim of another machine counts as abandoned.
 STALE = 900.0
+
+#: Seconds between two looks at what another process has.
+PAUSE = 0.5
 
 
 class Claims:
@@ -40,6 +44,24 @@ class Claims:
             self._held = None
             path.unlink(missing_ok=True)
 
+    @contextmanager
+    def hold(self, unit: str, waiting: Callable[[], None]) -> Iterator[None]:
+        """``unit`` is ours until the block ends, which begins when nobody else has it.
+
+        Args:
+            waiting: called once where somebody has.
+        """
+        told = False
+        while True:
+            with self.take(unit) as granted:
+                if granted:
+                    yield
+                    return
+            if not told:
+                waiting()
+                told = True
+            time.sleep(PAUSE)
+
     def beat(self) -> None:
         """A sign of life of the claim that is held."""
         if self._held is not None and self._held.exists():
@@ -55,8 +77,7 @@ class Claims:
         except OSError as error:
             raise RobenchError(f"cannot write {path} ({error.strerror}); free or choose another place") from error
         with os.fdopen(handle, "w") as file:
-            me = os.getpid()
-            json.dump({"host": socket.gethostname(), "process": me, "began": _began(me)}, file)
+            json.dump(owner(), file)
         return True
 
     @staticmethod
@@ -64,13 +85,13 @@ class Claims:
         """Removes a claim whose owner is gone; whether it did."""
         try:
             age = time.time() - path.stat().st_mtime
-            owner = json.loads(path.read_text() or "{}")
+            told = json.loads(path.read_text() or "{}")
         except FileNotFoundError:
             return True
         except ValueError:
-            owner = {}
-        if owner.get("host") == socket.gethostname():
-            gone = not _alive(int(owner["process"]), owner.get("began"))
+            told = {}
+        if told.get("host") == socket.gethostname():
+            gone = not alive(told)
         else:
             gone = age > STALE
         if gone:
@@ -84,7 +105,14 @@ class Claims:
         return gone
 
 
-def _alive(process: int, began: str | None) -> bool:
+def owner() -> dict[str, Any]:
+    """This process, told from every other: host, process, and where the system says it, when it began."""
+    return {"host": socket.gethostname(), "process": os.getpid(), "began": _began(os.getpid())}
+
+
+def alive(owner: Mapping[str, Any]) -> bool:
+    """Whether an `owner` of this machine still runs."""
+    process, began = int(owner["process"]), owner.get("began")
     try:
         os.kill(process, 0)
     except ProcessLookupError:

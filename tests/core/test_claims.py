@@ -7,12 +7,13 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from robench.evaluation import claims
-from robench.evaluation.claims import Claims
+from robench.core import claims
+from robench.core.claims import Claims
 
 
 def test_one_has_it_and_the_other_has_not(tmp_path: Path) -> None:
@@ -68,3 +69,22 @@ def test_a_sign_of_life_renews_a_claim(tmp_path: Path) -> None:
 def test_without_a_folder_everything_is_granted() -> None:
     with Claims(None).take("unit") as granted:
         assert granted
+
+
+def test_one_waits_for_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "PAUSE", 0.01)
+    waited = threading.Event()
+    order: list[str] = []
+
+    def second() -> None:
+        with Claims(tmp_path).hold("unit", waited.set):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with Claims(tmp_path).hold("unit", lambda: order.append("never")):
+        thread.start()
+        assert waited.wait(20)
+        order.append("first")
+    thread.join(20)
+    assert order == ["first", "second"]
+    assert not list(tmp_path.iterdir())
