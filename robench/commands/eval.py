@@ -14,7 +14,7 @@ from robench.commands._tables import diversity, formatted
 if TYPE_CHECKING:
     from robench.core.data import Data
     from robench.core.fast import Precision
-    from robench.core.runs import Run, Runs
+    from robench.core.runs import Run
     from robench.evaluation.engine import Forecast
 
 
@@ -46,7 +46,7 @@ _ONLY = {
 @click.option("--restarts", type=int, help="Random starts. By default the protocol's: 5, black-box 3.")
 @click.option("--samples", default=1000, show_default=True)
 @click.option("--subset", type=click.Choice(["first", "random", "paper"]), default="first", show_default=True)
-@click.option("--dataset", help="By default the one that the runs were trained on, else cifar10.")
+@click.option("--dataset", help="By default the one that the runs were trained on.")
 @click.option("--model", multiple=True, help="package.module:factory that a run needs: allows to import it.")
 @click.option("--seed", default=0, show_default=True, help="Of the attacks' draws.")
 @click.option("--batch-size", type=int, help="Images per pass at most. By default 250, on a GPU what fills it.")
@@ -121,10 +121,11 @@ def command(
     places = [device] if dry_run or helper or threat == "diversity" else places_of(device, workers)
     store = Runs(runs)
     chosen = [store.get(name) for name in names]
-    if not chosen and not any(run.role == "target" for run in store.all()):
+    there = chosen or [run for run in store.all() if run.role == "target"]
+    if not there:
         raise RobenchError(f"{runs} holds no target run; robench train or robench import makes one")
-    data = load(dataset or dataset_of(chosen), data_dir)
-    chosen = chosen or _targets(store, data)
+    data = load(dataset or dataset_of(there), data_dir)
+    chosen = chosen or _targets(there, data, runs)
     if samples > len(data.test):
         notice(f"{data.label} has {len(data.test)} test images: all of them are taken instead of {samples}")
     radii = words.radii(eps) if eps else _usual_eps(threat, data)
@@ -239,16 +240,13 @@ def _surrogates(text: str) -> tuple[list[int], list[str]]:
     return sizes, [part for part in parts if not part.lstrip("-").isdigit()]
 
 
-def _targets(store: Runs, data: Data) -> list[Run]:
-    """Every target run of a data set."""
+def _targets(runs: Sequence[Run], data: Data, folder: str) -> list[Run]:
+    """Those of a data set."""
     from robench.core.errors import RobenchError
 
     found = [
-        run
-        for run in store.all()
-        if run.role == "target"
-        and data.label in ((run.manifest["data"] or {}).get("name"), run.manifest.get("dataset"))
+        run for run in runs if data.label in ((run.manifest["data"] or {}).get("name"), run.manifest.get("dataset"))
     ]
     if not found:
-        raise RobenchError(f"{store.root} holds no target run of {data.label}; robench train makes one")
+        raise RobenchError(f"{folder} holds no target run of {data.label}; robench train makes one")
     return found

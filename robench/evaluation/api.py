@@ -24,7 +24,7 @@ def evaluate(
     samples: int = 1000,
     subset: str = "first",
     name: str = "model",
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     precision: Precision = "float32",
     batch_size: int | None = None,
     seed: int = 0,
@@ -36,6 +36,7 @@ def evaluate(
             which is taken as an ensemble averaged in probability.
         data: from `robench.load_data`, or `robench.core.data.make` for your own arrays.
         threat: `Whitebox`, `Blackbox` or `Transfer`.
+        device: by default the model's own; the model is moved to another one that is named.
         samples, subset: which test images; for `Transfer`, of those that every member classifies correctly.
 
     Returns:
@@ -44,10 +45,16 @@ def evaluate(
     Raises:
         RobenchError: whatever would make the number false: images out of range, NaN, a related surrogate.
     """
-    place = torch.device(device)
+    place = _place_of(model) if device is None else torch.device(device)
     subject = model if isinstance(model, Subject) else Subject.of_model(model, place, name=name)
     evaluator = Evaluator(data, Settings(place, precision, batch_size, seed))
     return evaluator.run([subject], threat, chosen_samples(data, threat, samples, subset, seed, place))
+
+
+def _place_of(model: nn.Module | Sequence[nn.Module] | Subject) -> torch.device:
+    parts = [model.ensemble] if isinstance(model, Subject) else [model] if isinstance(model, nn.Module) else model
+    weights = (weight for part in parts if isinstance(part, nn.Module) for weight in part.parameters())
+    return next((weight.device for weight in weights), torch.device("cpu"))
 
 
 def chosen_samples(data: Data, threat: Threat, samples: int, subset: str, seed: int, device: torch.device) -> Any:

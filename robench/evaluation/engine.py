@@ -130,7 +130,7 @@ def steps_of(attack: Attack) -> int:
 def correct_for_all(target: Subject, data: Data, order: Tensor, samples: int, device: torch.device) -> Tensor:
     """The first ``samples`` test images, in ``order``, that every member classifies correctly: indices, ascending.
 
-    The transferability matrix and the diversity are measured on these (protocol §3).
+    The transferability matrix and the diversity are measured on these (protocol §3); RobenchError where there is none.
     """
     right = []
     with frozen(target.ensemble), torch.no_grad():
@@ -139,7 +139,13 @@ def correct_for_all(target: Subject, data: Data, order: Tensor, samples: int, de
             images = _images(data, chunk.numpy(), device, torch.float32)
             predictions = target.ensemble.logits(images).argmax(dim=2).cpu()
             right.append((predictions == data.test.labels[chunk]).all(dim=0))
-    return order[torch.cat(right)][:samples].sort().values
+    found = order[torch.cat(right)][:samples]
+    if not len(found):
+        raise RobenchError(
+            f"no image of {data.name} is classified right by every member of {target.name!r}, and these alone are "
+            f"attacked here; robench doctor looks at what is wrong with it"
+        )
+    return found.sort().values
 
 
 class Evaluator:

@@ -108,17 +108,14 @@ def kinship(surrogate: Subject, target: Subject, threshold: float = 0.2) -> str 
 
 
 def _cosine(first: nn.Module, second: nn.Module) -> float:
-    """Cosine between the centred weights of two modules; 0 where their architectures differ."""
-    weights = [
-        {name: value.detach() for name, value in module.named_parameters() if value.ndim >= 2}
-        for module in (first, second)
-    ]
-    shapes = [{name: value.shape for name, value in state.items()} for state in weights]
+    """Cosine between the centred weights of two modules; 0 where their architectures differ, however wrapped."""
+    weights = [[value.detach() for value in module.parameters() if value.ndim >= 2] for module in (first, second)]
+    shapes = [[value.shape for value in each] for each in weights]
     if shapes[0] != shapes[1] or not shapes[0]:
         return 0.0
     # Each tensor counts the same: the last layer's common sign pattern must not decide.
     cosines = [
         torch.cosine_similarity((value - value.mean()).flatten(), (other - other.mean()).flatten(), dim=0)
-        for value, other in zip(weights[0].values(), weights[1].values(), strict=True)
+        for value, other in zip(*weights, strict=True)
     ]
     return float(torch.stack(cosines).mean())

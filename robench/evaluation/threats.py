@@ -59,6 +59,11 @@ class Threat(ABC):
     def __post_init__(self) -> None:
         if not self.attacks:
             object.__setattr__(self, "attacks", default_attacks(self.name))
+        if not isinstance(self.eps, (tuple, list)):
+            raise RobenchError(
+                f"expected `eps` of threat {self.name!r} to be a tuple of radii, got {self.eps!r}; "
+                f"write eps=({self.eps},)"
+            )
         for value in self.eps:
             if not 0 < value <= 1:
                 raise RobenchError(

@@ -87,6 +87,8 @@ def verify(
 ) -> Iterator[Finding]:
     """Tries ``cells`` random cells again; nothing is written, and no code but registered plug-ins is imported.
 
+    Cells of attacks whose images depend on their batch are left out: a cell alone makes other batches.
+
     Args:
         result: a folder of runs, or of a study.
         seed: draws the cells.
@@ -108,6 +110,19 @@ def verify(
     if not chosen:
         raise RobenchError(f"{result} holds no rows; name the folder of a study, or of runs (--runs of robench eval)")
     chosen.sort(key=lambda pair: content_key([seed, *pair]))
+    possible, passed = [], set()
+    for name, cell in chosen:
+        if len(possible) == cells:
+            break
+        attack = _batch_dependent(store, name, cell)
+        if attack:
+            passed.add(attack)
+        else:
+            possible.append((name, cell))
+    if passed:
+        notice(f"cells of {', '.join(sorted(passed))} are left out: an image there depends on the others in its batch")
+    if passed and not possible:
+        raise RobenchError(f"no cell of {result} can be tried again: images of all depend on their batch")
     benches: dict[str, Workbench] = {}
 
     def tried(name: str, cell: str) -> Finding:
@@ -119,7 +134,7 @@ def verify(
 
     # What the one who asks has to say is no finding.
     labels = set()
-    for name in {name for name, _ in chosen[:cells]}:
+    for name in {name for name, _ in possible}:
         # Of a manifest that is damaged, the findings of its cells tell.
         with suppress(RobenchError, LookupError, TypeError, AttributeError):
             labels.add(label_of(store.get(name)))
@@ -128,10 +143,19 @@ def verify(
             raise RobenchError(f"data set {label!r} is not a registered one; say where it is: --dataset")
         data = load(label, data_dir)
         benches[label] = Workbench(store, data, Settings(device or torch.device("cpu")), notice=notice)
-    for name, cell in chosen[:cells]:
+    for name, cell in possible:
         yield _guarded(f"{name} {cell}", partial(tried, name, cell))
     if (result / SUMMARY).exists():
         yield _guarded(SUMMARY, lambda: _summary(result, store, rows))
+
+
+def _batch_dependent(store: Runs, name: str, cell: str) -> str:
+    """The attack of a cell whose images depend on their batch, by its own word and not by the manifest's; else nothing,
+    as of a manifest that is damaged: its finding tells."""
+    with suppress(RobenchError, LookupError, TypeError, AttributeError):
+        attack = str(_manifest(store.get(name), cell)["recipe"]["craft"]["attack"]["name"])
+        return attack if ATTACKS.get(attack).batch_dependent else ""
+    return ""
 
 
 def _guarded(what: str, attempt: Callable[[], Finding]) -> Finding:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import robench
 from robench.attacks.pgd import PGD
 from robench.core.data import Data
+from robench.evaluation import api
 
 
 class Linear(nn.Module):
@@ -42,6 +43,12 @@ def test_the_users_module_is_left_as_it_was(data: Data) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], atol=0, rtol=0)
+
+
+def test_a_model_is_judged_where_it_is(data: Data) -> None:
+    there = nn.Linear(1, 1, device="meta")
+    assert {api._place_of(model).type for model in (there, [there], [nn.Identity(), there])} == {"meta"}
+    assert api._place_of(nn.Identity()).type == "cpu"
 
 
 def test_black_box_takes_subjects_made_of_modules(data: Data) -> None:

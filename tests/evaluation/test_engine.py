@@ -364,9 +364,29 @@ def test_ancestry_is_found_by_weight_similarity(make_subject: MakeSubject, data:
         rows(data, Blackbox(eps=(0.1,), attacks=(FAST,), surrogates=(relative,)), [target])
 
 
+def test_a_copy_in_another_wrapper_is_still_a_copy(make_subject: MakeSubject, data: Data) -> None:
+    target = make_subject(0)
+    member = target.ensemble.members[0]
+    wrapped = nn.Sequential(nn.Identity(), copy.deepcopy(member))
+    with torch.no_grad():
+        next(wrapped.parameters()).add_(1e-6)  # no hash shows it
+    surrogate = Subject.of_model(wrapped, CPU, name="wrapped")
+    with pytest.raises(RobenchError, match=r"member 1 of wrapped and member 1 of subject0 have weights of cosine 1.00"):
+        rows(data, Blackbox(eps=(0.1,), attacks=(FAST,), surrogates=(surrogate,)), [target])
+
+
+def test_where_no_image_is_right_nothing_is_transferred(make_subject: MakeSubject, data: Data) -> None:
+    target = make_subject(0)
+    never = replace(data.test, labels=(data.test.labels + 1) % 4)
+    wrong = replace(data, test=never)
+    with pytest.raises(RobenchError, match="no image of npz:noise is classified right by every member of 'subject0'"):
+        correct_for_all(target, wrong, wrong.order("first", 0), 10, CPU)
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
+        ({"eps": 0.1}, r"to be a tuple of radii, got 0.1; write eps=\(0.1,\)"),
         ({"eps": (-0.1,)}, "8/255"),
         ({"eps": (1.5,)}, "8/255"),
         ({"eps": ()}, "at least one `eps`"),

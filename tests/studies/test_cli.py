@@ -218,6 +218,7 @@ def test_wrong_input_ends_in_one_line_and_exit_code_2(
         ("eval", "base", "--threat", "blackbox", "--surrogates", "x,0", *EVAL): "sizes",
         ("eval", "sub", "--threat", "transfer", *EVAL): "has one",
         ("eval", "base", "--threat", "whitebox", "--dataset", "digits"): "choose another --dataset",
+        ("eval", "--threat", "whitebox"): "say which data to judge on: --dataset",
         ("import", "absent.pth"): "does not exist",
         ("import", "truncated.pth"): "complete checkpoint",
         ("import", "code.pth"): "refused",

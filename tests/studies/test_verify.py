@@ -13,7 +13,7 @@ import pytest
 from robench.cli import run
 from robench.core.errors import RobenchError
 from robench.core.runs import Runs
-from robench.core.store import content_key, read_frame, write_frame
+from robench.core.store import content_key, read_frame, write_frame, write_json
 from robench.studies.verify import SUMMARY, Finding, verify
 from robench.studies.workbench import OUTCOMES
 from tests.studies import small
@@ -67,6 +67,33 @@ def test_every_cell_of_every_threat_is_confirmed_and_nothing_is_written(publishe
     assert all(each.good for each in found), found
     assert len(found) == small.rows(result)["cell"].nunique() + 1
     assert {path: path.read_bytes() for path in result.rglob("*") if path.is_file()} == before
+
+
+def test_cells_that_depend_on_their_batch_are_left_out_and_told(published: Path, result: Path) -> None:
+    pytest.importorskip("torchattacks")
+    store = Runs(result / "runs")
+    name = next(each.name for each in store.all() if each.role == "target")
+    for other in set(store.names()) - {name}:
+        shutil.rmtree(store.folder(other) / OUTCOMES, ignore_errors=True)
+    shutil.rmtree(store.folder(name) / OUTCOMES)
+    (result / SUMMARY).unlink()
+    data = ["--dataset", f"npz:{published / 'data.npz'}", "--device", "cpu", "--samples", "8"]
+    judge = ["eval", name, "--threat", "whitebox", "--eps", "0.1,0.3", "--runs", str(result / "runs"), *data]
+    assert run([*judge, "--attacks", "torchattacks/PGD", "--steps", "2"]) == 0
+    told: list[str] = []
+    found = list(verify(result, dataset=data[1], notice=told.append))
+    assert [(each.good, " clean " in each.what) for each in found] == [(True, True)]
+    assert told == ["cells of torchattacks/PGD are left out: an image there depends on the others in its batch"]
+    cells = store.folder(name) / OUTCOMES
+    rows = [frame for frame in map(read_frame, cells.glob("part-*.parquet")) if frame is not None]
+    manifests = {cell: json.loads((cells / "cells" / f"{cell}.json").read_text()) for cell in rows[0]["cell"].unique()}
+    attacked = pd.concat(rows)[lambda frame: frame["cell"].map(lambda cell: manifests[cell]["threat"] != "clean")]
+    shutil.rmtree(cells)
+    write_frame(cells, attacked)
+    for cell in attacked["cell"].unique():
+        write_json(cells / "cells" / f"{cell}.json", manifests[cell])
+    with pytest.raises(RobenchError, match=r"no cell of .* can be tried again: images of all depend on their batch"):
+        list(verify(result, dataset=data[1]))
 
 
 def test_the_command_says_so(published: Path, result: Path, capsys: pytest.CaptureFixture[str]) -> None:
