@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -195,25 +195,8 @@ def make(
     return Data(name, splits["train"], splits["test"], mean, std, names, tensors_hash(tensors), recipe)
 
 
-class Constants(NamedTuple):
-    """What a model must know of a data set, without its images."""
-
-    num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-def constants(name: str, folder: Path | str = "data") -> Constants:
-    """The constants of a data set; an official one is not downloaded for them."""
-    if name in _OFFICIAL:
-        official = _OFFICIAL[name]
-        return Constants(official.num_classes, official.mean, official.std)
-    data = load(name, folder)
-    return Constants(data.num_classes, data.mean, data.std)
-
-
 def outline(name: str, folder: Path | str = "data") -> Data:
-    """What plans need of a data set: an official one is not loaded, its images are blank and take no memory."""
+    """A data set for plans and imports: an official one is not loaded, its images are blank and take no memory."""
     if name not in _OFFICIAL:
         return load(name, folder)
     official = _OFFICIAL[name]
