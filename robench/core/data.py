@@ -245,11 +245,9 @@ def _digits(place: Place) -> Data:
 
 @dataclass(frozen=True)
 class _Official:
-    """A data set of torchvision: its class there, arguments for the two splits, normalisation."""
+    """A data set of torchvision: its class there, normalisation."""
 
     dataset: str
-    train: dict[str, Any]
-    test: dict[str, Any]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     recipe: str = "cifar10"
@@ -258,23 +256,12 @@ class _Official:
     side: int = 32
 
 
-_BY_FLAG: tuple[dict[str, Any], dict[str, Any]] = ({"train": True}, {"train": False})
 _OFFICIAL = {
-    "cifar10": _Official("CIFAR10", *_BY_FLAG, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "cifar100": _Official("CIFAR100", *_BY_FLAG, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), num_classes=100),
-    "svhn": _Official(
-        "SVHN",
-        {"split": "train"},
-        {"split": "test"},
-        (0.4377, 0.4438, 0.4728),
-        (0.1980, 0.2010, 0.1970),
-        "generic",
-        counts=(73_257, 26_032),
-    ),
-    "mnist": _Official("MNIST", *_BY_FLAG, (0.1307,), (0.3081,), "generic", counts=(60_000, 10_000), side=28),
-    "fashion-mnist": _Official(
-        "FashionMNIST", *_BY_FLAG, (0.2860,), (0.3530,), "generic", counts=(60_000, 10_000), side=28
-    ),
+    "cifar10": _Official("CIFAR10", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": _Official("CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), num_classes=100),
+    "svhn": _Official("SVHN", (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), "generic", counts=(73_257, 26_032)),
+    "mnist": _Official("MNIST", (0.1307,), (0.3081,), "generic", counts=(60_000, 10_000), side=28),
+    "fashion-mnist": _Official("FashionMNIST", (0.2860,), (0.3530,), "generic", counts=(60_000, 10_000), side=28),
 }
 
 
@@ -288,7 +275,8 @@ def _official(name: str, place: Place) -> Data:
             f"torchvision together, from one index: pip install torch torchvision"
         ) from error
     parts = []
-    for arguments in (spec.train, spec.test):
+    for split in ("train", "test"):
+        arguments: dict[str, Any] = {"split": split} if spec.dataset == "SVHN" else {"train": split == "train"}
         try:
             part = getattr(datasets, spec.dataset)(root=place.folder / name, download=True, **arguments)
         except Exception as error:  # torchvision raises RuntimeError, URLError and OSError alike
