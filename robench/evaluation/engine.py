@@ -30,7 +30,7 @@ from robench.core.threads import USUAL, fitting_batch, fitting_threads
 from robench.evaluation.claims import Claims
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
-from robench.evaluation.rows import MemoryRows, Rows
+from robench.evaluation.rows import Rows
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Job, Threat
 
@@ -156,7 +156,7 @@ class Evaluator:
         data: Data,
         settings: Settings | None = None,
         *,
-        rows: Callable[[Subject], Rows] = lambda subject: MemoryRows(),
+        rows: Callable[[Subject], Rows] = lambda subject: Rows(),
         images: Images | None = None,
         claims: Claims | None = None,
         progress: Progress = silent,
