@@ -306,17 +306,7 @@ class Evaluator:
         for target in targets:
             rows = self._rows[target.name]
             for job in threat.jobs(target):
-                key = content_key(
-                    {
-                        "source": job.source_key,
-                        "attack": job.attack.manifest(),
-                        "restarts": list(job.restarts),
-                        "target": target.identity if job.pooled else None,
-                        "precision": self.settings.precision,
-                        "seed": self.settings.seed,
-                        "data": self.data.identity,
-                    }
-                )
+                key = content_key({**self._recipe(job), "target": target.identity if job.pooled else None})
                 for (cell, manifest), eps in zip(self._keys(job, target, threat), threat.eps, strict=True):
                     pending = np.array(sorted(set(indices[target.name].tolist()) - rows.samples(cell)), dtype=np.int64)
                     if len(pending):
@@ -324,18 +314,24 @@ class Evaluator:
                         work.cells.append(_Cell(cell, manifest, eps, target, pending))
         return list(works.values())
 
+    def _recipe(self, job: Job) -> dict[str, Any]:
+        """What images of a job are made of, at any ε."""
+        return {
+            "data": self.data.identity,
+            "source": job.source_key,
+            "attack": job.attack.manifest(),
+            "restarts": list(job.restarts),
+            "seed": self.settings.seed,
+            "precision": self.settings.precision,
+        }
+
     def _keys(self, job: Job, target: Subject, threat: Threat) -> Iterator[tuple[str, dict[str, Any]]]:
         """Key and manifest of each ε's cell."""
         for eps in threat.eps:
             craft = {
+                **self._recipe(job),
                 "rows": ROWS_VERSION,
-                "data": self.data.identity,
-                "source": job.source_key,
-                "attack": job.attack.manifest(),
                 "eps": eps,
-                "restarts": list(job.restarts),
-                "seed": self.settings.seed,
-                "precision": self.settings.precision,
                 # Only for an attack whose images depend on their company does the batch belong to what made them.
                 "batch": (self.settings.batch_size or USUAL) if job.attack.batch_dependent else None,
             }
