@@ -215,21 +215,17 @@ class Evaluator:
             left = now if shared else None
             for target in targets:
                 self._rows[target.name].refresh()
+        parts = []
         for target in targets:
-            self._rows[target.name].compact()
-        wanted: dict[str, set[str]] = {}
-        for target in targets:
+            rows = self._rows[target.name]
+            rows.compact()
             manifests = dict(pair for job in threat.jobs(target) for pair in self._keys(job, target, threat))
             if threat.clean:
                 manifests |= [self._clean_cell(target)]
             for key, manifest in manifests.items():
-                self._rows[target.name].declare(key, manifest)  # where a file of before is damaged or lost
-            wanted[target.name] = set(manifests)
-        parts = []
-        for target in targets:
-            frame = self._rows[target.name].outcomes().frame
-            mask = frame["cell"].isin(wanted[target.name]) & frame["sample"].isin(indices[target.name])
-            parts.append(Outcomes(frame[mask]))
+                rows.declare(key, manifest)  # where a file of before is damaged or lost
+            frame = rows.outcomes().frame
+            parts.append(Outcomes(frame[frame["cell"].isin(manifests) & frame["sample"].isin(indices[target.name])]))
         return Outcomes.concat(parts)
 
     def forecast(
