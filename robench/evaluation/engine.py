@@ -493,29 +493,20 @@ class Evaluator:
         for chunk, crafted in self._through_cache(work, model, samples, eps, restart):
             for name, judge in judges.items():
                 cells = [cell for cell in work.cells if cell.target.name == name]
-                places = [
-                    np.flatnonzero((eps[chunk] == cell.eps) & np.isin(samples[chunk], cell.pending)) for cell in cells
-                ]
-                order = np.concatenate(places)
+                order = np.concatenate(
+                    [np.flatnonzero((eps[chunk] == cell.eps) & np.isin(samples[chunk], cell.pending)) for cell in cells]
+                )
                 if not len(order):
                     continue
                 at = torch.from_numpy(order).to(crafted.images.device)
-                labels = self._labels(samples[chunk][order])
+                judged, radii = samples[chunk][order], eps[chunk][order]
+                labels = self._labels(judged)
                 verdict = _judge(judge, crafted.images[at], labels, members_too=False)
                 distance, flat = crafted.linf[at].cpu().numpy(), crafted.zero_gradient[at].cpu().numpy()
-                ends = np.cumsum([len(place) for place in places])
-                for cell, place, end in zip(cells, places, ends, strict=True):
-                    own = np.arange(end - len(place), end)
+                for cell in cells:
+                    own = np.flatnonzero(radii == cell.eps)
                     parts[name].append(
-                        _rows(
-                            cell.key,
-                            samples[chunk][place],
-                            labels[own],
-                            verdict.at(own),
-                            distance[own],
-                            flat[own],
-                            restart,
-                        )
+                        _rows(cell.key, judged[own], labels[own], verdict.at(own), distance[own], flat[own], restart)
                     )
             self._advance(len(chunk) * steps_of(work.job.attack), work)
         for name, frames in parts.items():
