@@ -208,11 +208,4 @@ def _rebuilt(method: str, values: dict[str, object]) -> Attack:
     return _resolve(method)(**values)  # type: ignore[arg-type]
 
 
-def _names() -> list[str]:
-    try:
-        return list(_constructors())
-    except RobenchError:
-        return []
-
-
-ATTACKS.family(FAMILY, _resolve, _names)
+ATTACKS.family(FAMILY, _resolve, _constructors)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -195,25 +195,8 @@ def make(
     return Data(name, splits["train"], splits["test"], mean, std, names, tensors_hash(tensors), recipe)
 
 
-class Constants(NamedTuple):
-    """What a model must know of a data set, without its images."""
-
-    num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-def constants(name: str, folder: Path | str = "data") -> Constants:
-    """The constants of a data set; an official one is not downloaded for them."""
-    if name in _OFFICIAL:
-        official = _OFFICIAL[name]
-        return Constants(official.num_classes, official.mean, official.std)
-    data = load(name, folder)
-    return Constants(data.num_classes, data.mean, data.std)
-
-
 def outline(name: str, folder: Path | str = "data") -> Data:
-    """What plans need of a data set: an official one is not loaded, its images are blank and take no memory."""
+    """A data set for plans and imports: an official one is not loaded, its images are blank and take no memory."""
     if name not in _OFFICIAL:
         return load(name, folder)
     official = _OFFICIAL[name]
@@ -262,11 +245,9 @@ def _digits(place: Place) -> Data:
 
 @dataclass(frozen=True)
 class _Official:
-    """A data set of torchvision: its class there, arguments for the two splits, normalisation."""
+    """A data set of torchvision: its class there, normalisation."""
 
     dataset: str
-    train: dict[str, Any]
-    test: dict[str, Any]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     recipe: str = "cifar10"
@@ -275,23 +256,12 @@ class _Official:
     side: int = 32
 
 
-_BY_FLAG: tuple[dict[str, Any], dict[str, Any]] = ({"train": True}, {"train": False})
 _OFFICIAL = {
-    "cifar10": _Official("CIFAR10", *_BY_FLAG, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "cifar100": _Official("CIFAR100", *_BY_FLAG, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), num_classes=100),
-    "svhn": _Official(
-        "SVHN",
-        {"split": "train"},
-        {"split": "test"},
-        (0.4377, 0.4438, 0.4728),
-        (0.1980, 0.2010, 0.1970),
-        "generic",
-        counts=(73_257, 26_032),
-    ),
-    "mnist": _Official("MNIST", *_BY_FLAG, (0.1307,), (0.3081,), "generic", counts=(60_000, 10_000), side=28),
-    "fashion-mnist": _Official(
-        "FashionMNIST", *_BY_FLAG, (0.2860,), (0.3530,), "generic", counts=(60_000, 10_000), side=28
-    ),
+    "cifar10": _Official("CIFAR10", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": _Official("CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), num_classes=100),
+    "svhn": _Official("SVHN", (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), "generic", counts=(73_257, 26_032)),
+    "mnist": _Official("MNIST", (0.1307,), (0.3081,), "generic", counts=(60_000, 10_000), side=28),
+    "fashion-mnist": _Official("FashionMNIST", (0.2860,), (0.3530,), "generic", counts=(60_000, 10_000), side=28),
 }
 
 
@@ -305,7 +275,8 @@ def _official(name: str, place: Place) -> Data:
             f"torchvision together, from one index: pip install torch torchvision"
         ) from error
     parts = []
-    for arguments in (spec.train, spec.test):
+    for split in ("train", "test"):
+        arguments: dict[str, Any] = {"split": split} if spec.dataset == "SVHN" else {"train": split == "train"}
         try:
             part = getattr(datasets, spec.dataset)(root=place.folder / name, download=True, **arguments)
         except Exception as error:  # torchvision raises RuntimeError, URLError and OSError alike

@@ -173,14 +173,6 @@ def _timm_names() -> list[str]:
     return list(_timm().list_models())
 
 
-def _or_none(names: Callable[[], list[str]]) -> list[str]:
-    """What `Registry.families` lists: nothing where the package does not import."""
-    try:
-        return names()
-    except RobenchError:
-        return []
-
-
 #: In training these return a tuple, unless they are made without their auxiliary heads.
 _AUXILIARY = ("googlenet", "inception_v3")
 
@@ -224,7 +216,7 @@ for _prefix, _names, _make in (
     ("torchvision", _torchvision_names, _make_torchvision),
     ("timm", _timm_names, _make_timm),
 ):
-    MODELS.family(_prefix, _resolver(_prefix, _names, _make), partial(_or_none, _names))
+    MODELS.family(_prefix, _resolver(_prefix, _names, _make), _names)
 
 
 class Normalized(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar, cast
 
@@ -48,7 +49,10 @@ class Registry(Generic[T]):
         return add
 
     def family(self, prefix: str, resolve: Callable[[str], T], names: Callable[[], Iterable[str]]) -> None:
-        """Registers every ``prefix/<name>`` at once: ``resolve`` makes the item, ``names`` lists what there is."""
+        """Registers every ``prefix/<name>`` at once: ``resolve`` makes the item, ``names`` lists what there is.
+
+        Both raise RobenchError where the package behind them does not import.
+        """
         if prefix in self._families:
             raise RobenchError(f"{self.kind} family {prefix!r} is registered twice; give the second another name")
         self._families[prefix] = (resolve, names)
@@ -81,9 +85,12 @@ class Registry(Generic[T]):
         return list(self._families)
 
     def families(self) -> dict[str, list[str]]:
-        """Per family prefix the names that it resolves here."""
-        self._discover()
-        return {prefix: sorted(names()) for prefix, (_, names) in self._families.items()}
+        """Per family prefix the names that it resolves here; none where its package does not import."""
+        found: dict[str, list[str]] = {prefix: [] for prefix in self.prefixes()}
+        for prefix, (_, names) in self._families.items():
+            with suppress(RobenchError):
+                found[prefix] = sorted(names())
+        return found
 
     def broken(self) -> dict[str, str]:
         """Third-party plug-ins that fail to load, with the reason."""

@@ -30,7 +30,7 @@ from robench.core.store import content_key
 from robench.core.threads import USUAL, fitting_batch, fitting_threads
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
-from robench.evaluation.rows import MemoryRows, Rows
+from robench.evaluation.rows import Rows
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Job, Threat
 
@@ -162,7 +162,7 @@ class Evaluator:
         data: Data,
         settings: Settings | None = None,
         *,
-        rows: Callable[[Subject], Rows] = lambda subject: MemoryRows(),
+        rows: Callable[[Subject], Rows] = lambda subject: Rows(),
         images: Images | None = None,
         claims: Claims | None = None,
         progress: Progress = silent,
@@ -221,21 +221,17 @@ class Evaluator:
             left = now if shared else None
             for target in targets:
                 self._rows[target.name].refresh()
+        parts = []
         for target in targets:
-            self._rows[target.name].compact()
-        wanted: dict[str, set[str]] = {}
-        for target in targets:
+            rows = self._rows[target.name]
+            rows.compact()
             manifests = dict(pair for job in threat.jobs(target) for pair in self._keys(job, target, threat))
             if threat.clean:
                 manifests |= [self._clean_cell(target)]
             for key, manifest in manifests.items():
-                self._rows[target.name].declare(key, manifest)  # where a file of before is damaged or lost
-            wanted[target.name] = set(manifests)
-        parts = []
-        for target in targets:
-            frame = self._rows[target.name].outcomes().frame
-            mask = frame["cell"].isin(wanted[target.name]) & frame["sample"].isin(indices[target.name])
-            parts.append(Outcomes(frame[mask]))
+                rows.declare(key, manifest)  # where a file of before is damaged or lost
+            frame = rows.outcomes().frame
+            parts.append(Outcomes(frame[frame["cell"].isin(manifests) & frame["sample"].isin(indices[target.name])]))
         return Outcomes.concat(parts)
 
     def forecast(
@@ -312,17 +308,7 @@ class Evaluator:
         for target in targets:
             rows = self._rows[target.name]
             for job in threat.jobs(target):
-                key = content_key(
-                    {
-                        "source": job.source_key,
-                        "attack": job.attack.manifest(),
-                        "restarts": list(job.restarts),
-                        "target": target.identity if job.pooled else None,
-                        "precision": self.settings.precision,
-                        "seed": self.settings.seed,
-                        "data": self.data.identity,
-                    }
-                )
+                key = content_key({**self._recipe(job), "target": target.identity if job.pooled else None})
                 for (cell, manifest), eps in zip(self._keys(job, target, threat), threat.eps, strict=True):
                     pending = np.array(sorted(set(indices[target.name].tolist()) - rows.samples(cell)), dtype=np.int64)
                     if len(pending):
@@ -330,18 +316,24 @@ class Evaluator:
                         work.cells.append(_Cell(cell, manifest, eps, target, pending))
         return list(works.values())
 
+    def _recipe(self, job: Job) -> dict[str, Any]:
+        """What images of a job are made of, at any ε."""
+        return {
+            "data": self.data.identity,
+            "source": job.source_key,
+            "attack": job.attack.manifest(),
+            "restarts": list(job.restarts),
+            "seed": self.settings.seed,
+            "precision": self.settings.precision,
+        }
+
     def _keys(self, job: Job, target: Subject, threat: Threat) -> Iterator[tuple[str, dict[str, Any]]]:
         """Key and manifest of each ε's cell."""
         for eps in threat.eps:
             craft = {
+                **self._recipe(job),
                 "rows": ROWS_VERSION,
-                "data": self.data.identity,
-                "source": job.source_key,
-                "attack": job.attack.manifest(),
                 "eps": eps,
-                "restarts": list(job.restarts),
-                "seed": self.settings.seed,
-                "precision": self.settings.precision,
                 # Only for an attack whose images depend on their company does the batch belong to what made them.
                 "batch": (self.settings.batch_size or USUAL) if job.attack.batch_dependent else None,
             }
@@ -507,29 +499,20 @@ class Evaluator:
         for chunk, crafted in self._through_cache(work, model, samples, eps, restart):
             for name, judge in judges.items():
                 cells = [cell for cell in work.cells if cell.target.name == name]
-                places = [
-                    np.flatnonzero((eps[chunk] == cell.eps) & np.isin(samples[chunk], cell.pending)) for cell in cells
-                ]
-                order = np.concatenate(places)
+                order = np.concatenate(
+                    [np.flatnonzero((eps[chunk] == cell.eps) & np.isin(samples[chunk], cell.pending)) for cell in cells]
+                )
                 if not len(order):
                     continue
                 at = torch.from_numpy(order).to(crafted.images.device)
-                labels = self._labels(samples[chunk][order])
+                judged, radii = samples[chunk][order], eps[chunk][order]
+                labels = self._labels(judged)
                 verdict = _judge(judge, crafted.images[at], labels, members_too=False)
                 distance, flat = crafted.linf[at].cpu().numpy(), crafted.zero_gradient[at].cpu().numpy()
-                ends = np.cumsum([len(place) for place in places])
-                for cell, place, end in zip(cells, places, ends, strict=True):
-                    own = np.arange(end - len(place), end)
+                for cell in cells:
+                    own = np.flatnonzero(radii == cell.eps)
                     parts[name].append(
-                        _rows(
-                            cell.key,
-                            samples[chunk][place],
-                            labels[own],
-                            verdict.at(own),
-                            distance[own],
-                            flat[own],
-                            restart,
-                        )
+                        _rows(cell.key, judged[own], labels[own], verdict.at(own), distance[own], flat[own], restart)
                     )
             self._advance(len(chunk) * steps_of(work.job.attack), work)
         for name, frames in parts.items():

@@ -11,35 +11,8 @@ from scipy.stats import binomtest
 
 from robench.core.errors import RobenchError, unknown
 
-#: What a cell says about each of its rows.
-CELL_COLUMNS = ("target", "defense", "n", "seed", "threat", "surrogate", "attack", "loss", "eps")
-#: What a row says itself.
-ROW_COLUMNS = (
-    "cell",
-    "sample",
-    "member",
-    "restart",
-    "label",
-    "prediction",
-    "correct",
-    "margin",
-    "linf",
-    "zero_gradient",
-)
-#: Members' rows tell who was judged: the whole ensemble, or its member "1" .. "N".
-ENSEMBLE = "ensemble"
-
-_DTYPES = {
-    "cell": "str",
-    "sample": "int32",
-    "member": "str",
-    "restart": "int16",
-    "label": "int16",
-    "prediction": "int16",
-    "correct": "bool",
-    "margin": "float32",
-    "linf": "float32",
-    "zero_gradient": "bool",
+#: What a cell says about each of its rows, and as which type.
+_OF_CELL = {
     "target": "str",
     "defense": "str",
     "n": "int16",
@@ -50,6 +23,22 @@ _DTYPES = {
     "loss": "str",
     "eps": "float64",
 }
+#: What a row says itself.
+_OF_ROW = {
+    "cell": "str",
+    "sample": "int32",
+    "member": "str",
+    "restart": "int16",
+    "label": "int16",
+    "prediction": "int16",
+    "correct": "bool",
+    "margin": "float32",
+    "linf": "float32",
+    "zero_gradient": "bool",
+}
+CELL_COLUMNS, ROW_COLUMNS = tuple(_OF_CELL), tuple(_OF_ROW)
+#: Members' rows tell who was judged: the whole ensemble, or its member "1" .. "N".
+ENSEMBLE = "ensemble"
 
 
 def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -86,7 +75,7 @@ class Outcomes:
             columns=["cell", *CELL_COLUMNS],
         )
         frame = rows.merge(table, on="cell", how="inner", validate="many_to_one")
-        frame = frame[[*CELL_COLUMNS, *ROW_COLUMNS]].astype({name: _DTYPES[name] for name in frame if name in _DTYPES})
+        frame = frame[[*CELL_COLUMNS, *ROW_COLUMNS]].astype(_OF_CELL | _OF_ROW)
         keys = ["threat", "target", "surrogate", "attack", "loss", "eps", "cell", "member", "sample"]
         return cls(frame.sort_values(keys, kind="stable", ignore_index=True))
 
@@ -157,4 +146,4 @@ class Outcomes:
 
 
 def empty_rows() -> pd.DataFrame:
-    return pd.DataFrame({name: pd.Series(dtype=_DTYPES[name]) for name in ROW_COLUMNS})
+    return pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in _OF_ROW.items()})

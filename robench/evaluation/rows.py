@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 
@@ -13,20 +13,29 @@ from robench.core.store import read_frame, read_json, write_frame, write_json
 from robench.evaluation.outcomes import Outcomes, empty_rows
 
 
-class Rows(Protocol):
-    """The rows of one target, by cell."""
+class Rows:
+    """The rows of one target, by cell; these are kept in memory, for a call from Python."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, pd.DataFrame] = {}
+        self._index: dict[str, set[int]] = {}
+        self._cells: dict[str, Mapping[str, Any]] = {}
 
     def samples(self, cell: str) -> frozenset[int]:
         """Samples that are judged already."""
+        return frozenset(self._index.get(cell, ()))
 
     def declare(self, cell: str, manifest: Mapping[str, Any]) -> None:
         """Says what a cell is, before its first row."""
+        self._cells[cell] = manifest
 
     def append(self, rows: pd.DataFrame) -> None:
         """Keeps rows for good: all of them, or on a failure none."""
+        self._add(str(len(self._parts)), rows)
 
     def outcomes(self) -> Outcomes:
         """All rows."""
+        return Outcomes.join(self._all(), self._cells)
 
     def refresh(self) -> None:
         """Learns of rows that others added."""
@@ -34,35 +43,19 @@ class Rows(Protocol):
     def compact(self) -> None:
         """Tidies up after a job."""
 
+    def _all(self) -> pd.DataFrame:
+        if not self._parts:
+            return empty_rows()
+        rows = pd.concat(self._parts.values(), ignore_index=True)
+        return rows.drop_duplicates(["cell", "member", "sample"], ignore_index=True)
 
-class MemoryRows:
-    """Rows of a call from Python, without any folder."""
-
-    def __init__(self) -> None:
-        self._parts: list[pd.DataFrame] = []
-        self._cells: dict[str, Mapping[str, Any]] = {}
-
-    def samples(self, cell: str) -> frozenset[int]:
-        return frozenset(int(s) for part in self._parts for s in part.loc[part["cell"] == cell, "sample"])
-
-    def declare(self, cell: str, manifest: Mapping[str, Any]) -> None:
-        self._cells[cell] = manifest
-
-    def append(self, rows: pd.DataFrame) -> None:
-        self._parts.append(rows)
-
-    def outcomes(self) -> Outcomes:
-        rows = pd.concat(self._parts, ignore_index=True) if self._parts else empty_rows()
-        return Outcomes.join(rows, self._cells)
-
-    def refresh(self) -> None:
-        pass
-
-    def compact(self) -> None:
-        pass
+    def _add(self, part: str, rows: pd.DataFrame) -> None:
+        self._parts[part] = rows
+        for cell, samples in rows.groupby("cell")["sample"]:
+            self._index.setdefault(str(cell), set()).update(map(int, samples))
 
 
-class FolderRows:
+class FolderRows(Rows):
     """Rows in ``folder``: ``part-<hash>.parquet``, each whole or absent, and ``cells/<key>.json``.
 
     Several processes may append; a row written twice counts once. A part whose bytes are not those that were written
@@ -73,14 +66,10 @@ class FolderRows:
     """
 
     def __init__(self, folder: Path, notice: Callable[[str], None] = lambda text: None, *, remove: bool = True) -> None:
+        super().__init__()
         self.folder = folder
         self._notice, self._remove = notice, remove
-        self._parts: dict[str, pd.DataFrame] = {}
-        self._index: dict[str, set[int]] = {}
         self.refresh()
-
-    def samples(self, cell: str) -> frozenset[int]:
-        return frozenset(self._index.get(cell, ()))
 
     def declare(self, cell: str, manifest: Mapping[str, Any]) -> None:
         if not self.declared(cell):
@@ -94,7 +83,7 @@ class FolderRows:
             return False
 
     def append(self, rows: pd.DataFrame) -> None:
-        self._add(write_frame(self.folder, rows), rows)
+        self._add(write_frame(self.folder, rows).name, rows)
 
     def refresh(self) -> None:
         """Reads the parts that are new; what others compacted away holds nothing new."""
@@ -111,7 +100,7 @@ class FolderRows:
                 if self._remove:
                     path.unlink(missing_ok=True)
             else:
-                self._add(path, part)
+                self._add(path.name, part)
         return None
 
     def outcomes(self) -> Outcomes:
@@ -136,14 +125,3 @@ class FolderRows:
             if path != kept and path.name in self._parts:
                 path.unlink(missing_ok=True)
         self._parts = {kept.name: self._all()}
-
-    def _all(self) -> pd.DataFrame:
-        if not self._parts:
-            return empty_rows()
-        rows = pd.concat(self._parts.values(), ignore_index=True)
-        return rows.drop_duplicates(["cell", "member", "sample"], ignore_index=True)
-
-    def _add(self, path: Path, rows: pd.DataFrame) -> None:
-        self._parts[path.name] = rows
-        for cell, samples in rows.groupby("cell")["sample"]:
-            self._index.setdefault(str(cell), set()).update(map(int, samples))

@@ -82,26 +82,33 @@ def over_seeds(accuracies: npt.ArrayLike, confidence: float = 0.95) -> Spread:
     return Spread(mean, sd, max(0.0, mean - half), min(1.0, mean + half), len(values))
 
 
-def bootstrap(verdicts: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = RESAMPLES) -> Interval:
-    """The percentile interval of an accuracy under resampled images; of (S,M), of the mean accuracy over seeds.
-
-    Every resample takes the same images for all seeds: verdicts of several seeds on one image are no independent
-    observations.
-    """
-    return _resampled(_by_image(verdicts), confidence, resamples)
-
-
 def bootstrap_difference(
     first: npt.ArrayLike, second: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = RESAMPLES
 ) -> Interval:
-    """As `bootstrap`, of the accuracy of ``first`` less that of ``second``, paired by image: (M,), or (S,M) and (T,M).
+    """The percentile interval of a difference of accuracies, ``first`` less ``second``, under resampled images.
+
+    Every resample takes the same images on both sides and for all seeds: verdicts of several seeds on one image are no
+    independent observations.
+
+    Args:
+        first, second: (M,), or of several seeds, whose mean accuracies are compared, (S,M) and (T,M).
 
     Raises:
         RobenchError: another number of images.
     """
     one, other = _by_image(first), _by_image(second)
     _paired(one, other)
-    return _resampled(one - other, confidence, resamples)
+    values = one - other
+    count = len(values)
+    means = []
+    block = max(1, 1_000_000 // count)
+    for start in range(0, resamples, block):
+        draws = Stream(("bootstrap",)).uniform((min(block, resamples - start), count), start)
+        # In float64: in float32 a draw near 1 could round up to `count`.
+        means.append(values[(draws.double() * count).long().numpy()].mean(axis=1))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.concatenate(means), (tail, 1 - tail))
+    return Interval(float(low), float(high))
 
 
 def difference_over_seeds(first: npt.ArrayLike, second: npt.ArrayLike, confidence: float = 0.95) -> Difference:
@@ -147,16 +154,3 @@ def _by_image(values: npt.ArrayLike) -> _Floats:
 def _paired(first: _Floats, second: _Floats) -> None:
     if first.shape[-1] != second.shape[-1]:
         raise RobenchError(f"expected verdicts on the same images, got {first.shape[-1]} and {second.shape[-1]}")
-
-
-def _resampled(values: _Floats, confidence: float, resamples: int) -> Interval:
-    count = len(values)
-    means = []
-    block = max(1, 1_000_000 // count)
-    for start in range(0, resamples, block):
-        draws = Stream(("bootstrap",)).uniform((min(block, resamples - start), count), start)
-        # In float64: in float32 a draw near 1 could round up to `count`.
-        means.append(values[(draws.double() * count).long().numpy()].mean(axis=1))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(means), (tail, 1 - tail))
-    return Interval(float(low), float(high))

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from importlib import import_module
@@ -31,6 +30,7 @@ from robench.core.frozen import full_float32
 from robench.core.models import build
 from robench.core.provenance import versions
 from robench.core.rng import Draws, Stream
+from robench.core.threads import fitting_threads
 from robench.defenses import Batch
 from robench.evaluation.engine import Evaluator, Settings
 from robench.evaluation.subjects import Subject
@@ -173,7 +173,7 @@ def bench(plan: Plan, parts: Sequence[str] = (), notice: Notice = lambda text: N
     for part in parts:
         if part not in PARTS:
             raise unknown("part of the bench", part, PARTS)
-    with _one_thread(plan.device), full_float32():
+    with fitting_threads(plan.device, 0), full_float32():
         notice("roof")
         roof = measure_roof(plan.device)
         rows = [
@@ -232,17 +232,6 @@ def _clock(device: torch.device) -> float:
         return time.perf_counter()
     # Without what the machine did for others meanwhile; of one thread that has a core to itself, it is wall time.
     return time.process_time()
-
-
-@contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _work(model: nn.Module, forward: Callable[[], object]) -> Work:

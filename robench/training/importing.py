@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robench.core.data import constants
+from robench.core.data import outline
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.models import ModelSpec, build
@@ -93,7 +93,7 @@ def import_weights(
     name = checked_name(name or re.sub(r"[^A-Za-z0-9._-]", "-", paths[0].stem))
     if name in runs.names():
         raise RobenchError(f"run {name!r} exists; choose another with --name, or remove {runs.folder(name)}")
-    facts = constants(dataset, data_folder)
+    facts = outline(dataset, data_folder)
     specs, members = [], []
     for state in states:
         weights, mean, std = _split_normalisation(state, facts.mean, facts.std)
