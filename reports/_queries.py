@@ -11,8 +11,8 @@ from robench.evaluation import outcomes
 from robench.evaluation.statistics import sign_test
 
 COLUMNS = (
-    "target", "defense", "n", "seed", "threat", "surrogate", "attack", "loss", "eps", "restart", "member", "sample",
-    "correct",
+    "target", "defense", "n", "seed", "threat", "surrogate", "attack", "loss", "eps", "cell", "restart", "member",
+    "sample", "correct",
 )  # fmt: skip
 #: What makes a point of a curve, and a run of it.
 POINT = ["threat", "defense", "n", "eps"]
@@ -51,7 +51,7 @@ def wilson(accuracy: npt.ArrayLike, samples: npt.ArrayLike) -> tuple[npt.NDArray
 def survived(frame: pd.DataFrame, *threats: str) -> pd.DataFrame:
     """One row per run, ε and sample: `correct` under every attack of the threat, and `versions`, how many they were.
 
-    Only samples that as many versions judged as any other of the run and ε.
+    Only rows that are `robench.evaluation.outcomes.counted`.
     """
     rows = tidy(frame)
     verdicts = _verdicts(rows[rows["threat"].isin(threats)], _RUN)
@@ -60,11 +60,9 @@ def survived(frame: pd.DataFrame, *threats: str) -> pd.DataFrame:
 
 
 def _verdicts(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    rows = rows[outcomes.counted(rows, by)]
     verdicts = rows.groupby([*by, "sample"], observed=True)["correct"].agg(["all", "size"]).reset_index()
-    verdicts = verdicts.rename(columns={"all": "correct", "size": "versions"})
-    # Few images under many attacks are not mixed with many images under few.
-    most = verdicts.groupby(by, observed=True)["versions"].transform("max")
-    return verdicts[verdicts["versions"] == most].reset_index(drop=True)
+    return verdicts.rename(columns={"all": "correct", "size": "versions"})
 
 
 def accuracies(verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -110,7 +108,7 @@ def paired(left: pd.Series, right: pd.Series) -> float:
 def transfer_rates(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per run, ε, source and member: `rate`, the share of samples that an attack on the source takes from it.
 
-    A sample is taken if any attack or start takes it; only samples that as many of them judged as any other.
+    A sample is taken if any attack or start takes it.
     """
     rows = tidy(frame)
     rows = rows[rows["threat"] == "transfer"]

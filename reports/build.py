@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from robench.core.errors import RobenchError
 from robench.core.store import atomic, checked_name, write_text
+from robench.evaluation.outcomes import left_out
 from robench.evaluation.threats import BLACKBOX
 from robench.reports import against, appendix, curves, regions, style, tables, transferability, trend
 from robench.reports._queries import ambiguous, tidy, transfer_rates
@@ -182,6 +183,7 @@ def cautions(frame: pd.DataFrame) -> list[str]:
         for rivals in [ambiguous(frame)]
         if rivals
     ]
+    notices += left_out(frame)
     for threat in TABLES.values():
         if not (frame["threat"] == threat).any():
             continue

@@ -113,6 +113,7 @@ def _history(run: Run) -> list[dict[str, Any]]:
 
 def _scores(run: Run) -> list[dict[str, Any]]:
     """One object per data set, threat and ε (of convergence, per attack); for transfer the mean over member pairs."""
+    from robench.evaluation.outcomes import left_out
     from robench.studies.drawing import by_data
     from robench.studies.summary import objects
     from robench.studies.workbench import stored
@@ -120,6 +121,8 @@ def _scores(run: Run) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for data, outcomes in by_data(stored([run], notice), [run]).items():
         frame = outcomes.frame
+        for text in left_out(frame):
+            notice(text)
         pairs: dict[float, list[dict[str, Any]]] = {}
         for row in objects(outcomes):
             if "success" in row:

@@ -15,7 +15,15 @@ from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError, unknown
 from robench.core.models import ModelSpec, build
 from robench.core.provenance import versions
-from robench.core.store import checked_name, read_json, read_tensors, tensors_hash, write_json, write_tensors
+from robench.core.store import (
+    checked_name,
+    content_key,
+    read_json,
+    read_tensors,
+    tensors_hash,
+    write_json,
+    write_tensors,
+)
 
 Role = Literal["target", "surrogate"]
 
@@ -59,6 +67,11 @@ class Run:
     def weights(self) -> str:
         """SHA-256 of the weights by content."""
         return str(self.manifest["weights"])
+
+    @property
+    def identity(self) -> str:
+        """Hash of architecture and weights: what cells say of whom they judged."""
+        return content_key({"weights": self.weights, "models": [spec.manifest() for spec in self.specs]})
 
     @property
     def specs(self) -> list[ModelSpec]:

@@ -78,7 +78,7 @@ class Measured:
     @classmethod
     def of_folder(cls, name: str, folder: Path, notice: Notice = lambda text: None) -> Measured:
         """The rows that `FolderRows` keeps in ``folder``."""
-        outcomes = FolderRows(folder, notice).outcomes()
+        outcomes = FolderRows(folder, notice, repair=False).outcomes()
         cells = outcomes.frame["cell"].unique()
         recipes = {str(cell): read_json(folder / "cells" / f"{cell}.json")["recipe"] for cell in cells}
         return cls.of(name, outcomes, recipes)

@@ -49,6 +49,39 @@ def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float,
     return float(interval.low), float(interval.high)
 
 
+#: What a curve's point is made of, by threat; where none is named, the first.
+_POINTS = {"": ("target", "threat", "eps"), "convergence": ("attack",), "transfer": ("surrogate", "member")}
+
+
+def counted(frame: pd.DataFrame, by: Sequence[str]) -> pd.Series:
+    """The rows that count in an all-or-nothing verdict per group of ``by`` and sample, as a mask.
+
+    Neither a few images under many attacks stand for many images, nor are both mixed: of a group, cells count that
+    judged at least half as many samples as the largest one, and of these cells the samples that the most have judged.
+    `left_out` says what does not count.
+    """
+    group = [frame[name] for name in by]
+    sizes = frame.groupby([*group, frame["cell"]], observed=True)["sample"].transform("nunique")
+    large = 2 * sizes >= sizes.groupby(group, observed=True).transform("max")
+    cells = frame["cell"].where(large).groupby([*group, frame["sample"]], observed=True).transform("nunique")
+    return large & (cells == cells.groupby(group, observed=True).transform("max"))
+
+
+def left_out(frame: pd.DataFrame) -> list[str]:
+    """What of these rows counts in no number, a line for each target and threat."""
+    found = []
+    for (target, threat), rows in frame.groupby(["target", "threat"], observed=True):
+        by = [*_POINTS[""], *_POINTS.get(str(threat), ())]
+        small = set(rows["cell"]) - set(rows.loc[counted(rows, by), "cell"])
+        if small:
+            sizes = rows.groupby("cell", observed=True)["sample"].nunique()
+            found.append(
+                f"{len(small)} of {len(sizes)} cells of {target}, {threat}, are left out: they judged "
+                f"{sizes[list(small)].max()} images or fewer, others {sizes.max()}; judge all on as many (--samples)"
+            )
+    return found
+
+
 class Outcomes:
     """A table of outcomes.
 
@@ -101,8 +134,7 @@ class Outcomes:
     def verdicts(self, by: Sequence[str]) -> pd.DataFrame:
         """All-or-nothing: per group of ``by`` and sample, whether it is right in every row.
 
-        A sample counts only where the most cells of its group have judged it: else a few images under a strong attack
-        would be mixed with many under a weak one.
+        Of the group's rows, those that are `counted`.
 
         Returns:
             Columns ``by``, sample, correct.
@@ -111,10 +143,8 @@ class Outcomes:
             if name not in self.frame:
                 raise unknown("column", name, self.frame.columns)
         by = list(by)
-        judged = self.frame.groupby([*by, "sample"], sort=True, observed=True)
-        table = judged.agg(correct=("correct", "all"), cells=("cell", "nunique")).reset_index()
-        whole = table["cells"] == table.groupby(by, observed=True)["cells"].transform("max")
-        return table.loc[whole, [*by, "sample", "correct"]].reset_index(drop=True)
+        rows = self.frame[counted(self.frame, by)]
+        return rows.groupby([*by, "sample"], sort=True, observed=True)["correct"].all().reset_index()
 
     def accuracy(self, by: Sequence[str] = ("target", "threat", "eps")) -> pd.DataFrame:
         """Share of samples right in every row of their group, with its 95 % Wilson interval.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +60,16 @@ class FolderRows(Rows):
     """Rows in ``folder``: ``part-<hash>.parquet``, each whole or absent, and ``cells/<key>.json``.
 
     Several processes may append; a row written twice counts once. A part whose bytes are not those that were written
-    is removed, and its rows are judged again.
+    is set aside, under a name that ends in ``.damaged``, and its rows are judged again.
 
     Args:
-        remove: False leaves such a part where it is.
+        repair: False, for whoever only reads, leaves such a part where it is.
     """
 
-    def __init__(self, folder: Path, notice: Callable[[str], None] = lambda text: None, *, remove: bool = True) -> None:
+    def __init__(self, folder: Path, notice: Callable[[str], None] = lambda text: None, *, repair: bool = True) -> None:
         super().__init__()
         self.folder = folder
-        self._notice, self._remove = notice, remove
+        self._notice, self._repair = notice, repair
         self.refresh()
 
     def declare(self, cell: str, manifest: Mapping[str, Any]) -> None:
@@ -96,21 +97,34 @@ class FolderRows(Rows):
                 # Another process compacted in between: what it wrote instead holds these rows.
                 return self.refresh()
             if part is None:
-                self._notice(f"{path} is damaged{' and was removed' * self._remove}; its rows are judged again")
-                if self._remove:
-                    path.unlink(missing_ok=True)
+                if self._repair:
+                    with suppress(FileNotFoundError):  # another process did
+                        path.rename(path.with_name(f"{path.name}.damaged"))
+                then = "is set aside and its rows are judged again" if self._repair else "its rows do not count here"
+                self._notice(f"{path} is damaged: {then}")
             else:
                 self._add(path.name, part)
         return None
 
-    def outcomes(self) -> Outcomes:
+    def outcomes(self, identity: str | None = None) -> Outcomes:
+        """All rows.
+
+        Args:
+            identity: of the target that the folder belongs to now; rows of another one, whose weights were replaced,
+                are left out and told.
+        """
         rows = self._all()
-        cells = {}
+        cells: dict[str, Any] = {}
         for cell in rows["cell"].unique():
             path = self.folder / "cells" / f"{cell}.json"
             if not path.exists():
                 raise RobenchError(f"{path} is gone, so its rows mean nothing; remove {self.folder} and evaluate again")
             cells[str(cell)] = read_json(path)
+        if identity is not None:
+            others = [cell for cell, manifest in cells.items() if manifest["recipe"]["target"] != identity]
+            if others:
+                self._notice(f"{len(others)} of {len(cells)} cells in {self.folder} are of other weights: left out")
+                cells = {cell: manifest for cell, manifest in cells.items() if cell not in others}
         return Outcomes.join(rows, cells)
 
     def compact(self) -> None:

@@ -43,7 +43,7 @@ class Subject:
         return cls(
             run.name,
             run.load(trusted=trusted).to(device),
-            content_key({"weights": run.weights, "models": [spec.manifest() for spec in run.specs]}),
+            run.identity,
             tuple(run.manifest["member_weights"]),
             run.defense,
             run.seed,

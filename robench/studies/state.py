@@ -142,7 +142,7 @@ class Progress:
 
         if name not in self._rows:
             folder = self.place.runs.folder(name) / OUTCOMES
-            self._rows[name] = FolderRows(folder, self._notice, remove=False)
+            self._rows[name] = FolderRows(folder, self._notice, repair=False)
         return self._rows[name]
 
     def _run(self, name: str) -> tuple[str | None, str]:

@@ -231,7 +231,7 @@ def _job(bench: Workbench, target: Subject, recipe: dict[str, Any], craft: dict[
         member = Ensemble([target.ensemble.members[int(number) - 1]])
         return Job(recipe["threat"], member, number, source, attack, restarts, pooled=True, members_too=True)
     for run in bench.store.all():
-        if content_key({"weights": run.weights, "models": [spec.manifest() for spec in run.specs]}) == source:
+        if run.identity == source:
             surrogate = bench.subject(run)
             return Job(recipe["threat"], surrogate.ensemble, surrogate.name, source, attack, restarts, pooled=False)
     raise RobenchError(f"the surrogate with identity {source} is not among the runs in {bench.store.root}")

@@ -211,8 +211,10 @@ class Workbench:
 
 
 def stored(runs: Sequence[Run], notice: Callable[[str], None] = lambda text: None) -> Outcomes:
-    """All rows that were ever measured on ``runs``."""
-    return Outcomes.concat(FolderRows(run.folder / OUTCOMES, notice).outcomes() for run in runs)
+    """All rows that were ever measured on ``runs`` as they are now; changes nothing."""
+    return Outcomes.concat(
+        FolderRows(run.folder / OUTCOMES, notice, repair=False).outcomes(run.identity) for run in runs
+    )
 
 
 def duration(seconds_: float) -> str:

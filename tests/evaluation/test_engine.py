@@ -216,7 +216,33 @@ def test_damaged_rows_and_images_are_named_and_made_again(
     notices: list[str] = []
     after = folder_evaluator(data, tmp_path, notices).run([target], threat, SAMPLES).frame
     assert sum("damaged" in notice for notice in notices) == 2
+    assert len(list(tmp_path.glob("subject0/part-*.parquet.damaged"))) == 1
     pd.testing.assert_frame_equal(before, after)
+
+
+def test_rows_of_replaced_weights_are_left_out_and_told(make_subject: MakeSubject, data: Data, tmp_path: Path) -> None:
+    threat = threats(make_subject)[0]
+    old, new = make_subject(0), replace(make_subject(1), name="subject0")
+    wanted = folder_evaluator(data, tmp_path / "other", []).run([new], threat, SAMPLES).frame
+    for target in (old, new):
+        folder_evaluator(data, tmp_path, []).run([target], threat, SAMPLES)
+    notices: list[str] = []
+    found = FolderRows(tmp_path / "subject0", notices.append, repair=False)
+    cells = len(threat.eps) + 1
+    pd.testing.assert_frame_equal(found.outcomes(new.identity).frame, Outcomes(wanted).frame)
+    assert notices == [f"{cells} of {2 * cells} cells in {tmp_path / 'subject0'} are of other weights: left out"]
+
+
+def test_whoever_only_reads_leaves_damaged_rows_where_they_are(
+    make_subject: MakeSubject, data: Data, tmp_path: Path
+) -> None:
+    folder_evaluator(data, tmp_path, []).run([make_subject(0)], threats(make_subject)[0], SAMPLES)
+    (path,) = (tmp_path / "subject0").glob("part-*.parquet")
+    path.write_bytes(path.read_bytes() + b"x")
+    notices: list[str] = []
+    assert FolderRows(tmp_path / "subject0", notices.append, repair=False).outcomes().frame.empty
+    assert path.exists()
+    assert notices == [f"{path} is damaged: its rows do not count here"]
 
 
 def test_an_interruption_changes_no_row(

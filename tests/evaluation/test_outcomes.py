@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robench.core.errors import RobenchError
-from robench.evaluation.outcomes import CELL_COLUMNS, ENSEMBLE, Outcomes, wilson
+from robench.evaluation.outcomes import CELL_COLUMNS, ENSEMBLE, Outcomes, left_out, wilson
 from robench.reports._queries import transfer_rates
 
 
@@ -106,6 +106,25 @@ def test_a_sample_that_some_cell_has_not_judged_does_not_count() -> None:
     rows = outcomes({**weak_everywhere, ("strong", 0.1, 0, 0): False, ("strong", 0.1, 0, 1): True})
     (row,) = rows.accuracy(["eps"]).to_dict("records")
     assert (row["accuracy"], row["samples"]) == (0.5, 2)
+
+
+def test_a_few_images_do_not_stand_for_many() -> None:
+    many = {("full", 0.1, 0, sample): sample < 3 for sample in range(10)}
+    few = {("tried", 0.1, 0, sample): True for sample in range(4)}
+    for threat in ("blackbox", "transfer"):
+        rows = outcomes({**many, **few}, threat)
+        (row,) = rows.accuracy(["eps"]).to_dict("records")
+        assert (row["accuracy"], row["samples"]) == (0.3, 10)
+        assert left_out(rows.frame) == [
+            f"1 of 2 cells of t, {threat}, are left out: they judged 4 images or fewer, others 10; judge all on as "
+            f"many (--samples)"
+        ]
+    (drawn,) = transfer_rates(rows.frame).to_dict("records")
+    assert (drawn["rate"], drawn["samples"]) == (pytest.approx(0.7), 10)
+    half = {("tried", 0.1, 0, sample): False for sample in range(5)}
+    (row,) = outcomes({**many, **half}).accuracy(["eps"]).to_dict("records")
+    assert (row["accuracy"], row["samples"]) == (0.0, 5)
+    assert left_out(outcomes({**many, **half}).frame) == []
 
 
 def test_transferability_is_all_or_nothing_over_attacks() -> None:
