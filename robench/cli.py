@@ -34,6 +34,18 @@ def run(arguments: Sequence[str]) -> int:
             raise
         click.echo(f"Error: {' '.join(str(error).split())}", err=True)
         return 2
+    except RuntimeError as error:
+        from robench.core.errors import out_of_memory
+
+        if not out_of_memory(error):
+            raise
+        told = " ".join(str(error).split())[:200]
+        click.echo(
+            f"Error: the memory does not suffice ({told}); try a smaller --batch-size (of a training: "
+            f"--set batch_size=N) or another --device",
+            err=True,
+        )
+        return 2
     return result if isinstance(result, int) else 0
 
 

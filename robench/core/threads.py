@@ -20,6 +20,9 @@ CACHED = 200_000
 #: takes 1.4 MB a member. Reckoned, not measured.
 FILLED = 1 << 22
 
+#: Images per forward pass at most, where nothing is crafted.
+JUDGED = 500
+
 #: Images per pass at most on a CPU, and of attacks whose images depend on their batch, where nobody says otherwise.
 USUAL = 250
 
@@ -55,3 +58,12 @@ def fitting_batch(device: torch.device, numbers: int, most: int | None) -> int:
     if device.type == "cpu":
         return min(most or USUAL, max(16, CACHED // numbers))
     return most or max(16, FILLED // numbers)
+
+
+def judging_batch(numbers: int, most: int | None = None) -> int:
+    """Images per forward pass: fewer of large ones, and at most ``most``.
+
+    Args:
+        numbers: elements of one image.
+    """
+    return min(most or JUDGED, JUDGED, max(16, FILLED // numbers))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from robench.attacks import Attack, Crafted
 from robench.core import linf
-from robench.core.claims import Claims
+from robench.core.claims import PAUSE, Claims
 from robench.core.data import Data
 from robench.core.ensemble import Ensemble, mixture
 from robench.core.errors import RobenchError, out_of_memory
@@ -27,7 +27,7 @@ from robench.core.losses import margin
 from robench.core.progress import Progress, silent
 from robench.core.rng import Draws
 from robench.core.store import content_key
-from robench.core.threads import USUAL, fitting_batch, fitting_threads
+from robench.core.threads import USUAL, fitting_batch, fitting_threads, judging_batch
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
 from robench.evaluation.rows import Rows
@@ -36,6 +36,9 @@ from robench.evaluation.threats import Job, Threat
 
 #: Raise it when the meaning of rows changes; cells of the old version are not reused.
 ROWS_VERSION = 1
+
+#: Looks at what other processes have in hand, before the user is told: a minute.
+TOLD_AFTER = 120
 
 Indices = npt.NDArray[np.int64]
 
@@ -134,7 +137,7 @@ def correct_for_all(target: Subject, data: Data, order: Tensor, samples: int, de
     """
     right = []
     with frozen(target.ensemble), torch.no_grad():
-        for at in _chunks(len(order), 500):
+        for at in _chunks(len(order), judging_batch(data.test.images[0].numel())):
             chunk = order[at]
             images = _images(data, chunk.numpy(), device, torch.float32)
             predictions = target.ensemble.logits(images).argmax(dim=2).cpu()
@@ -207,6 +210,7 @@ class Evaluator:
                 )
         self._done = 0
         left: int | None = None
+        waits = 0
         while works := self.plan(targets, threat, indices):
             now = sum(len(cell.pending) for work in works for cell in work.cells)
             self._total = self._done + sum(work.cost() for work in works)
@@ -217,7 +221,10 @@ class Evaluator:
                 assert left is None or now < left, "units were done and their rows are still missing"
             else:
                 # What is left, other processes have.
-                time.sleep(0.5)
+                time.sleep(PAUSE)
+                waits += 1
+                if waits == TOLD_AFTER:
+                    self._notice(f"waiting for other processes, which have the last {len(works)} parts in hand")
             left = now if shared else None
             for target in targets:
                 self._rows[target.name].refresh()
@@ -375,7 +382,7 @@ class Evaluator:
         rows.declare(key, manifest)
         judge = self._judge_of(target)
         parts = []
-        for chunk in _chunks(len(pending), 500):
+        for chunk in _chunks(len(pending), judging_batch(self._numbers, self.settings.batch_size)):
             images = self._batch_of(pending[chunk])
             verdict = _judge(judge, images, self._labels(pending[chunk]), members_too=False)
             size = len(images)

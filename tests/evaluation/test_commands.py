@@ -70,6 +70,18 @@ def test_checks_come_after_the_table_and_beside_csv(work: Path, capsys: pytest.C
     assert "pass  rows possible" in printed.err
 
 
+def test_what_lacks_memory_is_one_line(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*arguments: Any, **options: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr("robench.evaluation.engine._judge", failing)
+    assert run(["eval", "adp0", "--threat", "whitebox", "--eps", "0.02", *EVAL]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("Error: the memory does not suffice (CUDA out of memory. Tried to allocate); try a smaller")
+
+
 def test_strict_sets_the_exit_code(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An attack whose steps move nothing to speak of."""
     lame = "pgd:step_ratio=0.001:random_start=false"

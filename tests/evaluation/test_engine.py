@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +20,7 @@ from robench.attacks import Attack
 from robench.attacks.fgsm import FGSM
 from robench.attacks.pgd import PGD
 from robench.core import threads as cpu
+from robench.core.claims import Claims
 from robench.core.data import Data
 from robench.core.errors import RobenchError
 from robench.core.rng import Draws
@@ -220,6 +223,35 @@ def test_damaged_rows_and_images_are_named_and_made_again(
     pd.testing.assert_frame_equal(before, after)
 
 
+def test_a_long_wait_for_others_is_told(
+    make_subject: MakeSubject, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, freed = Claims(tmp_path / "claims"), threading.Event()
+    notices: list[str] = []
+
+    def notice(text: str) -> None:
+        notices.append(text)
+        freed.set()
+
+    monkeypatch.setattr(engine, "PAUSE", 0.01)
+    monkeypatch.setattr(engine, "TOLD_AFTER", 3)
+    taken: list[str] = []
+    original = Claims.take
+
+    def busy(self: Claims, unit: str) -> Any:
+        if not freed.is_set():
+            taken.append(unit)
+            return nullcontext(False)
+        return original(self, unit)
+
+    monkeypatch.setattr(Claims, "take", busy)
+    evaluator = Evaluator(data, Settings(CPU), claims=theirs, notice=notice)
+    found = evaluator.run([make_subject(0)], Whitebox(eps=(0.05,), attacks=(FAST,)), SAMPLES).frame
+    assert taken
+    assert notices == ["waiting for other processes, which have the last 1 parts in hand"]
+    assert len(found) == 2 * len(SAMPLES)
+
+
 def test_rows_of_replaced_weights_are_left_out_and_told(make_subject: MakeSubject, data: Data, tmp_path: Path) -> None:
     threat = threats(make_subject)[0]
     old, new = make_subject(0), replace(make_subject(1), name="subject0")
@@ -356,6 +388,24 @@ def test_a_cpu_is_given_as_many_large_images_as_its_caches_hold(
     monkeypatch.setattr(cpu, "CACHED", 20 * data.test.images[0].numel())
     rows(data, Transfer(eps=(0.05,), attacks=(attack,)), [make_subject(0)], batch_size=24)
     assert sizes[: len(expected)] == expected
+
+
+def test_clean_images_are_judged_within_the_batch_size(
+    make_subject: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    original = engine._judge
+
+    def recording(judge: Any, images: Tensor, *rest: Any, **options: Any) -> Any:
+        sizes.append(len(images))
+        return original(judge, images, *rest, **options)
+
+    monkeypatch.setattr(engine, "_judge", recording)
+    rows(data, Whitebox(eps=(0.05,), attacks=(FAST,)), [make_subject(0)], batch_size=7)
+    assert max(sizes) == 7
+    assert cpu.judging_batch(3 * 32 * 32) == 500
+    assert cpu.judging_batch(3 * 224 * 224) == 27
+    assert cpu.judging_batch(3 * 224 * 224, 2) == 2
 
 
 def test_an_attack_that_does_nothing_shows_in_the_rows(make_subject: MakeSubject, data: Data) -> None:
