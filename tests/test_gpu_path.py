@@ -4,6 +4,7 @@ tensors of two devices raises, and so does whatever waits for a value."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -80,7 +81,7 @@ def test_a_training_step_stays_on_the_device(name: str) -> None:
     names = tuple(map(str, range(10)))
     data = Data("npz:x", split, split, (0.5,) * 3, (0.25,) * 3, names, "f", "cifar10")
     task = resolve(data, name, 2, overrides={"batch_size": 4, "epochs": 1})
-    learners = Ensemble(build(SPEC.replace(name="resnet8"), key) for key in range(2)).train()
+    learners = Ensemble(build(replace(SPEC, name="resnet8"), key) for key in range(2)).train()
     with FakeTensorMode(allow_non_fake_inputs=True):
         moved(learners)
         optimizer = make_optimizer(task.recipe, learners)

@@ -211,7 +211,7 @@ def _usual_eps(threat: str, data: Data) -> tuple[float, ...]:
 
 def _bill(parts: Sequence[Forecast]) -> str:
     """What every attack takes, and the sum."""
-    from robench.studies.workbench import duration
+    from robench.core.progress import duration
 
     lines = [
         f"{part.title}: {part.cells} cells, {part.done} done, {part.passes} passes, {part.disk / 1e6:.0f} MB, "

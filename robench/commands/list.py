@@ -14,22 +14,14 @@ from robench.commands._shared import shared
 @shared("runs")
 def command(what: str | None, runs: str) -> None:
     """What there is: defenses, attacks, models, datasets, runs."""
-    from robench.attacks import ATTACKS
-    from robench.core.data import DATASETS
-    from robench.core.models import MODELS
-    from robench.core.registry import Registry
     from robench.core.runs import Runs
-    from robench.defenses import DEFENSES
+    from robench.evaluation.conformance import REGISTRIES, Kind
 
-    registries: dict[str, Registry[Any]] = {
-        "defenses": DEFENSES,
-        "attacks": ATTACKS,
-        "models": MODELS,
-        "datasets": DATASETS,
-    }
-    for kind, registry in registries.items():
-        if what not in (None, kind):
+    order: tuple[Kind, ...] = ("defense", "attack", "model", "dataset")
+    for kind in order:
+        if what not in (None, f"{kind}s"):
             continue
+        registry = REGISTRIES[kind]
         broken = registry.broken()
         names = [name for name in registry.names() if name not in broken]
         lines = [f"  {name:<16} {_summary(registry.get(name))}".rstrip() for name in names]
@@ -38,13 +30,13 @@ def command(what: str | None, runs: str) -> None:
                 here = f"{len(members)} names: {', '.join(members)}" if members else "none: its package does not import"
                 lines.append(f"  {prefix}/<name>   {here}")
         else:
-            lines += [f"  {prefix}/<name>   robench list {kind} names them" for prefix in registry.prefixes()]
-        if kind == "datasets":
+            lines += [f"  {prefix}/<name>   robench list {kind}s names them" for prefix in registry.prefixes()]
+        if kind == "dataset":
             lines += [
                 "  folder:PATH      train/<class>/* and test/<class>/*",
                 "  npz:PATH         x_train y_train x_test y_test",
             ]
-        click.echo(f"{kind}:\n" + "\n".join(lines))
+        click.echo(f"{kind}s:\n" + "\n".join(lines))
         for name, reason in broken.items():
             click.echo(f"  {name}: skipped. {reason}", err=True)
     if what in (None, "runs"):

@@ -118,6 +118,7 @@ def _forecast(plan: Plan, progress: Progress, only: tuple[Any, ...], device: str
     import torch
 
     from robench.commands._shared import device_of
+    from robench.core.progress import duration
     from robench.studies.plan import bill, makespan, pass_seconds
 
     missing = {
@@ -136,7 +137,7 @@ def _forecast(plan: Plan, progress: Progress, only: tuple[Any, ...], device: str
     for kind in kinds:
         each = pass_seconds(plan, device_of(kind))
         times = ", ".join(
-            f"{_duration(makespan(missing, lambda step, each=each: step.passes * each, k))} on {k}"  # type: ignore[misc]
+            f"{duration(makespan(missing, lambda step, each=each: step.passes * each, k))} on {k}"  # type: ignore[misc]
             for k in dict.fromkeys((1, workers or _workers(kind), 8, 64))
         )
         click.echo(f"{kind}: {each * 1e6:.3g} µs a pass, one thread: at most about {times} at a time")
@@ -158,13 +159,6 @@ def _workers(device: str) -> int:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return len(_gpus(device)) or cores
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
 
 
 def _seconds(text: str) -> float:

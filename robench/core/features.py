@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from robench.core.errors import RobenchError
+from robench.core.frozen import frozen
 from robench.core.models import Normalized
 
 #: Modules that count as activations; a functional call (`F.relu`) cannot be seen from outside.
@@ -57,14 +58,8 @@ def depth(model: nn.Module, image: Tensor) -> int:
         nonlocal calls
         calls += 1
 
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad(), _before_activations(model, count):
-            model(image)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with frozen(model), torch.no_grad(), _before_activations(model, count):
+        model(image)
     if calls == 0:
         raise RobenchError(
             f"model {type(model).__name__} has no activation modules (such as nn.ReLU), so its feature layers cannot "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from types import ModuleType
 from typing import Any, Protocol
@@ -266,9 +266,6 @@ class ModelSpec:
 
     def manifest(self) -> dict[str, Any]:
         return asdict(self)
-
-    def replace(self, **changes: Any) -> ModelSpec:
-        return replace(self, **changes)
 
 
 def build(spec: ModelSpec, key: int, *, trusted: bool = False) -> Normalized:

@@ -1,4 +1,4 @@
-"""How far a job is; the command line draws a bar from it."""
+"""How far a job is, from which the command line draws a bar; how long one takes."""
 
 from __future__ import annotations
 
@@ -10,3 +10,11 @@ Progress = Callable[[int, int, str], None]
 
 def silent(done: int, total: int, what: str) -> None:
     """A `Progress` that shows nothing."""
+
+
+def duration(seconds: float) -> str:
+    """In words, rounded, in a unit of which there are at least two."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"

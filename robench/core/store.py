@@ -146,11 +146,6 @@ def read_frame(path: Path) -> pd.DataFrame | None:
     return pd.read_parquet(io.BytesIO(content))
 
 
-def file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def content_key(value: Any) -> str:
     """The hash of a JSON value, 16 hex digits: the key of a task or a cell."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

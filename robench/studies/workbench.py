@@ -11,7 +11,7 @@ import pandas as pd
 
 from robench.core.data import Data
 from robench.core.errors import RobenchError
-from robench.core.progress import Progress, silent
+from robench.core.progress import Progress, duration, silent
 from robench.core.runs import Run, Runs
 from robench.core.threads import fitting_threads
 from robench.evaluation.api import chosen_samples
@@ -215,7 +215,3 @@ def stored(runs: Sequence[Run], notice: Callable[[str], None] = lambda text: Non
     return Outcomes.concat(
         FolderRows(run.folder / OUTCOMES, notice, repair=False).outcomes(run.identity) for run in runs
     )
-
-
-def duration(seconds_: float) -> str:
-    return f"{seconds_ / 60:.0f} minutes" if seconds_ >= 120 else f"{seconds_:.0f} seconds"

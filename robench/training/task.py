@@ -109,7 +109,7 @@ def resolve(
     for each in names:
         if ":" not in each:
             MODELS.get(each)
-    members = tuple(data.model(each).replace(negative_slope=settings.negative_slope) for each in names)
+    members = tuple(replace(data.model(each), negative_slope=settings.negative_slope) for each in names)
     chosen = init or loss.start
     start = None
     if chosen == "baseline":

@@ -22,7 +22,6 @@ from robench.core.store import (
     atomic,
     checked_name,
     content_key,
-    file_hash,
     read_frame,
     read_json,
     read_tensors,
@@ -331,13 +330,6 @@ def test_a_content_key_is_stable_and_sensitive() -> None:
 def test_a_content_key_has_no_nan(value: Any) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         content_key(value)
-
-
-def test_a_file_is_hashed_by_content(tmp_path: Path) -> None:
-    import hashlib
-
-    (tmp_path / "x").write_bytes(b"abc" * 10**5)
-    assert file_hash(tmp_path / "x") == hashlib.sha256(b"abc" * 10**5).hexdigest()
 
 
 def test_text_that_is_json_is_readable_by_people(tmp_path: Path) -> None:
