@@ -4,6 +4,9 @@ BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null)
 SETUP := .venv/.installed
 
+# Where Python may keep no compiled files, each of some thirty processes would compile torch anew: 4 s or more.
+demo test truth test-oldest: export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test lint types truth test-oldest clean
 
 $(SETUP): setup.cfg pyproject.toml constraints.txt
