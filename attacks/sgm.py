@@ -14,6 +14,7 @@ from robench.attacks._ascent import ascend
 from robench.attacks._base import ATTACKS, Attack
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
+from robench.core.frozen import hooked
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
 
@@ -99,12 +100,8 @@ def skip_gradient(model: nn.Module, gamma: float, blocks: Blocks = "all") -> Ite
         # f + γ·(f − f): exactly f, one kernel, and safe where the block then adds in place.
         return output.detach().lerp(output, gamma)
 
-    handles = [end.register_forward_hook(scale) for end in ends]
-    try:
+    with hooked(end.register_forward_hook(scale) for end in ends):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
     if not reached:
         raise RobenchError(
             f"the forward pass of {type(model).__name__} does not reach its residual blocks, so SGM had no effect; "

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 
-from robench.core.store import atomic
-from robench.reports import style
+from robench.reports import build, style
 
 HEADINGS = ("part", "variant", "s", "images/s", "times faster", "of the roof, %", "accuracy, %", "")
 _TITLES = {
@@ -111,12 +109,8 @@ def write(report: Report, out: Path, formats: Sequence[str] = ("pdf", "png")) ->
         if stepwise:
             layers(report, axes[1])
         for kind in formats:
-            buffer = io.BytesIO()
-            metadata = style.metadata(report["versions"], "robench bench", kind)
-            figure.savefig(buffer, format=kind, metadata=metadata)
             paths.append(out / f"bench.{kind}")
-            with atomic(paths[-1]) as temporary:
-                temporary.write_bytes(buffer.getvalue())
+            build.save(figure, "robench bench", paths[-1], report["versions"])
     return paths
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -265,7 +266,7 @@ def _accuracy(
     axes = figure.subplots(1, len(threats), squeeze=False, sharey=True)[0]
     values = [curves.values(own, threat) for threat in threats]
     for ax, threat in zip(axes, threats, strict=True):
-        link = None if links is None else _bound(links, threat)
+        link = None if links is None else partial(links.point, threat)
         curves.curves(own, ax, threat=threat, link=link)
         ax.label_outer()
         ax.xaxis.set_tick_params(labelbottom=True)
@@ -280,10 +281,6 @@ def _accuracy(
 
 def _cells(links: Links | None, eps: float) -> Callable[[str, str, str], str] | None:
     return None if links is None else lambda target, source, member: links.cell(target, eps, source, member)
-
-
-def _bound(links: Links, threat: str) -> curves.Link:
-    return lambda name, n, eps: links.point(threat, name, n, eps)
 
 
 def _convergence(frame: pd.DataFrame) -> Sheet:

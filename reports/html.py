@@ -170,7 +170,9 @@ def write(
         "summary": _summary(frame),
         "notices": notices,
         "checks": [{name: str(check[name]) for name in ("name", "status", "evidence")} for check in checks],
-        "tables": [_accuracy(frame, threat, links) for threat in build.TABLES.values() if _has(frame, threat)],
+        "tables": [
+            _accuracy(frame, threat, links) for threat in build.TABLES.values() if (frame["threat"] == threat).any()
+        ],
         "paper": _paper(frame, paper, data) if paper is not None else None,
         "figures": figures,
         "provenance": dict(provenance),
@@ -200,10 +202,6 @@ def _environment() -> Environment:
 def _csp(script: str) -> str:
     """The hash by which the content policy admits our script, and no other."""
     return "sha256-" + base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode()
-
-
-def _has(frame: pd.DataFrame, threat: str) -> bool:
-    return bool((frame["threat"] == threat).any())
 
 
 def _summary(frame: pd.DataFrame) -> list[tuple[str, str]]:

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils.hooks import RemovableHandle
 
 from robench.core.ensemble import Ensemble
+from robench.core.frozen import hooked
 
 Precision = Literal["float32", "bfloat16", "float64"]
 
@@ -175,13 +175,8 @@ def fold_batchnorm(model: nn.Module, image: Tensor) -> int:
             producer[id(output)] = module
 
     leaves = [module for module in model.modules() if not any(module.children())]
-    handles: list[RemovableHandle] = [leaf.register_forward_hook(record) for leaf in leaves]
-    try:
-        with torch.no_grad():
-            model(image)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(leaf.register_forward_hook(record) for leaf in leaves), torch.no_grad():
+        model(image)
     pairs: dict[nn.Module, nn.Conv2d] = {}
     for identity, modules in readers.items():
         conv = producer.get(identity)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from robench.core.errors import RobenchError
-from robench.core.frozen import frozen
+from robench.core.frozen import frozen, hooked
 from robench.core.models import Normalized
 
 #: Modules that count as activations; a functional call (`F.relu`) cannot be seen from outside.
@@ -109,13 +107,6 @@ def _own(model: nn.Module) -> Any | None:
     return model if callable(getattr(model, "features", None)) and hasattr(model, "depth") else None
 
 
-@contextmanager
-def _before_activations(model: nn.Module, hook: Any) -> Iterator[None]:
-    handles: list[RemovableHandle] = [
-        module.register_forward_pre_hook(hook) for module in model.modules() if isinstance(module, ACTIVATIONS)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _before_activations(model: nn.Module, hook: Any) -> AbstractContextManager[None]:
+    activations = [module for module in model.modules() if isinstance(module, ACTIVATIONS)]
+    return hooked(module.register_forward_pre_hook(hook) for module in activations)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.hooks import RemovableHandle
 
 BatchNormMode = Literal["train", "batch", "eval"]
 
@@ -87,6 +88,17 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
                 current.update(entries)
         for parameter, flag in zip(parameters, flags, strict=True):
             parameter.requires_grad_(flag)
+
+
+@contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Within, the hooks that torch gave these handles for; they are gone afterwards."""
+    registered = list(handles)
+    try:
+        yield
+    finally:
+        for handle in registered:
+            handle.remove()
 
 
 @contextmanager

@@ -155,10 +155,10 @@ def compare_defenses(
             )
     rows = []
     for point in _common(first[1], second[1], threat, eps, notice):
-        spreads = {which: over_seeds(values.mean(axis=1)) for which, values in zip("ab", _sides(point), strict=True)}
         value, low, high, p = difference_over_seeds(point.first, point.second)
         row = _head(first[0], second[0], threat, point)
-        for which, spread in spreads.items():
+        for which, verdicts in (("a", point.first), ("b", point.second)):
+            spread = over_seeds(verdicts.mean(axis=1))
             row |= _accuracy(which, spread.mean, spread.low, spread.high)
             row |= {f"sd_{which}": spread.sd, f"seeds_{which}": spread.seeds}
         row |= {"difference": value, "low": low, "high": high}
@@ -237,7 +237,8 @@ def _common(
             f"{how.format(names)}"
         )
     for text, where in told.items():
-        notice(f"{text}: left out{'' if threat == 'clean' else f' at ε {_listed(where)}'}")
+        at = "" if threat == "clean" else f" at ε {', '.join(f'{radius:g}' for radius in where)}"
+        notice(f"{text}: left out{at}")
     return points
 
 
@@ -264,14 +265,6 @@ def _left_out(
     if versions and frame["sample"].nunique() > len(samples):
         texts.append(f"{frame['sample'].nunique() - len(samples)} of {frame['sample'].nunique()} images of {name}")
     return texts
-
-
-def _listed(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
-
-
-def _sides(point: _Point) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    return point.first, point.second
 
 
 def _head(a: str, b: str, threat: str, point: _Point) -> dict[str, Any]:

@@ -108,7 +108,8 @@ def _diagnose(model: nn.Module, data: Data, samples: int) -> list[Finding]:
 
 def _handed_over(model: nn.Module) -> Iterator[Finding]:
     if model.training:
-        kinds = sorted({type(module).__name__ for module in model.modules() if _mode_matters(module)})
+        modal = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+        kinds = sorted({type(module).__name__ for module in model.modules() if isinstance(module, modal)})
         which = f", in which {' and '.join(kinds)} compute something else" if kinds else ""
         yield Finding(
             "train mode",
@@ -325,10 +326,6 @@ def _channels(images: Tensor, values: tuple[float, ...]) -> Tensor:
 
 def _normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     return (images - _channels(images, mean)) / _channels(images, std)
-
-
-def _mode_matters(module: nn.Module) -> bool:
-    return isinstance(module, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd))
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError, unknown
 from robench.core.fast import DTYPES, Precision, attackable, has_bfloat16, widen_heads
 from robench.core.features import depth, features
-from robench.core.frozen import full_float32
+from robench.core.frozen import full_float32, hooked
 from robench.core.models import build
 from robench.core.provenance import versions
 from robench.core.rng import Draws, Stream
@@ -245,13 +245,8 @@ def _work(model: nn.Module, forward: Callable[[], object]) -> Work:
         found = found.plus(Work(2 * output.numel() * weight[0].numel(), args[0].numel() + output.numel()))
 
     layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    handles = [layer.register_forward_hook(count) for layer in layers]
-    try:
-        with torch.no_grad():
-            forward()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(layer.register_forward_hook(count) for layer in layers), torch.no_grad():
+        forward()
     return found
 
 

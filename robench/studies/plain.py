@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from robench.core.ensemble import Ensemble
 from robench.core.features import ACTIVATIONS, features
+from robench.core.frozen import hooked
 from robench.core.rng import Draws
 
 View = Callable[[Tensor, int], Tensor]
@@ -121,14 +122,7 @@ def _normalised(slope: Tensor) -> Tensor:
 def _features_in_passing(member: nn.Module, images: Tensor, layer: int) -> Tensor:
     """f^l(x) of a forward pass that goes on to its end."""
     inputs: list[Tensor] = []
-    handles = [
-        module.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
-        for module in member.modules()
-        if isinstance(module, ACTIVATIONS)
-    ]
-    try:
+    activations = [module for module in member.modules() if isinstance(module, ACTIVATIONS)]
+    with hooked(each.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for each in activations):
         logits: Tensor = member(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     return [*inputs, logits][layer - 1]

@@ -37,10 +37,6 @@ LARGE = 100_000_000
 Bar = Callable[[], AbstractContextManager[Progress]]
 
 
-def no_bar() -> AbstractContextManager[Progress]:
-    return nullcontext(silent)
-
-
 @dataclass
 class Workbench:
     """A store of runs, a data set, and how to compute.
@@ -58,7 +54,7 @@ class Workbench:
     samples: int = 1000
     subset: str = "first"
     trusted: frozenset[str] = frozenset()
-    bar: Bar = no_bar
+    bar: Bar = lambda: nullcontext(silent)
     notice: Callable[[str], None] = lambda text: None
     confirm: Callable[[str], bool] = lambda question: True
     _subjects: dict[str, Subject] = field(default_factory=dict)
