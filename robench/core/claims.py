@@ -27,6 +27,11 @@ class Claims:
         self._folder = folder
         self._held: Path | None = None
 
+    @property
+    def terms(self) -> str:
+        """Where claims are and how they end, in words."""
+        return f"{self._folder} says who; of a machine that is gone, a claim ends after {STALE / 60:.0f} minutes"
+
     @contextmanager
     def take(self, unit: str) -> Iterator[bool]:
         """Whether ``unit`` is ours until the block ends; not while a living process has it."""
@@ -45,11 +50,11 @@ class Claims:
             path.unlink(missing_ok=True)
 
     @contextmanager
-    def hold(self, unit: str, waiting: Callable[[], None]) -> Iterator[None]:
+    def hold(self, unit: str, waiting: Callable[[str], None]) -> Iterator[None]:
         """``unit`` is ours until the block ends, which begins when nobody else has it.
 
         Args:
-            waiting: called once where somebody has.
+            waiting: called once where somebody has, with words that say who is waited for and for how long.
         """
         told = False
         while True:
@@ -58,7 +63,7 @@ class Claims:
                     yield
                     return
             if not told:
-                waiting()
+                waiting(self.terms)
                 told = True
             time.sleep(PAUSE)
 

@@ -224,7 +224,7 @@ class Evaluator:
                 time.sleep(PAUSE)
                 waits += 1
                 if waits == TOLD_AFTER:
-                    self._notice(f"waiting for other processes, which have the last {len(works)} parts in hand")
+                    self._notice(f"waiting for what other processes have in hand ({self._claims.terms})")
             left = now if shared else None
             for target in targets:
                 self._rows[target.name].refresh()

@@ -71,8 +71,8 @@ def ensure(
         claims.beat()
         progress(done, total, what)
 
-    def waiting() -> None:
-        notice(f"another process trains {task.name}: waiting for it")
+    def waiting(terms: str) -> None:
+        notice(f"another process trains {task.name}: waiting for it ({terms})")
 
     with claims.hold(f"train-{task.name}", waiting) if parallel.place()[0] == 0 else nullcontext():
         parallel.wait()

@@ -77,11 +77,11 @@ def test_one_waits_for_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     order: list[str] = []
 
     def second() -> None:
-        with Claims(tmp_path).hold("unit", waited.set):
+        with Claims(tmp_path).hold("unit", lambda terms: waited.set()):
             order.append("second")
 
     thread = threading.Thread(target=second)
-    with Claims(tmp_path).hold("unit", lambda: order.append("never")):
+    with Claims(tmp_path).hold("unit", lambda terms: order.append("never")):
         thread.start()
         assert waited.wait(20)
         order.append("first")

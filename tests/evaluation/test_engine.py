@@ -248,7 +248,7 @@ def test_a_long_wait_for_others_is_told(
     evaluator = Evaluator(data, Settings(CPU), claims=theirs, notice=notice)
     found = evaluator.run([make_subject(0)], Whitebox(eps=(0.05,), attacks=(FAST,)), SAMPLES).frame
     assert taken
-    assert notices == ["waiting for other processes, which have the last 1 parts in hand"]
+    assert notices == [f"waiting for what other processes have in hand ({theirs.terms})"]
     assert len(found) == 2 * len(SAMPLES)
 
 

@@ -255,7 +255,8 @@ def test_what_another_process_trains_is_waited_for(
         shutil.copytree(theirs.folder, runs.folder(task.name))
     thread.join(30)
     assert [run.weights for run in found] == [theirs.weights]
-    assert told == [f"another process trains {task.name}: waiting for it", f"{task.name} is complete"]
+    terms = f"{runs.root / '.claims'} says who; of a machine that is gone, a claim ends after 15 minutes"
+    assert told == [f"another process trains {task.name}: waiting for it ({terms})", f"{task.name} is complete"]
 
 
 def test_dverge_starts_from_the_baselines_weights(
