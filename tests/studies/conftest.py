@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from robench.core.data import Data, load
+from robench.core.data import load
 from robench.core.runs import Runs
 from robench.evaluation.engine import Settings
 from robench.evaluation.words import attacks
@@ -18,29 +19,36 @@ from tests.evaluation.conftest import SPEC, ensemble
 SAMPLES = 16
 
 
-@pytest.fixture
-def noise(tmp_path: Path) -> Data:
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``noise.npz`` and ``runs``: run "base", and what three threats did to it; its surrogate "sub"."""
+    folder = tmp_path_factory.mktemp("judged")
     pixels = np.random.default_rng(0).integers(0, 256, (SAMPLES, 1, 8, 8), dtype=np.uint8)
     with torch.no_grad():
         labels = ensemble(0)(torch.from_numpy(pixels).float() / 255).argmax(dim=1).numpy()
     # A class more than labels, so that there are as many classes as outputs.
     train = np.concatenate([labels[:-1], [SPEC.num_classes - 1]])
-    np.savez(tmp_path / "noise.npz", x_train=pixels, y_train=train, x_test=pixels, y_test=labels)
-    return load(f"npz:{tmp_path / 'noise.npz'}")
-
-
-@pytest.fixture
-def judged(tmp_path: Path, noise: Data) -> Workbench:
-    """Run "base", and what three threats did to it; its surrogate "sub"."""
-    store = Runs(tmp_path / "runs")
+    np.savez(folder / "noise.npz", x_train=pixels, y_train=train, x_test=pixels, y_test=labels)
+    store = Runs(folder / "runs")
     for number, (name, role) in enumerate((("base", "target"), ("sub", "surrogate"))):
         store.save(
             name, ensemble(number), members=[SPEC] * 2, defense={"name": "baseline"}, seed=number,
             role="target" if role == "target" else "surrogate", data=None, more={"dataset": "cifar10"},
         )  # fmt: skip
-    bench = Workbench(store, noise, Settings(torch.device("cpu"), batch_size=8), SAMPLES)
-    judge(bench)
-    return bench
+    judge(_bench(folder))
+    return folder
+
+
+@pytest.fixture
+def judged(original: Path, tmp_path: Path) -> Workbench:
+    """A copy of `original`, to spoil."""
+    shutil.copytree(original, tmp_path, dirs_exist_ok=True)
+    return _bench(tmp_path)
+
+
+def _bench(folder: Path) -> Workbench:
+    data = load(f"npz:{folder / 'noise.npz'}")
+    return Workbench(Runs(folder / "runs"), data, Settings(torch.device("cpu"), batch_size=8), SAMPLES)
 
 
 def judge(bench: Workbench) -> None:

@@ -51,6 +51,14 @@ def outcomes(result: Path) -> Iterator[Path]:
             yield found.folder / OUTCOMES
 
 
+@pytest.fixture
+def one(result: Path) -> Path:
+    """A copy in which one run alone was judged."""
+    for folder in list(outcomes(result))[1:]:
+        shutil.rmtree(folder)
+    return result
+
+
 def changed(result: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
     """Applies ``change`` to the rows of the first run that has any, under a name that fits."""
     folder = next(outcomes(result))
@@ -110,14 +118,14 @@ def test_the_command_says_so(published: Path, result: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("column", ["correct", "prediction", "margin", "restart", "linf", "zero_gradient", "label"])
-def test_one_changed_value_is_refused(published: Path, result: Path, column: str) -> None:
+def test_one_changed_value_is_refused(published: Path, one: Path, column: str) -> None:
     def spoil(rows: pd.DataFrame) -> pd.DataFrame:
         old = rows.loc[3, column]
         rows.loc[3, column] = not old if column in ("correct", "zero_gradient") else old + 1
         return rows
 
-    changed(result, spoil)
-    assert [each.what for each in refused(published, result) if each.what != SUMMARY] != []
+    changed(one, spoil)
+    assert [each.what for each in refused(published, one) if each.what != SUMMARY] != []
 
 
 def test_a_row_that_is_gone_or_twice_there_is_refused(published: Path, result: Path) -> None:
@@ -137,8 +145,8 @@ def test_changed_bytes_are_refused(published: Path, result: Path) -> None:
     assert path.exists()
 
 
-def test_a_changed_manifest_is_refused(published: Path, result: Path) -> None:
-    cell = sorted((next(outcomes(result)) / "cells").glob("*.json"))[0]
+def test_a_changed_manifest_is_refused(published: Path, one: Path) -> None:
+    cell = sorted((next(outcomes(one)) / "cells").glob("*.json"))[0]
     good = json.loads(cell.read_text())
     for bad in (
         {**good, "eps": 0.9},
@@ -148,7 +156,7 @@ def test_a_changed_manifest_is_refused(published: Path, result: Path) -> None:
         {"recipe": 3},
     ):
         cell.write_text(json.dumps(bad))
-        assert refused(published, result), bad
+        assert any(each.what != SUMMARY for each in refused(published, one)), bad
 
 
 def test_other_weights_are_refused(published: Path, result: Path) -> None:
