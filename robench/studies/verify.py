@@ -110,7 +110,8 @@ def verify(
     if not chosen:
         raise RobenchError(f"{result} holds no rows; name the folder of a study, or of runs (--runs of robench eval)")
     chosen.sort(key=lambda pair: content_key([seed, *pair]))
-    possible, passed = [], set()
+    possible: list[tuple[str, str]] = []
+    passed: set[str] = set()
     for name, cell in chosen:
         if len(possible) == cells:
             break
