@@ -113,15 +113,14 @@ def _history(run: Run) -> list[dict[str, Any]]:
 
 def _scores(run: Run) -> list[dict[str, Any]]:
     """One object per data set, threat and ε (of convergence, per attack); for transfer the mean over member pairs."""
-    from robench.evaluation.outcomes import left_out
+    from robench.evaluation.outcomes import counted, left_out
     from robench.studies.drawing import by_data
     from robench.studies.summary import objects
     from robench.studies.workbench import stored
 
     found: list[dict[str, Any]] = []
     for data, outcomes in by_data(stored([run], notice), [run]).items():
-        frame = outcomes.frame
-        for text in left_out(frame):
+        for text in left_out(outcomes.frame):
             notice(text)
         pairs: dict[float, list[dict[str, Any]]] = {}
         for row in objects(outcomes):
@@ -129,7 +128,8 @@ def _scores(run: Run) -> list[dict[str, Any]]:
                 if row["target"] not in ("ensemble", row["source"]):
                     pairs.setdefault(row["eps"], []).append(row)
                 continue
-            cells = frame[(frame["threat"] == row["threat"]) & (frame["eps"] == row["eps"])]
+            cells = outcomes.where(**{name: row[name] for name in ("threat", "eps", "attack") if name in row}).frame
+            cells = cells[counted(cells, ["threat"])]
             kept = {key: row[key] for key in row if key not in ("target", "defense", "n", "seed")}
             surrogates = sorted(set(cells["surrogate"]) - {""})
             found.append({"data": data, **kept, "cells": int(cells["cell"].nunique()), "surrogates": surrogates})

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,18 @@ def test_only_what_needs_no_download_is_at_hand(tmp_path: Path) -> None:
     (tmp_path / "svhn").mkdir()
     names = ("digits", "cifar10", "svhn", "0123456789abcdef")
     assert [at_hand(name, tmp_path) for name in names] == [True, False, True, False]
+
+
+def test_a_trial_on_a_few_images_changes_no_score(
+    place: Path, judged: Workbench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = json.loads(said(capsys, "show", "base", "--format", "json"))["scores"]
+    few = replace(judged, samples=4)
+    few.whitebox([few.store.get("base")], eps=(0.1,), attacks=attacks("whitebox", steps=1), restarts=1)
+    assert run(["show", "base", "--format", "json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["scores"] == before
+    assert "1 of 3 cells of base, whitebox, are left out: they judged 4 images or fewer, others 16" in printed.err
 
 
 def test_a_report_without_rows(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
