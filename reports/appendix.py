@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from robench.core.errors import RobenchError
 from robench.evaluation.words import steps
 from robench.reports import style
-from robench.reports._queries import survived, tidy, wilson
+from robench.reports._queries import survived, tidy, verdicts, wilson
 
 _LOOKS = {
     "clean": ("#555555", "o", "clean"),
@@ -30,8 +30,12 @@ def convergence_values(frame: pd.DataFrame) -> pd.DataFrame:
     if rows.empty:
         raise RobenchError("no convergence check in these outcomes; run `robench eval --threat convergence`")
     point = ["defense", "n", "eps", "attack"]
-    held = rows.groupby([*point, "seed", "sample"], observed=True)["correct"].all().reset_index()
-    runs = held.groupby([*point, "seed"], observed=True)["correct"].agg(["mean", "size"]).reset_index()
+    runs = (
+        verdicts(rows, [*point, "seed", "target"])
+        .groupby([*point, "seed"], observed=True)["correct"]
+        .agg(["mean", "size"])
+        .reset_index()
+    )
     points = (
         runs.groupby(point, observed=True)
         .agg(accuracy=("mean", "mean"), samples=("size", "min"), seeds=("seed", "size"))

@@ -21,6 +21,7 @@ from PIL import Image
 
 from robench.core.errors import RobenchError
 from robench.core.store import write_text
+from robench.evaluation.outcomes import that_count
 from robench.evaluation.threats import BLACKBOX
 from robench.reports import against, build, style, tables
 from robench.reports._queries import tidy
@@ -62,10 +63,10 @@ class _Table:
 
 
 class _Drills:
-    """What a click on a cell or a point leads to; only what is linked is written."""
+    """What a click on a cell or a point leads to, of the rows that count; only what is linked is written."""
 
     def __init__(self, frame: pd.DataFrame, pictures: Mapping[_Row, dict[str, Any]]) -> None:
-        frame = frame.sort_values([*VERSION, "sample"], kind="stable", ignore_index=True)
+        frame = that_count(frame).sort_values([*VERSION, "sample"], kind="stable", ignore_index=True)
         self._codes, versions = pd.MultiIndex.from_frame(frame[VERSION]).factorize()
         self._versions: list[Any] = versions.tolist()
         self._samples, self._correct = frame["sample"].to_numpy(), frame["correct"].to_numpy(dtype=bool)

@@ -38,7 +38,7 @@ def command(
     radii = words.radii(eps) if eps else ()
 
     def measured(run: Run) -> comparison.Measured:
-        return comparison.Measured.of_folder(run.name, run.folder / OUTCOMES, notice)
+        return comparison.Measured.of_folder(run.name, run.folder / OUTCOMES, notice, identity=run.identity)
 
     if defenses:
         sides = [(each, [*map(measured, comparison.of_defense(store.all(), each, n))]) for each in (first, second)]

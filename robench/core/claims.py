@@ -54,17 +54,14 @@ class Claims:
         """``unit`` is ours until the block ends, which begins when nobody else has it.
 
         Args:
-            waiting: called once where somebody has, with words that say who is waited for and for how long.
+            waiting: called at every look where somebody has, with words that say who is waited for and for how long.
         """
-        told = False
         while True:
             with self.take(unit) as granted:
                 if granted:
                     yield
                     return
-            if not told:
-                waiting(self.terms)
-                told = True
+            waiting(self.terms)
             time.sleep(PAUSE)
 
     def beat(self) -> None:
@@ -112,7 +109,7 @@ class Claims:
 
 def owner() -> dict[str, Any]:
     """This process, told from every other: host, process, and where the system says it, when it began."""
-    return {"host": socket.gethostname(), "process": os.getpid(), "began": _began(os.getpid())}
+    return {"host": socket.gethostname(), "process": os.getpid(), "began": _state(os.getpid())[1]}
 
 
 def alive(owner: Mapping[str, Any]) -> bool:
@@ -124,13 +121,15 @@ def alive(owner: Mapping[str, Any]) -> bool:
         return False
     except PermissionError:
         pass
-    # Its number may be another's by now: a container that starts again numbers from 1.
-    return began is None or _began(process) in (began, None)
+    state, since = _state(process)
+    # Killed and not yet waited for, it has its number still; or another has it: a container numbers from 1 again.
+    return state not in ("Z", "X") and (began is None or since in (began, None))
 
 
-def _began(process: int) -> str | None:
-    """When a process began, in the kernel's count; None where the system does not say."""
+def _state(process: int) -> tuple[str | None, str | None]:
+    """A process's state and when it began, in the kernel's words; None where the system does not say."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+        told = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return None
+        return None, None
+    return told[0], told[19]

@@ -48,7 +48,7 @@ def evaluate(
     place = _place_of(model) if device is None else torch.device(device)
     subject = model if isinstance(model, Subject) else Subject.of_model(model, place, name=name)
     evaluator = Evaluator(data, Settings(place, precision, batch_size, seed))
-    return evaluator.run([subject], threat, chosen_samples(data, threat, samples, subset, seed, place))
+    return evaluator.run([subject], threat, chosen_samples(data, threat, samples, subset, evaluator.settings))
 
 
 def _place_of(model: nn.Module | Sequence[nn.Module] | Subject) -> torch.device:
@@ -57,10 +57,10 @@ def _place_of(model: nn.Module | Sequence[nn.Module] | Subject) -> torch.device:
     return next((weight.device for weight in weights), torch.device("cpu"))
 
 
-def chosen_samples(data: Data, threat: Threat, samples: int, subset: str, seed: int, device: torch.device) -> Any:
+def chosen_samples(data: Data, threat: Threat, samples: int, subset: str, how: Settings) -> Any:
     """Indices of test images for `Evaluator.run`: for `Transfer` those that all members of a target get right."""
-    chosen = data.subset(samples, subset, seed)
+    chosen = data.subset(samples, subset, how.seed)
     if isinstance(threat, Transfer):
-        order = data.order(subset, seed)
-        return lambda target: correct_for_all(target, data, order, samples, device)
+        order = data.order(subset, how.seed)
+        return lambda target: correct_for_all(target, data, order, samples, how.device, how.batch_size)
     return chosen

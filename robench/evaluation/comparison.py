@@ -76,9 +76,11 @@ class Measured:
         return cls(name, frame.assign(version=frame["cell"].map(versions)))
 
     @classmethod
-    def of_folder(cls, name: str, folder: Path, notice: Notice = lambda text: None) -> Measured:
-        """The rows that `FolderRows` keeps in ``folder``."""
-        outcomes = FolderRows(folder, notice, repair=False).outcomes()
+    def of_folder(
+        cls, name: str, folder: Path, notice: Notice = lambda text: None, *, identity: str | None = None
+    ) -> Measured:
+        """The rows that `FolderRows` keeps in ``folder``; with ``identity`` those of the target that has it."""
+        outcomes = FolderRows(folder, notice, repair=False).outcomes(identity)
         cells = outcomes.frame["cell"].unique()
         recipes = {str(cell): read_json(folder / "cells" / f"{cell}.json")["recipe"] for cell in cells}
         return cls.of(name, outcomes, recipes)

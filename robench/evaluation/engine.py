@@ -130,14 +130,16 @@ def steps_of(attack: Attack) -> int:
     return int(getattr(attack, "steps", 1))
 
 
-def correct_for_all(target: Subject, data: Data, order: Tensor, samples: int, device: torch.device) -> Tensor:
+def correct_for_all(
+    target: Subject, data: Data, order: Tensor, samples: int, device: torch.device, batch_size: int | None = None
+) -> Tensor:
     """The first ``samples`` test images, in ``order``, that every member classifies correctly: indices, ascending.
 
     The transferability matrix and the diversity are measured on these (protocol §3); RobenchError where there is none.
     """
     right = []
     with frozen(target.ensemble), torch.no_grad():
-        for at in _chunks(len(order), judging_batch(data.test.images[0].numel())):
+        for at in _chunks(len(order), judging_batch(data.test.images[0].numel(), batch_size)):
             chunk = order[at]
             images = _images(data, chunk.numpy(), device, torch.float32)
             predictions = target.ensemble.logits(images).argmax(dim=2).cpu()

@@ -56,9 +56,9 @@ _POINTS = {"": ("target", "threat", "eps"), "convergence": ("attack",), "transfe
 def counted(frame: pd.DataFrame, by: Sequence[str]) -> pd.Series:
     """The rows that count in an all-or-nothing verdict per group of ``by`` and sample, as a mask.
 
-    Neither a few images under many attacks stand for many images, nor are both mixed: of a group, cells count that
-    judged at least half as many samples as the largest one, and of these cells the samples that the most have judged.
-    `left_out` says what does not count.
+    A few images under many attacks do not stand for many images: of a group, cells count that judged at least half as
+    many samples as the largest one, and of these cells the samples that the most have judged. `left_out` says what
+    does not count.
     """
     group = [frame[name] for name in by]
     sizes = frame.groupby([*group, frame["cell"]], observed=True)["sample"].transform("nunique")
@@ -67,17 +67,38 @@ def counted(frame: pd.DataFrame, by: Sequence[str]) -> pd.Series:
     return large & (cells == cells.groupby(group, observed=True).transform("max"))
 
 
+def _point_of(threat: object) -> list[str]:
+    return [*_POINTS[""], *_POINTS.get(str(threat), ())]
+
+
+def that_count(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows that are `counted` in the number of their target, threat and ε."""
+    parts = [rows[counted(rows, _point_of(threat))] for threat, rows in frame.groupby("threat", observed=True)]
+    return pd.concat(parts) if parts else frame
+
+
 def left_out(frame: pd.DataFrame) -> list[str]:
-    """What of these rows counts in no number, a line for each target and threat."""
+    """What of these rows counts in no number, in lines for each target and threat."""
     found = []
     for (target, threat), rows in frame.groupby(["target", "threat"], observed=True):
-        by = [*_POINTS[""], *_POINTS.get(str(threat), ())]
-        small = set(rows["cell"]) - set(rows.loc[counted(rows, by), "cell"])
-        if small:
-            sizes = rows.groupby("cell", observed=True)["sample"].nunique()
+        by = _point_of(threat)
+        counts = rows[counted(rows, by)]
+        sizes = rows.groupby([*by, "cell"], observed=True)["sample"].nunique()
+        small = sizes[~sizes.index.isin(counts.groupby([*by, "cell"], observed=True).size().index)]
+        if len(small):
+            few = 2 * small.max() < sizes.max()
+            reason = f"{small.max()} images or fewer, others {sizes.max()}" if few else "other images than most"
             found.append(
-                f"{len(small)} of {len(sizes)} cells of {target}, {threat}, are left out: they judged "
-                f"{sizes[list(small)].max()} images or fewer, others {sizes.max()}; judge all on as many (--samples)"
+                f"{small.index.unique('cell').size} of {sizes.index.unique('cell').size} cells of {target}, {threat}, "
+                f"are left out: they judged {reason}; judge all on the same (--samples, --subset)"
+            )
+        judged = counts.groupby(by, observed=True)["sample"].nunique()
+        most = sizes.groupby(by, observed=True).max().reindex(judged.index)
+        short = sorted((few, all_) for few, all_ in zip(judged.tolist(), most.tolist(), strict=True) if few < all_)
+        if short:
+            found.append(
+                f"numbers of {target}, {threat}, rest on as few as {short[0][0]} images, those that all attacks "
+                f"judged, of {short[0][1]}"
             )
     return found
 

@@ -22,7 +22,7 @@ from robench.core.store import checked_name, content_key, read_frame, read_json
 from robench.evaluation.engine import Evaluator, Settings
 from robench.evaluation.outcomes import CELL_COLUMNS, ROW_COLUMNS, Outcomes, empty_rows
 from robench.evaluation.subjects import Subject
-from robench.evaluation.threats import Job, Threat
+from robench.evaluation.threats import BLACKBOX, Job, Threat
 from robench.studies.state import DRAWN
 from robench.studies.summary import objects, of_judgements
 from robench.studies.workbench import OUTCOMES, Workbench
@@ -225,7 +225,8 @@ def _rows_again(bench: Workbench, run: Run, cell: str, manifest: dict[str, Any],
 def _job(bench: Workbench, target: Subject, recipe: dict[str, Any], craft: dict[str, Any], attack: Any) -> Job:
     """Who is attacked: the target, one of its members, or a surrogate among the runs."""
     source, restarts = craft["source"], tuple(craft["restarts"])
-    if source == target.identity:
+    # A target may be its own surrogate, where that was allowed.
+    if source == target.identity and recipe["threat"] not in BLACKBOX:
         return Job(recipe["threat"], target.ensemble, "", source, attack, restarts, pooled=True)
     identity, slash, number = source.partition("/")
     if slash and identity == target.identity and number.isdigit() and 1 <= int(number) <= target.n:

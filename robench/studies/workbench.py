@@ -95,7 +95,7 @@ class Workbench:
         order = self.data.order(self.subset, seed)
         frames = []
         for target in map(self.subject, runs):
-            right = correct_for_all(target, self.data, order, self.samples, device)
+            right = correct_for_all(target, self.data, order, self.samples, device, self.settings.batch_size)
             folder = self.store.folder(target.name) / DIVERSITY
             with self.bar() as progress, fitting_threads(device, GROUP * self.data.test.images[0].numel()):
                 frames.append(
@@ -181,11 +181,11 @@ class Workbench:
 
     def forecast(self, runs: Sequence[Run], threat: Threat, *, cache: bool = True) -> list[Forecast]:
         """What `judge` would do; writes nothing."""
-        evaluator, targets, samples = self._prepared(runs, threat, cache, silent)
+        evaluator, targets, samples = self._prepared(runs, threat, cache, silent, repair=False)
         return evaluator.forecast(targets, threat, samples)
 
     def _prepared(
-        self, runs: Sequence[Run], threat: Threat, cache: bool, progress: Progress
+        self, runs: Sequence[Run], threat: Threat, cache: bool, progress: Progress, *, repair: bool = True
     ) -> tuple[Evaluator, list[Subject], Any]:
         if not runs:
             raise RobenchError("there is no run to judge; robench train or robench import makes one")
@@ -196,14 +196,13 @@ class Workbench:
         evaluator = Evaluator(
             self.data,
             self.settings,
-            rows=lambda subject: FolderRows(self.store.folder(subject.name) / OUTCOMES, self.notice),
+            rows=lambda subject: FolderRows(self.store.folder(subject.name) / OUTCOMES, self.notice, repair=repair),
             images=Images(self.store.root / CRAFTED, self.notice) if cache and isinstance(threat, Blackbox) else None,
             claims=self.store.claims(),
             progress=progress,
             notice=self.notice,
         )
-        seed, device = self.settings.seed, self.settings.device
-        return evaluator, targets, chosen_samples(self.data, threat, self.samples, self.subset, seed, device)
+        return evaluator, targets, chosen_samples(self.data, threat, self.samples, self.subset, self.settings)
 
 
 def stored(runs: Sequence[Run], notice: Callable[[str], None] = lambda text: None) -> Outcomes:

@@ -53,7 +53,7 @@ def ensure(
     """The finished run of ``task``: reused where it is complete, resumed where it was cut off, else trained.
 
     The Baseline that a defense starts from is made the same way, first. What another process on the same runs trains
-    is waited for.
+    is waited for, but not by torchrun's.
 
     Args:
         track: measured after epochs, into the history; the weights do not depend on it.
@@ -71,11 +71,16 @@ def ensure(
         claims.beat()
         progress(done, total, what)
 
-    def waiting(terms: str) -> None:
-        notice(f"another process trains {task.name}: waiting for it ({terms})")
+    told: list[str] = []
 
-    with claims.hold(f"train-{task.name}", waiting) if parallel.place()[0] == 0 else nullcontext():
-        parallel.wait()
+    def waiting(terms: str) -> None:
+        if not told:
+            told.append(f"another process trains {task.name}: waiting for it ({terms})")
+            notice(told[0])
+        progress(0, 1, f"waiting for {task.name}")  # which is a sign of life of what waits for this one
+
+    # Processes of torchrun would not wait as long for each other as a training takes.
+    with claims.hold(f"train-{task.name}", waiting) if parallel.place()[1] == 1 else nullcontext():
         if task.name in runs.names():
             return _finished(task, runs, notice)
         parent = None

@@ -116,6 +116,8 @@ def resolve(
         start = resolve(data, "baseline", n, seed=seed, role=role, models=models, recipe=recipe)
         if settings.negative_slope:
             start = replace(start, members=members, customised=True)
+        if name == start.name:
+            raise RobenchError(f"{name!r} is the Baseline that {defense!r} starts from; choose another --name")
     return Task(
         data=data.identity,
         data_label=data.label,

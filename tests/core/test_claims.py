@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,24 @@ def test_a_process_that_has_the_number_of_a_dead_one_has_no_claim(tmp_path: Path
         assert granted
         mine = json.loads((tmp_path / "unit.json").read_text())
         assert int(mine["began"]) > 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux says what is left of a process")
+def test_a_killed_process_that_nobody_waited_for_has_no_claim(tmp_path: Path) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", "print(1, flush=True); input()"], stdin=-1, stdout=-1)
+    assert killed.stdout is not None
+    killed.stdout.readline()
+    owner = {"host": socket.gethostname(), "process": killed.pid, "began": claims._state(killed.pid)[1]}
+    (tmp_path / "unit.json").write_text(json.dumps(owner))
+    with Claims(tmp_path).take("unit") as granted:
+        assert not granted
+    killed.kill()
+    deadline = time.monotonic() + 20
+    while claims._state(killed.pid)[0] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with Claims(tmp_path).take("unit") as granted:
+        assert granted
+    killed.communicate()
 
 
 def test_another_machine_keeps_its_claim_until_it_is_silent(tmp_path: Path) -> None:

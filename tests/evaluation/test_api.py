@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import robench
 from robench.attacks.pgd import PGD
 from robench.core.data import Data
 from robench.evaluation import api
+from robench.evaluation.subjects import Subject
 
 
 class Linear(nn.Module):
@@ -45,10 +47,21 @@ def test_the_users_module_is_left_as_it_was(data: Data) -> None:
         torch.testing.assert_close(value, before[name], atol=0, rtol=0)
 
 
-def test_a_model_is_judged_where_it_is(data: Data) -> None:
+def test_a_model_is_judged_where_it_is(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     there = nn.Linear(1, 1, device="meta")
     assert {api._place_of(model).type for model in (there, [there], [nn.Identity(), there])} == {"meta"}
     assert api._place_of(nn.Identity()).type == "cpu"
+    found: list[torch.device] = []
+
+    def of_model(model: Any, device: torch.device, **options: Any) -> Subject:
+        found.append(device)
+        return original(model, torch.device("cpu"), **options)
+
+    original = Subject.of_model
+    monkeypatch.setattr(Subject, "of_model", of_model)
+    monkeypatch.setattr(api, "_place_of", lambda model: torch.device("cpu", 0))
+    robench.evaluate(Linear(0), data, robench.Whitebox(eps=(0.1,), attacks=(PGD(steps=1),)), samples=4)
+    assert found == [torch.device("cpu", 0)]
 
 
 def test_black_box_takes_subjects_made_of_modules(data: Data) -> None:

@@ -162,8 +162,14 @@ def test_weights_that_were_replaced_are_not_mixed(work: Path, capsys: pytest.Cap
         if cell["threat"] == "clean":
             write_json(path, {**cell, "recipe": {**cell["recipe"], "target": "other"}})
     capsys.readouterr()
-    assert run(["compare", "hold-out1", "hold-out2", "--threat", "whitebox"]) == 2
-    assert "several models" in capsys.readouterr().err
+    told = "1 of 2 cells in runs/hold-out1/outcomes are of other weights: left out"
+    for threat, code in (("whitebox", 0), ("clean", 2)):
+        assert run(["compare", "hold-out1", "hold-out2", "--threat", threat]) == code
+        assert told in capsys.readouterr().err
+    assert run(["show", "hold-out1", "--format", "json"]) == 0
+    printed = capsys.readouterr()
+    assert told in printed.err
+    assert {score["threat"] for score in json.loads(printed.out)["scores"]} == {"whitebox"}
 
 
 def test_helpers_do_the_work(work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

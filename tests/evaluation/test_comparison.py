@@ -191,3 +191,8 @@ def test_rows_of_the_evaluator_are_paired_by_what_crafted_them(
     for other in (read(black, seed=1, target=1), read(Whitebox(eps=(0.1,), attacks=(attack,)), target=1)):
         with pytest.raises(RobenchError, match="rows"):
             compare(read(black), other, "blackbox")
+
+
+def test_rows_of_several_models_are_not_one_ensemble() -> None:
+    with pytest.raises(RobenchError, match="the rows of 'x' are of several models, since its weights were replaced"):
+        Measured.of("x", Outcomes.concat([]), {"first": {"target": "1"}, "second": {"target": "2"}})

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robench.core.errors import RobenchError
-from robench.evaluation.outcomes import CELL_COLUMNS, ENSEMBLE, Outcomes, left_out, wilson
+from robench.evaluation.outcomes import CELL_COLUMNS, ENSEMBLE, Outcomes, left_out, that_count, wilson
 from robench.reports._queries import transfer_rates
 
 
@@ -116,15 +116,25 @@ def test_a_few_images_do_not_stand_for_many() -> None:
         (row,) = rows.accuracy(["eps"]).to_dict("records")
         assert (row["accuracy"], row["samples"]) == (0.3, 10)
         assert left_out(rows.frame) == [
-            f"1 of 2 cells of t, {threat}, are left out: they judged 4 images or fewer, others 10; judge all on as "
-            f"many (--samples)"
+            f"1 of 2 cells of t, {threat}, are left out: they judged 4 images or fewer, others 10; judge all on the "
+            f"same (--samples, --subset)"
         ]
+        assert set(that_count(rows.frame)["attack"]) == {"full"}
     (drawn,) = transfer_rates(rows.frame).to_dict("records")
     assert (drawn["rate"], drawn["samples"]) == (pytest.approx(0.7), 10)
     half = {("tried", 0.1, 0, sample): False for sample in range(5)}
     (row,) = outcomes({**many, **half}).accuracy(["eps"]).to_dict("records")
     assert (row["accuracy"], row["samples"]) == (0.0, 5)
-    assert left_out(outcomes({**many, **half}).frame) == []
+    assert left_out(outcomes({**many, **half}).frame) == [
+        "numbers of t, blackbox, rest on as few as 5 images, those that all attacks judged, of 10"
+    ]
+    assert left_out(outcomes(many).frame) == []
+    apart = {("first", 0.1, 0, i): True for i in range(4)} | {("second", 0.1, 0, i): True for i in range(4)}
+    apart |= {("elsewhere", 0.1, 0, 10 + i): True for i in range(4)}
+    assert left_out(outcomes(apart).frame) == [
+        "1 of 3 cells of t, blackbox, are left out: they judged other images than most; judge all on the same "
+        "(--samples, --subset)"
+    ]
 
 
 def test_transferability_is_all_or_nothing_over_attacks() -> None:

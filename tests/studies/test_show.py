@@ -199,6 +199,17 @@ def test_a_trial_on_a_few_images_changes_no_score(
     assert "1 of 3 cells of base, whitebox, are left out: they judged 4 images or fewer, others 16" in printed.err
 
 
+@pytest.mark.parametrize("command", [["show", "base"], ["report"], ["compare", "base", "base", "--threat", "whitebox"]])
+def test_what_only_reads_leaves_damaged_rows_where_they_are(
+    place: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (part,) = (place / "runs" / "base" / "outcomes").glob("part-*.parquet")
+    part.write_bytes(part.read_bytes() + b"x")
+    run(command)
+    assert f"{part.relative_to(place)} is damaged: its rows do not count here" in capsys.readouterr().err
+    assert part.exists()
+
+
 def test_a_report_without_rows(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(place / "runs" / "base" / OUTCOMES)
     assert "nothing was measured" in said(capsys, "report", code=2)

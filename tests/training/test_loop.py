@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,26 @@ def test_what_another_process_trains_is_waited_for(
     assert [run.weights for run in found] == [theirs.weights]
     terms = f"{runs.root / '.claims'} says who; of a machine that is gone, a claim ends after 15 minutes"
     assert told == [f"another process trains {task.name}: waiting for it ({terms})", f"{task.name} is complete"]
+
+
+def test_a_training_gives_signs_of_life(small: Small, train: Train, runs: Runs) -> None:
+    task = small()
+    claim = runs.root / ".claims" / f"train-{task.name}.json"
+    ages: list[float] = []
+
+    def progress(done: int, total: int, what: str) -> None:
+        ages.append(time.time() - claim.stat().st_mtime)
+        os.utime(claim, (0, 0))
+
+    train(task, progress=progress)
+    assert len(ages) > 1
+    assert max(ages) < 1000
+    assert not claim.exists()
+
+
+def test_a_run_is_not_named_like_the_baseline_it_starts_from(small: Small) -> None:
+    with pytest.raises(RobenchError, match="is the Baseline that 'dverge' starts from; choose another --name"):
+        small("dverge", init=None, name=small("dverge", init=None).start.name)  # type: ignore[union-attr]
 
 
 def test_dverge_starts_from_the_baselines_weights(
