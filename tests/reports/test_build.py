@@ -112,9 +112,9 @@ def test_surrogates_of_another_kind_are_a_figure_and_a_table_of_their_own(
 def test_uneven_points_are_told(small: pd.DataFrame) -> None:
     uneven = small[~((small["defense"] == "dverge") & (small["surrogate"] == "surrogate-5"))]
     assert any("1 to 2 attacks per image" in text for text in build.cautions(uneven))
-    trial = rows([True] * 3, eps=float(small["eps"].max()), attack="trial")
+    trial = rows([True] * 3, n=2, eps=float(small["eps"].max()), attack="trial")
     told = build.cautions(pd.concat([small, trial], ignore_index=True))
-    assert any("cells of dverge-3-s0, whitebox, are left out: they judged 3 images or fewer" in text for text in told)
+    assert any("cells of dverge-2-s0, whitebox, are left out: they judged 3 images or fewer" in text for text in told)
 
 
 def test_bad_requests(small: pd.DataFrame, tmp_path: Path) -> None:
