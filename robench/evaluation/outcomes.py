@@ -49,8 +49,9 @@ def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float,
     return float(interval.low), float(interval.high)
 
 
-#: What a curve's point is made of, by threat; where none is named, the first.
-_POINTS = {"": ("target", "threat", "eps"), "convergence": ("attack",), "transfer": ("surrogate", "member")}
+#: What a number is of, and what else where a threat has several at one ε.
+_POINT = ("target", "threat", "eps")
+_APART = {"convergence": ("attack",), "transfer": ("surrogate", "member")}
 
 
 def counted(frame: pd.DataFrame, by: Sequence[str]) -> pd.Series:
@@ -68,7 +69,7 @@ def counted(frame: pd.DataFrame, by: Sequence[str]) -> pd.Series:
 
 
 def _point_of(threat: object) -> list[str]:
-    return [*_POINTS[""], *_POINTS.get(str(threat), ())]
+    return [*_POINT, *_APART.get(str(threat), ())]
 
 
 def that_count(frame: pd.DataFrame) -> pd.DataFrame:
