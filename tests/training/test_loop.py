@@ -276,8 +276,10 @@ def test_a_training_gives_signs_of_life(small: Small, train: Train, runs: Runs) 
 
 
 def test_a_run_is_not_named_like_the_baseline_it_starts_from(small: Small) -> None:
+    start = small("dverge", init=None).start
+    assert start is not None
     with pytest.raises(RobenchError, match="is the Baseline that 'dverge' starts from; choose another --name"):
-        small("dverge", init=None, name=small("dverge", init=None).start.name)  # type: ignore[union-attr]
+        small("dverge", init=None, name=start.name)
 
 
 def test_dverge_starts_from_the_baselines_weights(
