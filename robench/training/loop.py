@@ -203,17 +203,18 @@ def _train(
     saved = time.monotonic()
     ensemble.train()
     while state.epoch < task.recipe.epochs:
-        rate = task.recipe.rate(state.epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         began, first = time.monotonic(), state.step
         for batch in batches(train, task.recipe, stream, state.epoch, task.defense.paired, state.step):
+            # In the middle of the step, so that the first of a warm-up learns and the last of a cosine does too.
+            rate = task.recipe.rate(state.epoch + (state.step + 0.5) / steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
             state.add(train_step(ensemble, optimizer, task, batch))
             progress(state.epoch * steps + state.step, total, task.name)
             if writes and time.monotonic() - saved > CHECKPOINT_SECONDS:
                 checkpoint.save(ensemble, optimizer, state)
                 saved = time.monotonic()
-        state.close(rate)
+        state.close(task.recipe.rate(state.epoch))
         if not (
             all(math.isfinite(value) for value in state.history[-1]["terms"].values())
             and all(bool(torch.isfinite(value).all()) for value in ensemble.state_dict().values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
@@ -20,7 +21,10 @@ class Recipe(BaseModel):
     """How to train: everything but the loss. Frozen; unknown keys are errors.
 
     Attributes:
-        milestones: fractions of all epochs at which the rate is multiplied by ``gamma``.
+        schedule: of the learning rate: ``steps`` multiplies it by ``gamma`` at ``milestones``, which are fractions of all
+            epochs; ``cosine`` lets it fall to 0 along half a cosine (Loshchilov & Hutter 2017, eq. 5, without restarts,
+            https://arxiv.org/abs/1608.03983), at every step.
+        warmup: fraction of all epochs in which the rate rises linearly from 0.
         pad: random crop after zero-padding by this many pixels; flip: random horizontal flip.
         noise: standard deviation of Gaussian noise that is added to a batch with ``noise_probability``, not clamped.
         negative_slope: of every activation; 0 is ReLU.
@@ -37,6 +41,8 @@ class Recipe(BaseModel):
     momentum: float = Field(0.9, ge=0, lt=1)
     adam_eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(ge=0)
+    schedule: Literal["steps", "cosine"] = "steps"
+    warmup: float = Field(0.0, ge=0, lt=1)
     milestones: tuple[float, ...] = ()
     gamma: float = Field(0.1, gt=0)
     pad: int = Field(0, ge=0)
@@ -49,14 +55,20 @@ class Recipe(BaseModel):
     @model_serializer(mode="wrap")
     def _dumped(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = dump(self)
-        if self.precision == "float32":
-            # Runs that were trained before there was a choice keep their keys.
-            del values["precision"]
+        # Runs that were trained before there was a choice keep their keys.
+        for name in ("precision", "schedule", "warmup"):
+            if values[name] == Recipe.model_fields[name].default:
+                del values[name]
         return values
 
-    def rate(self, epoch: int) -> float:
-        """The learning rate of an epoch, from 0."""
-        return float(self.lr * self.gamma ** sum(epoch >= round(part * self.epochs) for part in self.milestones))
+    def rate(self, position: float) -> float:
+        """The learning rate at ``position``, in epochs from 0, in which 1.5 is the middle of the second epoch."""
+        warm = self.warmup * self.epochs
+        if position < warm:
+            return self.lr * position / warm
+        if self.schedule == "cosine":
+            return self.lr * (1 + math.cos(math.pi * (position - warm) / (self.epochs - warm))) / 2
+        return float(self.lr * self.gamma ** sum(position >= round(part * self.epochs) for part in self.milestones))
 
 
 class _Size(BaseModel):
@@ -123,6 +135,8 @@ class RecipeFile(BaseModel):
             "momentum": recipe.optimizer == "adam" and "optimizer 'adam'",
             "adam_eps": recipe.optimizer == "sgd" and "optimizer 'sgd'",
             "noise_probability": recipe.noise == 0 and "`noise` 0",
+            "milestones": recipe.schedule == "cosine" and "schedule 'cosine'",
+            "gamma": recipe.schedule == "cosine" and "schedule 'cosine'",
         }
         for name, reason in without_effect.items():
             if reason and name in overrides and name not in own:
