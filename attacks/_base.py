@@ -26,11 +26,14 @@ class Crafted(NamedTuple):
         linf: ℓ∞ distance to the clean image, (B,).
         zero_gradient: True where the gradient of the loss at the returned image is exactly zero or not finite, (B,).
             On a sample that is still classified correctly this means that the attack had nothing to follow.
+        outputs: what the model that was attacked returns for the images, (B,K): the evaluator compares it with what the
+            original returns.
     """
 
     images: Tensor
     linf: Tensor
     zero_gradient: Tensor
+    outputs: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,12 +127,19 @@ class Attack(ABC):
         crafted = torch.minimum(torch.maximum(raw, lower), upper)
         if not bool(torch.isfinite(crafted).all()):
             raise RobenchError(f"attack {self.label!r} returned an image that is not finite")
+        outputs = torch.empty(0)
+
+        def loss(z: Tensor) -> Tensor:
+            nonlocal outputs
+            outputs = model(z)
+            return LOSSES.get(self.loss)(outputs, labels)
+
         # Frozen anew: a plug-in may have left its own modes and hooks.
         with frozen(model):
-            slope = gradient(lambda z: LOSSES.get(self.loss)(model(z), labels), crafted)
+            slope = gradient(loss, crafted)
         size = slope.abs().flatten(1).amax(dim=1)
         zero = (size == 0) | ~size.isfinite()
-        return Crafted(crafted, linf.distance(crafted, images), zero)
+        return Crafted(crafted, linf.distance(crafted, images), zero, outputs.detach())
 
     @property
     def label(self) -> str:

@@ -106,7 +106,7 @@ def command(
     from robench.core.runs import Runs
     from robench.evaluation import checks, words
     from robench.evaluation.engine import Settings
-    from robench.evaluation.outcomes import Outcomes
+    from robench.evaluation.outcomes import Check, Outcomes
     from robench.evaluation.probe import probe as attacked_again
     from robench.evaluation.threats import Convergence, Threat, Transfer, Whitebox
     from robench.studies.workbench import Workbench, stored
@@ -151,7 +151,7 @@ def command(
     }
     if restarts is not None:
         options["restarts"] = restarts
-    found: list[checks.Check] = []
+    found: list[Check] = []
     plans: list[tuple[list[Run], Threat]] = []
     if threat != "blackbox":
         known: dict[str, type[Threat]] = {"whitebox": Whitebox, "transfer": Transfer, "convergence": Convergence}
@@ -178,7 +178,7 @@ def command(
     if helper:
         return 0
     click.echo(formatted(outcomes, threat, style))
-    found += checks.check(outcomes, stored(chosen, notice))
+    found += [*outcomes.checks, *checks.check(outcomes, stored(chosen, notice))]
     if probe:
         for run in chosen:
             with bar() as progress:

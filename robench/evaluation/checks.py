@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from robench.evaluation import words
-from robench.evaluation.outcomes import ENSEMBLE, Outcomes
+from robench.evaluation.outcomes import ENSEMBLE, SURROGATE, Check, Outcomes, Status, wilson
 from robench.evaluation.statistics import LEVEL, mcnemar
 from robench.evaluation.subjects import Subject, kinship
 from robench.evaluation.threats import BLACKBOX
-
-Status = Literal["pass", "warn", "fail"]
 
 #: Difference of two accuracies, and share of samples, that is worth a warning.
 POINT = 0.01
@@ -24,21 +20,13 @@ POINT = 0.01
 MANY = 0.1
 #: An image moved by less than this part of ε has not been attacked in earnest.
 MOVED = 0.5
+#: A surrogate that is so much less accurate than the target is worth a warning.
+FAR = 0.2
+#: Images on which an accuracy at chance may be chance.
+FEW = 30
 ROUNDING = 1e-6
 
 _STATUSES: tuple[Status, ...] = ("pass", "warn", "fail")
-
-
-@dataclass(frozen=True)
-class Check:
-    """One question put to a result, and the evidence."""
-
-    name: str
-    status: Status
-    evidence: str
-
-    def __str__(self) -> str:
-        return f"{self.status}  {self.name}: {self.evidence}"
 
 
 def check(outcomes: Outcomes, known: Outcomes | None = None) -> list[Check]:
@@ -218,6 +206,50 @@ def kin(targets: Iterable[Subject], surrogates: Sequence[Subject]) -> Check:
         return Check("surrogates unrelated", "warn", f"no black-box result, for {'; '.join(reasons)}")
     names = ", ".join(dict.fromkeys(surrogate.name for surrogate in surrogates))
     return Check("surrogates unrelated", "pass", f"{names}: no weights, ancestor or similarity shared")
+
+
+def surrogates_work(outcomes: Outcomes, sources: Outcomes, classes: int) -> list[Check]:
+    """Whether each surrogate knows the data and falls to what was crafted on it, beside what that took of the target.
+
+    Args:
+        outcomes: black-box rows of one target, and its clean ones.
+        sources: rows of the surrogates: clean, and of threat ``surrogate``.
+        classes: of the data set.
+    """
+    frame = outcomes.where(threat=list(BLACKBOX), member=ENSEMBLE).frame
+    clean = outcomes.where(threat="clean", member=ENSEMBLE).frame
+    checks = []
+    for name, rows in frame.groupby("surrogate", sort=False):
+        eps = rows["eps"].max()
+        versions = rows[rows["eps"] == eps]
+        own = sources.where(target=name, member=ENSEMBLE).frame
+        own = own[own["sample"].isin(versions["sample"])]
+        right = own[own["threat"] == "clean"].set_index("sample")["correct"]
+        if right.empty:
+            continue
+        keys = ["attack", "loss", "eps", "restart"]
+        on_itself = own[own["threat"] == SURROGATE].merge(versions[keys].drop_duplicates(), on=keys)
+        fooled = ~on_itself.groupby("sample")["correct"].all()
+        took = 1 - versions.groupby("sample")["correct"].all().mean()
+        low, high = wilson(int(right.sum()), len(right))
+        evidence = (
+            f"{name} gets {right.mean():.1%} of {len(right)} images right; what was crafted on it at ε {eps:g} fools "
+            f"itself on {fooled.mean():.1%} and {versions['target'].iloc[0]} on {took:.1%}"
+        )
+        target = clean["correct"].mean() if len(clean) else float("nan")
+        if low <= 1 / classes:
+            status: Status = "fail" if len(right) >= FEW else "warn"
+            evidence += (
+                f": it knows no more of the data than chance, {1 / classes:.1%}, so that this is no black-box result; "
+                f"robench doctor {name} looks for the reason"
+            )
+        elif high < target - FAR:
+            status = "warn"
+            evidence += f": a weak attacker makes a target look robust, whose own clean accuracy is {target:.1%}"
+        else:
+            status = "pass"
+        checks.append(Check(f"surrogate {name}", status, evidence))
+    return checks
 
 
 def failed(checks: Iterable[Check]) -> bool:

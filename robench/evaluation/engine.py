@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -16,29 +16,40 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks import Attack, Crafted
+from robench.attacks._ascent import gradient
 from robench.core import linf
 from robench.core.claims import PAUSE, Claims
 from robench.core.data import Data
 from robench.core.ensemble import Ensemble, mixture
 from robench.core.errors import RobenchError, out_of_memory
-from robench.core.fast import Precision, attackable, compiled, crafting_dtype, slow_precision
+from robench.core.fast import ROUNDING, Precision, attackable, compiled, crafting_dtype, disagreement, slow_precision
 from robench.core.frozen import frozen
 from robench.core.losses import margin
 from robench.core.progress import Progress, silent
 from robench.core.rng import Draws
 from robench.core.store import content_key
 from robench.core.threads import USUAL, fitting_batch, fitting_threads, judging_batch
+from robench.evaluation.checks import surrogates_work
 from robench.evaluation.images import Images
-from robench.evaluation.outcomes import ENSEMBLE, Outcomes
+from robench.evaluation.outcomes import ENSEMBLE, SURROGATE, Check, Outcomes
 from robench.evaluation.rows import Rows
+from robench.evaluation.soundness import examine, keyed_torch
 from robench.evaluation.subjects import Subject
-from robench.evaluation.threats import Job, Threat
+from robench.evaluation.threats import Blackbox, Job, Threat
 
 #: Raise it when the meaning of rows changes; cells of the old version are not reused.
 ROWS_VERSION = 1
 
 #: Looks at what other processes have in hand, before the user is told: a minute.
 TOLD_AFTER = 120
+
+#: Images on which the gradient of the copy that is attacked is held against the original's; the mean cosine that is the
+#: same gradient but for rounding (measured on three ResNet-20: .9999, in bfloat16 .98).
+GRADIENTS = 8
+SAME_GRADIENT: dict[Precision, float] = {"float32": 0.95, "bfloat16": 0.8, "float64": 0.95}
+
+#: Leads of a class over the others within which float32 decides as float64 does.
+USUAL_LEADS = (1e-2, 1e4)
 
 Indices = npt.NDArray[np.int64]
 
@@ -125,6 +136,11 @@ def _title(job: Job, target: Subject) -> str:
     return f"{job.threat}: {job.attack.label} {job.attack.loss} on {job.source_name if not job.pooled else target.name}"
 
 
+def surrogates_of(threat: Threat) -> tuple[Subject, ...]:
+    """The surrogates of a black-box threat; none of any other."""
+    return threat.surrogates if isinstance(threat, Blackbox) else ()
+
+
 def steps_of(attack: Attack) -> int:
     """Gradient steps per image and restart, for progress and plans; 1 where the attack does not say."""
     return int(getattr(attack, "steps", 1))
@@ -183,6 +199,7 @@ class Evaluator:
         self._progress = progress
         self._notice = notice
         self._batch = self.settings.batch_size
+        self._drawing: set[str] = set()
         self._done = 0
         self._total = 0
         self._told_why = False
@@ -197,10 +214,17 @@ class Evaluator:
         Args:
             samples: indices of test images, or per target.
 
+        Under a black-box threat the surrogates are judged too, clean and on what was crafted on them. Rows of these are
+        among the surrogates' own, see `checks.surrogates_work`.
+
         Raises:
             RobenchError: a surrogate that is no hold-out, a model or an attack that breaks its contract.
         """
-        indices = self._open(targets, samples)
+        indices = self._open(targets, threat, samples)
+        threat, found = self._examined(targets, threat)
+        everything = np.unique(np.concatenate(list(indices.values())))
+        for surrogate in surrogates_of(threat):
+            self._clean(surrogate, everything)
         if threat.clean:
             for target in targets:
                 self._clean(target, indices[target.name])
@@ -216,9 +240,8 @@ class Evaluator:
         while works := self.plan(targets, threat, indices):
             now = sum(len(cell.pending) for work in works for cell in work.cells)
             self._total = self._done + sum(work.cost() for work in works)
-            requested = np.unique(np.concatenate(list(indices.values())))
             with fitting_threads(self.settings.device, self._fitting() * self._numbers):
-                shared = self._share(works, requested, len(threat.eps))
+                shared = self._share(works, everything, len(threat.eps))
             if shared:
                 assert left is None or now < left, "units were done and their rows are still missing"
             else:
@@ -228,8 +251,10 @@ class Evaluator:
                 if waits == TOLD_AFTER:
                     self._notice(f"waiting for what other processes have in hand ({self._claims.terms})")
             left = now if shared else None
-            for target in targets:
-                self._rows[target.name].refresh()
+            for subject in (*targets, *surrogates_of(threat)):
+                self._rows[subject.name].refresh()
+        for surrogate in surrogates_of(threat):
+            self._rows[surrogate.name].compact()
         parts = []
         for target in targets:
             rows = self._rows[target.name]
@@ -240,8 +265,50 @@ class Evaluator:
             for key, manifest in manifests.items():
                 rows.declare(key, manifest)  # where a file of before is damaged or lost
             frame = rows.outcomes().frame
-            parts.append(Outcomes(frame[frame["cell"].isin(manifests) & frame["sample"].isin(indices[target.name])]))
+            own = Outcomes(frame[frame["cell"].isin(manifests) & frame["sample"].isin(indices[target.name])])
+            said = [*found[target.name], *self._surrogates_work(own, threat)]
+            rows.remember(target.identity, threat.name, said)
+            parts.append(Outcomes(own.frame, said))
         return Outcomes.concat(parts)
+
+    def _examined(self, targets: Sequence[Subject], threat: Threat) -> tuple[Threat, dict[str, list[Check]]]:
+        """What was found of every target and of the surrogates that attack it; the threat, with CW beside cross-entropy
+        where that has no gradient."""
+        device, eps = self.settings.device, threat.eps[-1]
+        found: dict[str, list[Check]] = {}
+        blind = []
+        for target in targets:
+            own = found.setdefault(target.name, [])
+            for subject in (target, *surrogates_of(threat)):
+                sound = examine(subject, self.data, device, eps)
+                own += [check for check in sound.checks if check.status != "pass" or subject is target]
+                if sound.draws:
+                    self._drawing.add(subject.identity)
+                if sound.blind:
+                    blind.append(subject.name)
+                    own.append(
+                        Check(
+                            "cross-entropy sees",
+                            "warn",
+                            f"the outputs of {subject.name} are so large that cross-entropy has no gradient: every "
+                            f"attack is made with CW too",
+                        )
+                    )
+        if not blind:
+            return threat, found
+        twins = []
+        for attack in threat.attacks:
+            with suppress(RobenchError):  # an attack with a loss of its own
+                twins.append(replace(attack, loss="cw"))
+        self._notice(f"the outputs of {blind[0]} leave cross-entropy without a gradient: attacking with CW too")
+        return replace(threat, attacks=tuple(dict.fromkeys((*threat.attacks, *twins)))), found
+
+    def _surrogates_work(self, outcomes: Outcomes, threat: Threat) -> list[Check]:
+        surrogates = surrogates_of(threat)
+        if not surrogates:
+            return []
+        sources = Outcomes.concat(self._rows[surrogate.name].outcomes() for surrogate in surrogates)
+        return surrogates_work(outcomes, sources, self.data.num_classes)
 
     def forecast(
         self,
@@ -256,7 +323,7 @@ class Evaluator:
         Args:
             calibrate: False leaves the seconds at 0.
         """
-        indices = self._open(targets, samples)
+        indices = self._open(targets, threat, samples)
         image = self.data.test.images[0].numel() * 4
         cells: dict[str, int] = {}
         for target in targets:
@@ -282,7 +349,7 @@ class Evaluator:
         chunk = np.resize(np.arange(len(samples)), self._images_per_pass(work.job.attack, most))
         fewer: dict[str, Any] = {"steps": steps} if hasattr(work.job.attack, "steps") else {}
         attack = replace(work.job.attack, **fewer)
-        model = self._model(work)
+        model = self._source(work).model
         times: list[float] = []
         while len(times) < 2:
             start = time.perf_counter()
@@ -298,17 +365,24 @@ class Evaluator:
             times.append(time.perf_counter() - start)
         return min(times) / len(chunk) / steps_of(attack)
 
-    def _open(self, targets: Sequence[Subject], samples: Tensor | Callable[[Subject], Tensor]) -> dict[str, Indices]:
-        """Opens the targets' rows; the samples of each."""
+    def _open(
+        self, targets: Sequence[Subject], threat: Threat, samples: Tensor | Callable[[Subject], Tensor]
+    ) -> dict[str, Indices]:
+        """Opens the rows of all who are judged; the samples of each target."""
         indices = {
             target.name: (samples(target) if callable(samples) else samples).numpy().astype(np.int64)
             for target in targets
         }
         if len(indices) != len(targets):
             raise RobenchError(f"expected targets of different names, got {', '.join(t.name for t in targets)}")
-        for target in targets:
-            if target.name not in self._rows:
-                self._rows[target.name] = self._rows_of(target)
+        known: dict[str, str] = {}
+        for subject in (*targets, *surrogates_of(threat)):
+            if known.setdefault(subject.name, subject.identity) != subject.identity:
+                raise RobenchError(
+                    f"two models are called {subject.name!r}; give every target and surrogate its own name"
+                )
+            if subject.name not in self._rows:
+                self._rows[subject.name] = self._rows_of(subject)
         return indices
 
     def plan(self, targets: Sequence[Subject], threat: Threat, indices: Mapping[str, Indices]) -> list[_Work]:
@@ -323,7 +397,28 @@ class Evaluator:
                     if len(pending):
                         work = works.setdefault(key, _Work(key, job, []))
                         work.cells.append(_Cell(cell, manifest, eps, target, pending))
+        everything = set(np.concatenate(list(indices.values())).tolist())
+        for surrogate, job in self._on_themselves(targets, threat):
+            rows = self._rows[surrogate.name]
+            key = content_key({**self._recipe(job), "target": None})
+            for (cell, manifest), eps in zip(self._keys(job, surrogate, threat), threat.eps, strict=True):
+                pending = np.array(sorted(everything - rows.samples(cell)), dtype=np.int64)
+                if len(pending):
+                    work = works.setdefault(key, _Work(key, job, []))
+                    work.cells.append(_Cell(cell, manifest, eps, surrogate, pending))
         return list(works.values())
+
+    def _on_themselves(self, targets: Sequence[Subject], threat: Threat) -> Iterator[tuple[Subject, Job]]:
+        """What is crafted on each surrogate, as a job on the surrogate itself: whether the attack works where it is
+        made."""
+        surrogates = {surrogate.identity: surrogate for surrogate in surrogates_of(threat)}
+        seen = set()
+        for target in targets:
+            for job in threat.jobs(target) if surrogates else ():
+                key = content_key(self._recipe(job))
+                if key not in seen:
+                    seen.add(key)
+                    yield surrogates[job.source_key], replace(job, threat=SURROGATE)
 
     def _recipe(self, job: Job) -> dict[str, Any]:
         """What images of a job are made of, at any ε."""
@@ -401,8 +496,7 @@ class Evaluator:
         any_mine = False
         for work in works:
             size = self._unit_size(work, len(requested), radii)
-            # Made when the first image is crafted: where the cache has them all, never.
-            model = cache(partial(self._model, work))
+            source = self._source(work)
             for number in range(-(-len(requested) // size)):
                 mine = requested[number * size : (number + 1) * size]
                 with self._claims.take(content_key([work.key, number, size])) as granted:
@@ -414,9 +508,9 @@ class Evaluator:
                         self._rows[cell.target.name].declare(cell.key, cell.manifest)
                     judges = {cell.target.name: self._judge_of(cell.target) for cell in unit.cells}
                     if unit.job.pooled:
-                        self._pooled(unit, model, judges)
+                        self._pooled(unit, source, judges)
                     else:
-                        self._version(unit, model, judges)
+                        self._version(unit, source, judges)
         return any_mine
 
     def _unit_size(self, work: _Work, count: int, radii: int) -> int:
@@ -441,21 +535,28 @@ class Evaluator:
                 cells.append(replace(cell, pending=pending))
         return replace(work, cells=cells) if cells else None
 
-    def _model(self, work: _Work) -> nn.Module:
-        with frozen(work.job.source):
-            image = self._batch_of(work.cells[0].pending[:1])
-            model = attackable(work.job.source, image, self.settings.precision)
-            if self.settings.compile and not work.job.attack.hooks:
-                model, why = compiled(model, image)
-                if why and not self._told_why:
-                    self._notice(f"torch.compile failed, going on without: {why}")
-                    self._told_why = True
-            return model
+    def _source(self, work: _Work) -> _Source:
+        job = work.job
+        image = self._batch_of(work.cells[0].pending[:1])
+
+        def copied(plain: bool) -> nn.Module:
+            with frozen(job.source):
+                model = attackable(job.source, image, self.settings.precision, plain=plain)
+                if self.settings.compile and not job.attack.hooks and not plain:
+                    model, why = compiled(model, image)
+                    if why and not self._told_why:
+                        self._notice(f"torch.compile failed, going on without: {why}")
+                        self._told_why = True
+                return model
+
+        name = job.source_name if not job.pooled else work.cells[0].target.name
+        draws = job.source_key.partition("/")[0] in self._drawing
+        return _Source(name, job.source, copied, self.settings.precision, draws, self._notice)
 
     def _pooled(
         self,
         work: _Work,
-        model: Callable[[], nn.Module],
+        source: _Source,
         judges: Mapping[str, Ensemble],
     ) -> None:
         """All restarts, each on what still stands; a row says whether any succeeded, and which was the first."""
@@ -470,7 +571,7 @@ class Evaluator:
         alive = np.arange(count)
         for restart in job.restarts:
             standing = verdict.correct if restart != job.restarts[0] else np.ones((judged, count), dtype=bool)
-            for chunk, crafted in self._crafts(model, job.attack, samples, eps, alive, restart):
+            for chunk, crafted in self._crafts(source, job.attack, samples, eps, alive, restart):
                 found = _judge(judge, crafted.images, labels[chunk], members_too=job.members_too)
                 update = standing[:, chunk]
                 for mine, theirs in zip(verdict.arrays(), found.arrays(), strict=True):
@@ -498,14 +599,14 @@ class Evaluator:
     def _version(
         self,
         work: _Work,
-        model: Callable[[], nn.Module],
+        source: _Source,
         judges: Mapping[str, Ensemble],
     ) -> None:
         """One version of every image, judged by all targets that lack it."""
         samples, eps = work.pairs()
         (restart,) = work.job.restarts
         parts: dict[str, list[pd.DataFrame]] = {name: [] for name in judges}
-        for chunk, crafted in self._through_cache(work, model, samples, eps, restart):
+        for chunk, crafted in self._through_cache(work, source, samples, eps, restart):
             for name, judge in judges.items():
                 cells = [cell for cell in work.cells if cell.target.name == name]
                 order = np.concatenate(
@@ -529,12 +630,12 @@ class Evaluator:
                 self._rows[name].append(pd.concat(frames, ignore_index=True))
 
     def _through_cache(
-        self, work: _Work, model: Callable[[], nn.Module], samples: Indices, eps: npt.NDArray[np.float64], restart: int
+        self, work: _Work, source: _Source, samples: Indices, eps: npt.NDArray[np.float64], restart: int
     ) -> Iterator[tuple[Indices, Crafted]]:
         """As `_crafts` on all pairs: from the cache where it has the images, else crafted and kept there."""
         everything = np.arange(len(samples))
         if self._images is None:
-            yield from self._crafts(model, work.job.attack, samples, eps, everything, restart)
+            yield from self._crafts(source, work.job.attack, samples, eps, everything, restart)
             return
         manifests = {cell.eps: cell.manifest for cell in work.cells}
         there = np.zeros(len(samples), dtype=bool)
@@ -546,8 +647,8 @@ class Evaluator:
                 chunk = mine[at]
                 clean = self._batch_of(samples[chunk])
                 images, flat = self._images.load(kept, samples[chunk], clean, radius)
-                yield chunk, Crafted(images, linf.distance(images, clean), flat)
-        for chunk, crafted in self._crafts(model, work.job.attack, samples, eps, everything[~there], restart):
+                yield chunk, Crafted(images, linf.distance(images, clean), flat, images.new_empty((len(images), 0)))
+        for chunk, crafted in self._crafts(source, work.job.attack, samples, eps, everything[~there], restart):
             for radius in np.unique(eps[chunk]):
                 own = np.flatnonzero(eps[chunk] == radius)
                 at_own = torch.from_numpy(own).to(crafted.images.device)
@@ -561,7 +662,7 @@ class Evaluator:
 
     def _crafts(
         self,
-        model: Callable[[], nn.Module],
+        source: _Source,
         attack: Attack,
         samples: Indices,
         eps: npt.NDArray[np.float64],
@@ -574,7 +675,8 @@ class Evaluator:
             chunk = chosen[start : start + self._images_per_pass(attack, len(chosen) - start)]
             try:
                 images = self._batch_of(samples[chunk])
-                crafted = self._craft(model(), attack, images, samples[chunk], eps[chunk], restart)
+                crafted = self._craft(source.model, attack, images, samples[chunk], eps[chunk], restart)
+                same = source.proves(crafted, torch.from_numpy(self._labels(samples[chunk])).to(images.device))
             except RuntimeError as error:
                 if not out_of_memory(error) or len(chunk) == 1:
                     raise
@@ -585,6 +687,8 @@ class Evaluator:
                     ) from error
                 self._batch = max(1, len(chunk) // 2)
                 self._notice(f"out of memory with {len(chunk)} images: going on with {self._batch}")
+                continue
+            if not same:  # once more, on a plain copy
                 continue
             yield chunk, crafted
             start += len(chunk)
@@ -621,13 +725,15 @@ class Evaluator:
         at = torch.from_numpy(order).to(images.device)
         labels = torch.from_numpy(self._labels(samples)).to(images.device)
         radius = torch.from_numpy(eps).to(images)
-        crafted = attack(
-            model,
-            images[at].contiguous(memory_format=torch.channels_last),
-            labels[at],
-            radius[at],
-            Draws.of(samples[order], seed=self.settings.seed, restart=restart),
-        )
+        # A model that draws takes the same draws whatever torch's seed is.
+        with keyed_torch(images.device, "craft", self.settings.seed, restart, int(samples[0])):
+            crafted = attack(
+                model,
+                images[at].contiguous(memory_format=torch.channels_last),
+                labels[at],
+                radius[at],
+                Draws.of(samples[order], seed=self.settings.seed, restart=restart),
+            )
         return Crafted(*(value[:1] for value in crafted)) if padded else crafted
 
     def _judge_of(self, target: Subject) -> Ensemble:
@@ -671,16 +777,93 @@ class _Verdict:
         return _Verdict(self.prediction[:, columns], self.correct[:, columns], self.margin[:, columns])
 
 
+@dataclass
+class _Source:
+    """Whom an attack follows, and the faster copy of it that is attacked for as long as it proves to be the same
+    function."""
+
+    name: str
+    original: Ensemble
+    copied: Callable[[bool], nn.Module]
+    precision: Precision
+    draws: bool
+    notice: Callable[[str], None]
+    _plain: bool = False
+    _model: nn.Module | None = None
+    _followed: bool = False
+
+    @property
+    def model(self) -> nn.Module:
+        """What is attacked; made when the first image is crafted: where the cache has them all, never."""
+        if self._model is None:
+            self._model = self.copied(self._plain)
+        return self._model
+
+    def proves(self, crafted: Crafted, labels: Tensor) -> bool:
+        """Whether the copy returned what the original returns for the images that were crafted on it, up to rounding,
+        and on the first few of them has its gradient. If not, `model` is a plain copy from now on.
+
+        Raises:
+            RobenchError: a plain copy is another function too.
+        """
+        if self.draws:
+            return True
+        images = crafted.images
+        weight = next((each for each in self.original.parameters() if each.is_floating_point()), None)
+        given = images if weight is None else images.to(weight.dtype)
+        with keyed_torch(images.device, "prove"), frozen(self.original):
+            with torch.no_grad():
+                apart = disagreement(crafted.outputs, self.original(given))
+            why = ""
+            if not apart <= ROUNDING[self.precision]:
+                why = f"outputs differ by {apart:.2g} of their scale"
+            elif not self._followed and not self._plain:
+                alike = self._alike(images[:GRADIENTS], given[:GRADIENTS], labels[:GRADIENTS])
+                if alike < SAME_GRADIENT[self.precision]:
+                    why = f"gradients have a cosine of {alike:.2f}"
+        self._followed = True
+        if not why:
+            return True
+        if self._plain:
+            raise RobenchError(
+                f"{self.name} is another function where it is attacked than where it is judged: {why}; its output must "
+                f"depend on its weights and the image alone, and --precision float32 rounds least"
+            )
+        self.notice(f"the faster copy of {self.name} is another function ({why}): attacking a plain copy instead")
+        self._plain, self._model = True, None
+        return False
+
+    def _alike(self, images: Tensor, given: Tensor, labels: Tensor) -> float:
+        """Mean cosine of the gradients of the margin, over images that have one; 1 where none has."""
+        with frozen(self.model):
+            mine = gradient(lambda z: margin(self.model(z), labels), images).flatten(1)
+        theirs = gradient(lambda z: margin(self.original(z), labels), given).flatten(1).to(mine.dtype)
+        usable = (
+            (mine.isfinite() & theirs.isfinite()).all(dim=1) & (mine.abs().amax(1) > 0) & (theirs.abs().amax(1) > 0)
+        )
+        if not bool(usable.any()):
+            return 1.0
+        return float(torch.cosine_similarity(mine[usable], theirs[usable]).mean())
+
+
 def _judge(ensemble: Ensemble, images: Tensor, labels: Indices, *, members_too: bool) -> _Verdict:
     """Verdicts of the ensemble, or of each member and then the ensemble."""
     truth = torch.from_numpy(labels).to(images.device)
-    with frozen(ensemble), torch.no_grad():
+    with keyed_torch(images.device, "judge"), frozen(ensemble), torch.no_grad():
         logits = ensemble.logits(images)
         if labels.max() >= logits.shape[-1]:  # on a GPU torch would end the process over it
             raise RobenchError(f"expected logits of more than {labels.max()} classes, got {logits.shape[-1]}")
         outputs = [*logits, mixture(logits)] if members_too else [mixture(logits)]
         prediction = torch.stack([output.argmax(dim=1) for output in outputs])
         margins = torch.stack([margin(output, truth) for output in outputs])
+        # Of tiny logits float32 loses the differences in a softmax, of huge ones the rest.
+        lead = (logits.amax(dim=2) - logits.median(dim=2).values).amax(dim=0)
+        odd = (lead < USUAL_LEADS[0]) | (lead > USUAL_LEADS[1])
+        if bool(odd.any()):
+            exact = logits[:, odd].double()
+            outputs = [*exact, mixture(exact)] if members_too else [mixture(exact)]
+            prediction[:, odd] = torch.stack([output.argmax(dim=1) for output in outputs])
+            margins[:, odd] = torch.stack([margin(output, truth[odd]) for output in outputs]).to(margins.dtype)
     predicted = prediction.cpu().numpy()
     if not bool(torch.isfinite(logits).all()):
         raise RobenchError("the model returned NaN or infinity; `robench doctor` looks for the reason")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,22 @@ _OF_ROW = {
 CELL_COLUMNS, ROW_COLUMNS = tuple(_OF_CELL), tuple(_OF_ROW)
 #: Members' rows tell who was judged: the whole ensemble, or its member "1" .. "N".
 ENSEMBLE = "ensemble"
+#: The column ``threat`` of a surrogate's rows on what was crafted on itself.
+SURROGATE = "surrogate"
+
+Status = Literal["pass", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question put to a result, and the evidence."""
+
+    name: str
+    status: Status
+    evidence: str
+
+    def __str__(self) -> str:
+        return f"{self.status}  {self.name}: {self.evidence}"
 
 
 def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -112,15 +129,17 @@ class Outcomes:
             loss, eps, cell, sample (index in the test set), member (``ensemble`` or ``1`` .. ``N``: who was judged),
             restart (the first that succeeded, else the last), label, prediction, correct, margin (z_y − max z_c),
             linf, zero_gradient (of the source's loss at the adversarial image).
+        checks: what was found while it was measured: of the models, the surrogates and a few survivors.
     """
 
-    def __init__(self, frame: pd.DataFrame) -> None:
+    def __init__(self, frame: pd.DataFrame, checks: Iterable[Check] = ()) -> None:
         missing = [name for name in (*CELL_COLUMNS, *ROW_COLUMNS) if name not in frame]
         if missing:
             raise RobenchError(
                 f"expected outcomes with columns {', '.join(missing)} too, got {', '.join(map(str, frame.columns))}"
             )
         self.frame = frame
+        self.checks = tuple(checks)
 
     @classmethod
     def join(cls, rows: pd.DataFrame, cells: Mapping[str, Mapping[str, Any]]) -> Outcomes:
@@ -136,12 +155,13 @@ class Outcomes:
 
     @classmethod
     def concat(cls, parts: Iterable[Outcomes]) -> Outcomes:
-        """All parts; a row that several have counts once."""
-        frames = [part.frame for part in parts]
-        if not frames:
+        """All parts; a row or a check that several have counts once."""
+        parts = list(parts)
+        if not parts:
             return cls.join(empty_rows(), {})
-        frame = pd.concat(frames, ignore_index=True)
-        return cls(frame.drop_duplicates(["cell", "member", "sample"], ignore_index=True))
+        frame = pd.concat([part.frame for part in parts], ignore_index=True)
+        checks = dict.fromkeys(check for part in parts for check in part.checks)
+        return cls(frame.drop_duplicates(["cell", "member", "sample"], ignore_index=True), checks)
 
     def where(self, **values: Any) -> Outcomes:
         """Rows whose columns have these values; a list means any of them."""
@@ -151,7 +171,7 @@ class Outcomes:
                 raise unknown("column", name, self.frame.columns)
             column = self.frame[name]
             mask &= (column.isin(value) if isinstance(value, (list, tuple, set)) else column == value).to_numpy()
-        return Outcomes(self.frame[mask].reset_index(drop=True))
+        return Outcomes(self.frame[mask].reset_index(drop=True), self.checks)
 
     def verdicts(self, by: Sequence[str]) -> pd.DataFrame:
         """All-or-nothing: per group of ``by`` and sample, whether it is right in every row.

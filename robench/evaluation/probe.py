@@ -16,9 +16,9 @@ from robench.core.errors import RobenchError
 from robench.core.plugins import construct
 from robench.core.progress import Progress, silent
 from robench.core.rng import Draws
-from robench.evaluation.checks import POINT, Check
+from robench.evaluation.checks import POINT
 from robench.evaluation.engine import Evaluator, Settings, steps_of
-from robench.evaluation.outcomes import ENSEMBLE, Outcomes
+from robench.evaluation.outcomes import ENSEMBLE, Check, Outcomes
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Whitebox
 

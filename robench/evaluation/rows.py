@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 
 from robench.core.errors import RobenchError
 from robench.core.store import read_frame, read_json, write_frame, write_json
-from robench.evaluation.outcomes import Outcomes, empty_rows
+from robench.evaluation.outcomes import Check, Outcomes, empty_rows
 
 
 class Rows:
@@ -21,6 +22,7 @@ class Rows:
         self._parts: dict[str, pd.DataFrame] = {}
         self._index: dict[str, set[int]] = {}
         self._cells: dict[str, Mapping[str, Any]] = {}
+        self._checks: dict[str, dict[str, Check]] = {}
 
     def samples(self, cell: str) -> frozenset[int]:
         """Samples that are judged already."""
@@ -33,6 +35,17 @@ class Rows:
     def append(self, rows: pd.DataFrame) -> None:
         """Keeps rows for good: all of them, or on a failure none."""
         self._add(str(len(self._parts)), rows)
+
+    def remember(self, target: str, threat: str, checks: Sequence[Check]) -> None:
+        """Keeps what was found while the rows of ``threat`` on ``target`` (an identity) were made, instead of what was
+        found before under the same names."""
+        own = self._checks.setdefault(f"{target}/{threat}", {})
+        own.update({check.name: check for check in checks})
+
+    def remembered(self, target: str) -> list[Check]:
+        """What was found of ``target``, under every threat; the same finding of several threats counts once."""
+        found = [each for key, own in self._checks.items() if key.startswith(f"{target}/") for each in own.values()]
+        return list(dict.fromkeys(found))
 
     def outcomes(self) -> Outcomes:
         """All rows."""
@@ -70,6 +83,7 @@ class FolderRows(Rows):
         super().__init__()
         self.folder = folder
         self._notice, self._repair = notice, repair
+        self._checks = self._read_checks()
         self.refresh()
 
     def declare(self, cell: str, manifest: Mapping[str, Any]) -> None:
@@ -85,6 +99,27 @@ class FolderRows(Rows):
 
     def append(self, rows: pd.DataFrame) -> None:
         self._add(write_frame(self.folder, rows).name, rows)
+
+    def remember(self, target: str, threat: str, checks: Sequence[Check]) -> None:
+        self._checks = self._read_checks()
+        before = {key: dict(own) for key, own in self._checks.items()}
+        super().remember(target, threat, checks)
+        if self._checks != before:
+            values = {key: {name: asdict(check) for name, check in own.items()} for key, own in self._checks.items()}
+            write_json(self.folder / "checks.json", values)
+
+    def _read_checks(self) -> dict[str, dict[str, Check]]:
+        path = self.folder / "checks.json"
+        if not path.exists():
+            return {}
+        try:
+            return {
+                str(key): {str(name): Check(**check) for name, check in own.items()}
+                for key, own in read_json(path).items()
+            }
+        except (RobenchError, TypeError, AttributeError):
+            self._notice(f"{path} is damaged: what it says of these rows is lost; robench eval finds it again")
+            return {}
 
     def refresh(self) -> None:
         """Reads the parts that are new; what others compacted away holds nothing new."""
@@ -125,7 +160,8 @@ class FolderRows(Rows):
             if others:
                 self._notice(f"{len(others)} of {len(cells)} cells in {self.folder} are of other weights: left out")
                 cells = {cell: manifest for cell, manifest in cells.items() if cell not in others}
-        return Outcomes.join(rows, cells)
+        found = Outcomes.join(rows, cells)
+        return Outcomes(found.frame, self.remembered(identity) if identity is not None else ())
 
     def compact(self) -> None:
         """One file instead of many: the new one is there before the old ones go."""

@@ -21,9 +21,9 @@ class Recipe(BaseModel):
     """How to train: everything but the loss. Frozen; unknown keys are errors.
 
     Attributes:
-        schedule: of the learning rate: ``steps`` multiplies it by ``gamma`` at ``milestones``, which are fractions of all
-            epochs; ``cosine`` lets it fall to 0 along half a cosine (Loshchilov & Hutter 2017, eq. 5, without restarts,
-            https://arxiv.org/abs/1608.03983), at every step.
+        schedule: of the learning rate: ``steps`` multiplies it by ``gamma`` at ``milestones``, fractions of all epochs;
+            ``cosine`` lets it fall to 0 along half a cosine, at every step (Loshchilov & Hutter 2017, eq. 5, without
+            restarts, https://arxiv.org/abs/1608.03983).
         warmup: fraction of all epochs in which the rate rises linearly from 0.
         pad: random crop after zero-padding by this many pixels; flip: random horizontal flip.
         noise: standard deviation of Gaussian noise that is added to a batch with ``noise_probability``, not clamped.

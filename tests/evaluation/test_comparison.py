@@ -175,9 +175,10 @@ def test_rows_of_the_evaluator_are_paired_by_what_crafted_them(
 
     def read(threat: Threat, seed: int = 0, target: int = 0) -> Measured:
         folder = tmp_path / f"{threat.name}{seed}{target}{content_key(list(threat.eps))}"
-        evaluator = Evaluator(data, Settings(torch.device("cpu"), seed=seed), rows=lambda subject: FolderRows(folder))
+        settings = Settings(torch.device("cpu"), seed=seed)
+        evaluator = Evaluator(data, settings, rows=lambda subject: FolderRows(folder / subject.name))
         evaluator.run([targets[target]], threat, torch.arange(12))
-        return Measured.of_folder(targets[target].name, folder)
+        return Measured.of_folder(targets[target].name, folder / targets[target].name)
 
     attack = PGD(steps=2)
     white = Whitebox(eps=(0.05, 0.1), attacks=(attack,), restarts=2)

@@ -351,7 +351,7 @@ def test_a_batch_that_images_depend_on_is_not_halved(
 def test_a_model_of_too_few_classes_is_named(data: Data) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(data.test.images[0].numel(), 2))
     labelled = replace(data, test=replace(data.test, labels=torch.full_like(data.test.labels, 3)))
-    with pytest.raises(RobenchError, match="expected logits of more than 3 classes, got 2"):
+    with pytest.raises(RobenchError, match="model returns 2 outputs and the data have 4 classes"):
         rows(labelled, Whitebox(eps=(0.05,), attacks=(FAST,)), [Subject.of_model(model, CPU)])
 
 

@@ -1,0 +1,290 @@
+"""Whether a model can be judged at all, and whether its gradient is one: looked at before the first attack."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from robench.attacks._ascent import gradient
+from robench.core.data import Data, to_images
+from robench.core.errors import RobenchError, out_of_memory
+from robench.core.fast import ROUNDING, disagreement
+from robench.core.frozen import frozen
+from robench.core.losses import cross_entropy, margin
+from robench.core.rng import Stream, key
+from robench.evaluation.outcomes import Check
+from robench.evaluation.subjects import Subject
+
+#: Images that are looked at.
+IMAGES = 16
+#: Outputs of one image, alone and in a batch, that differ by more than this part of their scale are another function's.
+BATCH = 1e-2
+#: Outputs of the same images that differ by more than this part of their scale are drawn.
+DRAWN = 1e-4
+
+#: Random directions per image in which the gradient is held against finite differences, and the steps of these, in
+#: units of a pixel: kinks of ReLU ask for small ones, float32 for large ones.
+DIRECTIONS = 3
+STEPS = {torch.float32: (1e-3, 3e-4, 3e-3, 1e-2), torch.float64: (1e-6, 1e-4, 1e-2)}
+#: How far from black and white the gradient is looked at.
+INSIDE = 0.02
+#: An image's gradient is wrong where slopes differ from finite differences by more than this part of them.
+WRONG = 0.3
+#: Share of images with a wrong gradient that is worth a warning, and that is a failure.
+SOME, MANY = 0.15, 0.4
+
+
+@dataclass(frozen=True)
+class Soundness:
+    """What `examine` found.
+
+    Attributes:
+        checks: of the repetition of outputs and of the gradient.
+        draws: the same images give other outputs.
+        blind: cross-entropy has no gradient on images that are classified right, while the margin has.
+    """
+
+    checks: tuple[Check, ...]
+    draws: bool
+    blind: bool
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, dict[tuple[str, float], Soundness]] = WeakKeyDictionary()
+
+
+def examine(subject: Subject, data: Data, device: torch.device, eps: float) -> Soundness:
+    """Looks at every member on a few test images; once per `Subject`, data set and ε in a process.
+
+    Args:
+        eps: radius within which the gradient is looked at beside the clean images.
+
+    Raises:
+        RobenchError: a member that returns something else than logits (B,K) for a batch of 1, 2 or more images, changes
+            its input or its state, gives an image another output in another batch, or cannot be copied.
+    """
+    known = _KNOWN.setdefault(subject.ensemble, {})
+    place = (data.identity, eps)
+    if place not in known:
+        known[place] = _examine(subject, data, device, eps)
+    return known[place]
+
+
+def _examine(subject: Subject, data: Data, device: torch.device, eps: float) -> Soundness:
+    chosen = data.subset(IMAGES, "random")
+    images, labels = to_images(data.test.images[chosen]).to(device), data.test.labels[chosen].to(device)
+    drawn, wrong, blind = [], [], []
+    with keyed_torch(device, "examine"), frozen(subject.ensemble):
+        for number, member in enumerate(subject.ensemble.members, 1):
+            who = subject.name if subject.n == 1 else f"member {number} of {subject.name}"
+            apart = _passes(member, images, who, data.num_classes)
+            if apart > DRAWN:
+                drawn.append(f"{who} by {apart:.1%}")
+                continue
+            share = wrong_gradients(member, images, labels, eps)
+            wrong.append((share, who))
+            blind.append(_blind(member, images, labels))
+    checks = []
+    if drawn:
+        checks.append(
+            Check(
+                "outputs repeat",
+                "fail",
+                f"the same images give outputs that differ, {', '.join(drawn)} of their scale: verdicts are of one "
+                f"draw, and an attack follows one; switch dropout and noise off, or attack the mean of several draws "
+                f"(--attacks torchattacks/EOTPGD)",
+            )
+        )
+    else:
+        checks.append(Check("outputs repeat", "pass", f"{subject.name}: alone, in a batch and again"))
+    if wrong:
+        share, who = max(wrong)
+        evidence = f"{share:.0%} of slopes differ from finite differences, at most, in {who}"
+        if share > SOME:
+            evidence += (
+                "; the attack follows something else: look for detach, no_grad and a backward pass that is not the "
+                "forward pass's, or attack without gradients (--attacks square)"
+            )
+        checks.append(Check("gradient true", "fail" if share > MANY else "warn" if share > SOME else "pass", evidence))
+    return Soundness(tuple(checks), bool(drawn), any(blind))
+
+
+@contextmanager
+def keyed_torch(device: torch.device, *purpose: str | int) -> Iterator[None]:
+    """Within, torch's global generators start from a key; afterwards they are where they were, whatever a model did."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(key("model", *purpose))
+        if devices:
+            torch.cuda.default_generators[device.index or 0].manual_seed(key("model", *purpose))
+        yield
+
+
+def _passes(member: nn.Module, images: Tensor, who: str, classes: int) -> float:
+    """How far the outputs of two passes over the same images lie apart, as a part of their scale."""
+    before = {name: value.clone() for name, value in member.named_buffers()}
+    versions = {name: value._version for name, value in member.named_parameters()}
+    given = images.clone()
+    first = outputs_of(member, given, who)
+    if not torch.equal(given, images):
+        raise RobenchError(f"{who} changes the images that it is given; write x = x - mean instead of x -= mean")
+    moved = [name for name, value in member.named_buffers() if not _same(value, before.get(name))]
+    moved += [name for name, value in member.named_parameters() if value._version != versions.get(name)]
+    if moved:
+        raise RobenchError(
+            f"{who} changes its own {moved[0]!r} in a forward pass in eval mode, so that a verdict depends on what was "
+            f"judged before; let eval() reach every module, and call no train() in forward"
+        )
+    if first.shape[1] != classes:
+        raise RobenchError(
+            f"{who} returns {first.shape[1]} outputs and the data have {classes} classes; choose the data that it was "
+            f"trained on, or a model that fits"
+        )
+    if not bool(torch.isfinite(first).all()):
+        raise RobenchError(f"{who} returns NaN or infinity; `robench doctor` looks for the reason")
+    apart = disagreement(outputs_of(member, images.clone(), who), first)
+    if apart <= DRAWN:
+        for count in (1, 2):
+            small = outputs_of(member, images[:count].clone(), who)
+            other = disagreement(torch.cat([small, first[count:]]), first)
+            if other > BATCH:
+                raise RobenchError(
+                    f"{who} gives an image another output in a batch of {count} than in one of {len(images)}, by "
+                    f"{other:.1%} of the outputs' scale; use running statistics, and nothing that is drawn or computed "
+                    f"per batch"
+                )
+    return apart
+
+
+def outputs_of(member: nn.Module, images: Tensor, who: str) -> Tensor:
+    """Logits (B,K) of a member; RobenchError, with the remedy, where it returns or raises anything else."""
+    shape = "x".join(map(str, images.shape))
+    try:
+        with torch.no_grad():
+            found = member(images)
+    except RobenchError:
+        raise
+    except Exception as error:  # whatever a user's module may raise
+        if isinstance(error, RuntimeError) and out_of_memory(error):
+            raise
+        dtypes = {str(value.dtype) for value in member.parameters() if value.is_floating_point()} - {"torch.float32"}
+        remedy = (
+            f"its weights are {', '.join(sorted(dtypes))}: judge it in float32, model.float()"
+            if dtypes
+            else "a batch of one image must do, as of more: flatten(1) instead of squeeze()"
+            if len(images) == 1
+            else "choose the data or the model that fits"
+        )
+        raise RobenchError(
+            f"{who} does not take images {shape} of float32 in [0, 1] ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:160]}); {remedy}"
+        ) from error
+    if not isinstance(found, Tensor):
+        wrap = "return its .logits" if hasattr(found, "logits") else "return the logits alone"
+        raise RobenchError(f"{who} returns a {type(found).__name__} for images {shape}; wrap it, to {wrap}")
+    if found.ndim != 2 or len(found) != len(images):
+        raise RobenchError(
+            f"{who} returns {tuple(found.shape)} for images {shape}, expected ({len(images)}, classes); "
+            f"flatten(1) instead of squeeze()"
+        )
+    if not found.is_floating_point():
+        raise RobenchError(f"{who} returns {found.dtype}, expected logits; return them before any argmax")
+    return found
+
+
+def wrong_gradients(member: nn.Module, images: Tensor, labels: Tensor, eps: float) -> float:
+    """Share of images (B,C,H,W), clean and one sign step of ``eps`` away, whose gradient of the margin is not that of
+    finite differences: in random directions, so that a part of the network that is left out shows as well as noise.
+
+    float32 decides where it is sure; else a copy in float64 does, where the model has one.
+    """
+    share = _wrong(member, images, labels, eps)
+    if share <= SOME:
+        return share
+    try:
+        double = copy.deepcopy(member).double()
+        with torch.no_grad():
+            apart = disagreement(double(images.double()), member(images))
+        if apart > ROUNDING["float64"]:
+            return share
+        return _wrong(double, images.double(), labels, eps)
+    except Exception:  # a model may refuse float64, or convert within
+        return share
+
+
+def _wrong(member: nn.Module, images: Tensor, labels: Tensor, eps: float) -> float:
+    with torch.no_grad():
+        outputs = member(images)
+    rival = outputs.scatter(1, labels[:, None], -float("inf")).argmax(dim=1)
+
+    def lead(z: Tensor) -> Tensor:
+        found: Tensor = member(z)
+        return (found.gather(1, labels[:, None]) - found.gather(1, rival[:, None]))[:, 0]
+
+    # Away from black and white, where a clamp inside the model has a kink.
+    images = INSIDE + (1 - 2 * INSIDE) * images
+    try:
+        slope = gradient(lead, images)
+    except (RobenchError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and out_of_memory(error):
+            raise
+        return 1.0
+    step = (images - eps * slope.sign()).clamp(INSIDE, 1 - INSIDE)
+    bad = [_bad(lead, images, slope), _bad(lead, step, gradient(lead, step))]
+    return float(torch.stack(bad).double().mean(dim=1).max())
+
+
+def _bad(lead: Callable[[Tensor], Tensor], images: Tensor, slope: Tensor) -> Tensor:
+    """Per image, whether slopes along some directions differ from finite differences at every step size, (B,)."""
+    stream = Stream(("gradient",))
+    directions = [
+        (stream.uniform(images.shape[1:], number).to(images) - 0.5).sign().expand_as(images)
+        for number in range(DIRECTIONS)
+    ] + [slope.sign()]
+    claimed = torch.stack([(slope * direction).flatten(1).sum(dim=1) for direction in directions]).double()
+    bad = torch.ones(len(images), dtype=torch.bool, device=images.device)
+    for h in STEPS[images.dtype]:
+        with torch.no_grad():
+            measured = torch.stack(
+                [(lead(images + h * each) - lead(images - h * each)).double() / (2 * h) for each in directions]
+            )
+        # The sign's own direction is longer than the random ones: each kind is measured by itself.
+        parts = []
+        for rows in (slice(0, DIRECTIONS), slice(DIRECTIONS, None)):
+            size = torch.maximum(claimed[rows].norm(dim=0), measured[rows].norm(dim=0))
+            parts.append((claimed[rows] - measured[rows]).norm(dim=0) > WRONG * size)
+        bad &= parts[0] | parts[1]
+        if float(bad.double().mean()) <= SOME:
+            break
+    return bad
+
+
+def _blind(member: nn.Module, images: Tensor, labels: Tensor) -> bool:
+    """Whether cross-entropy has no gradient on more than a tenth of the images that are right, but the margin has."""
+    with torch.no_grad():
+        right = member(images).argmax(dim=1) == labels
+    if not bool(right.any()):
+        return False
+    images, labels = images[right], labels[right]
+    sizes = []
+    for loss in (cross_entropy, margin):
+        try:
+            slope = gradient(partial(_loss_of, member, loss, labels), images)
+        except (RobenchError, RuntimeError):
+            return False
+        sizes.append(slope.abs().flatten(1).amax(dim=1))
+    return bool(((sizes[0] == 0) & (sizes[1] > 0)).float().mean() > 0.1)
+
+
+def _loss_of(member: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], labels: Tensor, images: Tensor) -> Tensor:
+    return loss(member(images), labels)
+
+
+def _same(value: Tensor, other: Tensor | None) -> bool:
+    return other is not None and value.shape == other.shape and torch.equal(value.nan_to_num(), other.nan_to_num())
