@@ -48,19 +48,21 @@ class Attack(ABC):
         version: raise it when the images that the same fields give change; cells of the old version are not reused.
         hooks: whether it hooks modules inside the model, which one that is compiled never calls.
         batch_dependent: whether an image depends on which others share its batch; false for robench's own attacks.
+        gradient_free: whether it needs outputs alone; then none of its images lacks a gradient.
     """
 
     name: ClassVar[str] = ""
     version: ClassVar[int] = 1
     hooks: ClassVar[bool] = False
     batch_dependent: ClassVar[bool] = False
+    gradient_free: ClassVar[bool] = False
 
     loss: str = "ce"
 
     def __post_init__(self) -> None:
         LOSSES.get(self.loss)
         for item in fields(self):
-            if item.name in ("steps", "restarts") and getattr(self, item.name) < 1:
+            if item.name in ("steps", "restarts", "queries") and getattr(self, item.name) < 1:
                 raise RobenchError(
                     f"expected `{item.name}` of attack {self.name or type(self).__name__!r} to be at least 1, "
                     f"got {getattr(self, item.name)}"
@@ -127,6 +129,11 @@ class Attack(ABC):
         crafted = torch.minimum(torch.maximum(raw, lower), upper)
         if not bool(torch.isfinite(crafted).all()):
             raise RobenchError(f"attack {self.label!r} returned an image that is not finite")
+        if self.gradient_free:
+            with frozen(model), torch.no_grad():
+                outputs = model(crafted)
+            none = torch.zeros(len(crafted), dtype=torch.bool, device=crafted.device)
+            return Crafted(crafted, linf.distance(crafted, images), none, outputs)
         outputs = torch.empty(0)
 
         def loss(z: Tensor) -> Tensor:

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
 
 def formatted(outcomes: Outcomes, threat: str, style: str) -> str:
+    from robench.evaluation.checks import SURVIVORS
     from robench.studies.summary import objects
 
+    unprobed = threat == "whitebox" and all(check.name != SURVIVORS for check in outcomes.checks)
     rows = [row for row in objects(outcomes) if (threat == "transfer") == ("success" in row)]
-    return as_text(rows, style) or (_matrices(rows) if threat == "transfer" else _accuracies(rows, threat))
+    return as_text(rows, style) or (_matrices(rows) if threat == "transfer" else _accuracies(rows, threat, unprobed))
 
 
 def diversity(rows: pd.DataFrame, style: str) -> str:
@@ -46,7 +48,7 @@ def _matrices(rows: list[dict[str, Any]]) -> str:
     return "\n".join(found)
 
 
-def _accuracies(rows: list[dict[str, Any]], threat: str) -> str:
+def _accuracies(rows: list[dict[str, Any]], threat: str, unprobed: bool) -> str:
     """Percentages with their intervals, ε across, or attacks for convergence."""
     from robench.evaluation.words import steps
 
@@ -63,7 +65,8 @@ def _accuracies(rows: list[dict[str, Any]], threat: str) -> str:
     ]
     images = " or ".join(map(str, sorted({row["samples"] for row in rows})))
     headings = ["clean" if eps == 0 else f"ε {eps:g} {attack}".rstrip() for eps, attack in columns]
-    return drawn(f"{threat}: accuracy in % [95 % interval], {images} images", ["target", *headings], lines)
+    title = f"{threat}: accuracy in % [95 % interval], {images} images{', not probed' * unprobed}"
+    return drawn(title, ["target", *headings], lines)
 
 
 def interval(row: dict[str, Any], value: str, ends: str = "", *, scale: float = 100, digits: int = 1) -> str:

@@ -63,7 +63,11 @@ _ONLY = {
 @click.option("--dry-run", is_flag=True, help="Say what would be done, what is done, and what it would take.")
 @click.option("--no-cache", is_flag=True, help="Craft again; keep no adversarial images.")
 @click.option("--no-train", is_flag=True, help="Missing surrogates are an error.")
-@click.option("--probe", is_flag=True, help="Attack up to 200 survivors again, far harder; white-box.")
+@click.option(
+    "--probe/--no-probe",
+    default=None,
+    help="Attack up to 200 survivors of a white-box result again, far harder; or not even the few that always are.",
+)
 @click.option("--strict", is_flag=True, help="Exit code 1 where a check of validity fails.")
 @click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @shared("data_dir", "device", "runs", "yes")
@@ -91,7 +95,7 @@ def command(
     dry_run: bool,
     no_cache: bool,
     no_train: bool,
-    probe: bool,
+    probe: bool | None,
     strict: bool,
     style: str,
     data_dir: str,
@@ -174,7 +178,10 @@ def command(
             click.echo(_bill(bench.forecast(group, made, cache=not no_cache)))
         return 0
     with helpers(click.get_current_context().obj, places):
-        outcomes = Outcomes.concat(bench.judge(group, made, cache=not no_cache) for group, made in plans)
+        outcomes = Outcomes.concat(
+            bench.judge(group, made, cache=not no_cache, probe=probe is not False and not helper)
+            for group, made in plans
+        )
     if helper:
         return 0
     click.echo(formatted(outcomes, threat, style))

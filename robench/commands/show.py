@@ -37,9 +37,11 @@ def command(
 ) -> None:
     """What a run is, how its training went, and what was measured on it."""
     import json
+    from dataclasses import asdict
 
     from robench.core.runs import Runs
     from robench.reports.style import words
+    from robench.studies.workbench import stored
 
     store = Runs(runs)
     run = store.get(name)
@@ -48,8 +50,13 @@ def command(
     else:
         _write(images, store, run, count, dataset, data_dir, device)
     about, history, scores = _about(run), _history(run), _scores(run)
+    doubts = [check for check in stored([run]).checks if check.status != "pass"]
     if style == "json":
-        click.echo(json.dumps({"run": about, "history": history, "scores": scores}, indent=2))
+        click.echo(
+            json.dumps(
+                {"run": about, "history": history, "scores": scores, "doubts": list(map(asdict, doubts))}, indent=2
+            )
+        )
         return
     width = max(map(len, about))
     for key, value in about.items():
@@ -58,6 +65,8 @@ def command(
     if history:
         click.echo(_trained(history))
     click.echo(_measured(scores) if scores else f"nothing was measured; robench eval {name} does it")
+    for check in doubts:
+        click.echo(check)
 
 
 def _write(path: Path, store: Runs, run: Run, count: int, dataset: str | None, data_dir: str, device: str) -> None:

@@ -1,4 +1,4 @@
-"""The one exception users see, and the wording it keeps: parameter, owner, allowed, received, what to do."""
+"""What users see of a mistake or a doubt, and its wording: parameter, owner, allowed, received, what to do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterable
 
 class RobenchError(ValueError):
     """A mistake that the user can mend; the command line prints it on one line and exits with 2."""
+
+
+class DoubtWarning(UserWarning):
+    """A check of a result that does not pass; a call from Python has no terminal to print it on."""
 
 
 #: How torch, cuDNN and cuBLAS say that memory has run out, where it is no `torch.OutOfMemoryError`.

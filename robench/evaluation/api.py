@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,9 +10,12 @@ import torch
 from torch import nn
 
 from robench.core.data import Data
+from robench.core.errors import DoubtWarning
 from robench.core.fast import Precision
+from robench.evaluation.checks import check
 from robench.evaluation.engine import Evaluator, Settings, correct_for_all
 from robench.evaluation.outcomes import Outcomes
+from robench.evaluation.probe import judge
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Threat, Transfer
 
@@ -28,6 +32,7 @@ def evaluate(
     precision: Precision = "float32",
     batch_size: int | None = None,
     seed: int = 0,
+    probe: bool = True,
 ) -> Outcomes:
     """Rows of ``model`` under ``threat``, clean rows included.
 
@@ -38,9 +43,14 @@ def evaluate(
         threat: `Whitebox`, `Blackbox` or `Transfer`.
         device: by default the model's own; the model is moved to another one that is named.
         samples, subset: which test images; for `Transfer`, of those that every member classifies correctly.
+        probe: attack a few survivors of `Whitebox` in ways that are not part of it, see `robench.evaluation.probe`.
 
     Returns:
-        `Outcomes`; ``outcomes.accuracy()`` is the table of strict accuracies with intervals.
+        `Outcomes`; ``outcomes.accuracy()`` is the table of strict accuracies with intervals, ``outcomes.checks`` says
+        what speaks against it.
+
+    Warns:
+        DoubtWarning: for each check that does not pass.
 
     Raises:
         RobenchError: whatever would make the number false: images out of range, NaN, a related surrogate.
@@ -48,7 +58,13 @@ def evaluate(
     place = _place_of(model) if device is None else torch.device(device)
     subject = model if isinstance(model, Subject) else Subject.of_model(model, place, name=name)
     evaluator = Evaluator(data, Settings(place, precision, batch_size, seed))
-    return evaluator.run([subject], threat, chosen_samples(data, threat, samples, subset, evaluator.settings))
+    chosen = chosen_samples(data, threat, samples, subset, evaluator.settings)
+    outcomes = judge(evaluator, [subject], threat, chosen, again=probe)
+    found = (*outcomes.checks, *check(outcomes))
+    for each in found:
+        if each.status != "pass":
+            warnings.warn(str(each), DoubtWarning, stacklevel=2)
+    return Outcomes(outcomes.frame, found)
 
 
 def _place_of(model: nn.Module | Sequence[nn.Module] | Subject) -> torch.device:

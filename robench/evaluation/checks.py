@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from robench.evaluation import words
-from robench.evaluation.outcomes import ENSEMBLE, SURROGATE, Check, Outcomes, Status, wilson
+from robench.evaluation.outcomes import ENSEMBLE, PROBE, SURROGATE, Check, Outcomes, Status, wilson
 from robench.evaluation.statistics import LEVEL, mcnemar
 from robench.evaluation.subjects import Subject, kinship
 from robench.evaluation.threats import BLACKBOX
@@ -20,6 +20,10 @@ POINT = 0.01
 MANY = 0.1
 #: An image moved by less than this part of ε has not been attacked in earnest.
 MOVED = 0.5
+#: Points of accuracy that a survivors' attack must not take.
+TAKEN = 0.05
+#: Name of the check of survivors, which a result that was not probed lacks.
+SURVIVORS = "survivors attacked again"
 #: A surrogate that is so much less accurate than the target is worth a warning.
 FAR = 0.2
 #: Images on which an accuracy at chance may be chance.
@@ -250,6 +254,30 @@ def surrogates_work(outcomes: Outcomes, sources: Outcomes, classes: int) -> list
             status = "pass"
         checks.append(Check(f"surrogate {name}", status, evidence))
     return checks
+
+
+def probed(outcomes: Outcomes, again: Outcomes) -> Check:
+    """Whether survivors of a white-box result fall to attacks that were not part of it.
+
+    Args:
+        outcomes: white-box rows of one target.
+        again: rows of threat ``probe``, of some images that are right in every row of ``outcomes`` at their ε.
+    """
+    verdicts = again.where(threat=PROBE, member=ENSEMBLE).verdicts(["target", "eps"])
+    (target,), (eps,) = verdicts["target"].unique(), verdicts["eps"].unique()
+    white = outcomes.where(threat="whitebox", member=ENSEMBLE, eps=eps).verdicts(["target"])["correct"].mean()
+    fallen, total = int((~verdicts["correct"]).sum()), len(verdicts)
+    # Points of accuracy of the whole result, not of the survivors: at least so many.
+    least = float(white) * wilson(fallen, total)[0]
+    names = sorted({f"{attack} {loss}" for attack, loss in again.frame[["attack", "loss"]].itertuples(index=False)})
+    evidence = f"{' and '.join(names)} take {fallen} of {total} survivors of {target} at ε {eps:g}"
+    status: Status = "fail" if least > TAKEN else "warn" if least > POINT else "pass"
+    if status != "pass":
+        evidence += (
+            f": the accuracy there, {white:.1%}, is too high by {100 * least:.1f} points at least; evaluate with "
+            f"--losses ce,cw, or with more of --attacks pgd,square,autoattack"
+        )
+    return Check(SURVIVORS, status, evidence)
 
 
 def failed(checks: Iterable[Check]) -> bool:

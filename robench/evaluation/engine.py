@@ -31,9 +31,9 @@ from robench.core.store import content_key
 from robench.core.threads import USUAL, fitting_batch, fitting_threads, judging_batch
 from robench.evaluation.checks import surrogates_work
 from robench.evaluation.images import Images
-from robench.evaluation.outcomes import ENSEMBLE, SURROGATE, Check, Outcomes
+from robench.evaluation.outcomes import ASIDE, ENSEMBLE, SURROGATE, Check, Outcomes
 from robench.evaluation.rows import Rows
-from robench.evaluation.soundness import examine, keyed_torch
+from robench.evaluation.soundness import GRADIENT, examine, keyed_torch
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Blackbox, Job, Threat
 
@@ -174,6 +174,7 @@ class Evaluator:
 
     Args:
         rows: where the rows of a target are kept; by default in memory.
+        aside: where those are that serve checks and no number: of a surrogate on itself, of survivors attacked again.
         images: the cache of adversarial images; None crafts again for every call.
         claims: through which processes on the same store share the work.
     """
@@ -184,6 +185,7 @@ class Evaluator:
         settings: Settings | None = None,
         *,
         rows: Callable[[Subject], Rows] = lambda subject: Rows(),
+        aside: Callable[[Subject], Rows] = lambda subject: Rows(),
         images: Images | None = None,
         claims: Claims | None = None,
         progress: Progress = silent,
@@ -191,8 +193,8 @@ class Evaluator:
     ) -> None:
         self.data = data
         self.settings = settings or Settings()
-        self._rows_of = rows
-        self._rows: dict[str, Rows] = {}
+        self._rows_of = {False: rows, True: aside}
+        self._rows: dict[tuple[str, bool], Rows] = {}
         self._doubles: dict[str, Ensemble] = {}
         self._images = images
         self._claims = claims or Claims(None)
@@ -215,7 +217,7 @@ class Evaluator:
             samples: indices of test images, or per target.
 
         Under a black-box threat the surrogates are judged too, clean and on what was crafted on them. Rows of these are
-        among the surrogates' own, see `checks.surrogates_work`.
+        kept aside, see `checks.surrogates_work`.
 
         Raises:
             RobenchError: a surrogate that is no hold-out, a model or an attack that breaks its contract.
@@ -224,10 +226,10 @@ class Evaluator:
         threat, found = self._examined(targets, threat)
         everything = np.unique(np.concatenate(list(indices.values())))
         for surrogate in surrogates_of(threat):
-            self._clean(surrogate, everything)
+            self._clean(surrogate, everything, SURROGATE)
         if threat.clean:
             for target in targets:
-                self._clean(target, indices[target.name])
+                self._clean(target, indices[target.name], threat.name)
         for attack in threat.attacks:
             if attack.batch_dependent:
                 self._notice(
@@ -251,14 +253,13 @@ class Evaluator:
                 if waits == TOLD_AFTER:
                     self._notice(f"waiting for what other processes have in hand ({self._claims.terms})")
             left = now if shared else None
-            for subject in (*targets, *surrogates_of(threat)):
-                self._rows[subject.name].refresh()
-        for surrogate in surrogates_of(threat):
-            self._rows[surrogate.name].compact()
+            for rows in self._rows.values():
+                rows.refresh()
+        for rows in self._rows.values():
+            rows.compact()
         parts = []
         for target in targets:
-            rows = self._rows[target.name]
-            rows.compact()
+            rows = self._kept(target, threat.name)
             manifests = dict(pair for job in threat.jobs(target) for pair in self._keys(job, target, threat))
             if threat.clean:
                 manifests |= [self._clean_cell(target)]
@@ -267,21 +268,30 @@ class Evaluator:
             frame = rows.outcomes().frame
             own = Outcomes(frame[frame["cell"].isin(manifests) & frame["sample"].isin(indices[target.name])])
             said = [*found[target.name], *self._surrogates_work(own, threat)]
-            rows.remember(target.identity, threat.name, said)
+            self._kept(target).remember(target.identity, threat.name, said)
             parts.append(Outcomes(own.frame, said))
         return Outcomes.concat(parts)
+
+    def remember(self, target: Subject, threat: str, checks: Sequence[Check]) -> None:
+        """Keeps beside the rows of ``target`` what was found since `run`."""
+        self._kept(target).remember(target.identity, threat, checks)
 
     def _examined(self, targets: Sequence[Subject], threat: Threat) -> tuple[Threat, dict[str, list[Check]]]:
         """What was found of every target and of the surrogates that attack it; the threat, with CW beside cross-entropy
         where that has no gradient."""
-        device, eps = self.settings.device, threat.eps[-1]
+        device = self.settings.device
+        follows = not all(attack.gradient_free for attack in threat.attacks)
         found: dict[str, list[Check]] = {}
         blind = []
         for target in targets:
             own = found.setdefault(target.name, [])
             for subject in (target, *surrogates_of(threat)):
-                sound = examine(subject, self.data, device, eps)
-                own += [check for check in sound.checks if check.status != "pass" or subject is target]
+                sound = examine(subject, self.data, device)
+                own += [
+                    check
+                    for check in sound.checks
+                    if (check.status != "pass" or subject is target) and (follows or check.name != GRADIENT)
+                ]
                 if sound.draws:
                     self._drawing.add(subject.identity)
                 if sound.blind:
@@ -307,7 +317,7 @@ class Evaluator:
         surrogates = surrogates_of(threat)
         if not surrogates:
             return []
-        sources = Outcomes.concat(self._rows[surrogate.name].outcomes() for surrogate in surrogates)
+        sources = Outcomes.concat(self._kept(surrogate, SURROGATE).outcomes() for surrogate in surrogates)
         return surrogates_work(outcomes, sources, self.data.num_classes)
 
     def forecast(
@@ -331,15 +341,16 @@ class Evaluator:
                 cells[_title(job, target)] = cells.get(_title(job, target), 0) + len(threat.eps)
         todo: dict[str, list[_Work]] = {title: [] for title in cells}
         for work in self.plan(targets, threat, indices):
-            todo[_title(work.job, work.cells[0].target)].append(work)
+            todo.setdefault(_title(work.job, work.cells[0].target), []).append(work)
         found = []
         for title, works in todo.items():
             pairs = sum(len(work.pairs()[0]) for work in works)
             steps = sum(work.cost() for work in works)
             cached = self._images is not None and any(not work.job.pooled for work in works)
             seconds = self._calibrated(works[0]) * steps if works and calibrate else 0.0
-            pending = sum(len(work.cells) for work in works)
-            found.append(Forecast(title, cells[title], cells[title] - pending, steps, pairs * image * cached, seconds))
+            pending = sum(cell.manifest["threat"] not in ASIDE for work in works for cell in work.cells)
+            count = cells.get(title, 0)
+            found.append(Forecast(title, count, count - pending, steps, pairs * image * cached, seconds))
         return found
 
     def _calibrated(self, work: _Work, steps: int = 2) -> float:
@@ -381,15 +392,24 @@ class Evaluator:
                 raise RobenchError(
                     f"two models are called {subject.name!r}; give every target and surrogate its own name"
                 )
-            if subject.name not in self._rows:
-                self._rows[subject.name] = self._rows_of(subject)
         return indices
+
+    def _kept(self, subject: Subject, threat: str = "") -> Rows:
+        """The rows of a target, or, of a threat that serves checks alone, those aside; opened when first asked for."""
+        aside = threat in ASIDE
+        place = (subject.name, aside)
+        if place not in self._rows:
+            self._rows[place] = self._rows_of[aside](subject)
+        return self._rows[place]
+
+    def _kept_of(self, cell: _Cell) -> Rows:
+        return self._kept(cell.target, cell.manifest["threat"])
 
     def plan(self, targets: Sequence[Subject], threat: Threat, indices: Mapping[str, Indices]) -> list[_Work]:
         """What is still to be done."""
         works: dict[str, _Work] = {}
         for target in targets:
-            rows = self._rows[target.name]
+            rows = self._kept(target, threat.name)
             for job in threat.jobs(target):
                 key = content_key({**self._recipe(job), "target": target.identity if job.pooled else None})
                 for (cell, manifest), eps in zip(self._keys(job, target, threat), threat.eps, strict=True):
@@ -399,7 +419,7 @@ class Evaluator:
                         work.cells.append(_Cell(cell, manifest, eps, target, pending))
         everything = set(np.concatenate(list(indices.values())).tolist())
         for surrogate, job in self._on_themselves(targets, threat):
-            rows = self._rows[surrogate.name]
+            rows = self._kept(surrogate, SURROGATE)
             key = content_key({**self._recipe(job), "target": None})
             for (cell, manifest), eps in zip(self._keys(job, surrogate, threat), threat.eps, strict=True):
                 pending = np.array(sorted(everything - rows.samples(cell)), dtype=np.int64)
@@ -470,9 +490,9 @@ class Evaluator:
         nothing = {"threat": "clean", "surrogate": "", "attack": "", "loss": "", "eps": 0.0}
         return content_key(identity), {**self._columns(target), **nothing, "recipe": identity}
 
-    def _clean(self, target: Subject, samples: Indices) -> None:
+    def _clean(self, target: Subject, samples: Indices, threat: str) -> None:
         key, manifest = self._clean_cell(target)
-        rows = self._rows[target.name]
+        rows = self._kept(target, threat)
         pending = np.array(sorted(set(samples.tolist()) - rows.samples(key)), dtype=np.int64)
         if not len(pending):
             return
@@ -505,7 +525,7 @@ class Evaluator:
                         continue
                     any_mine = True
                     for cell in unit.cells:
-                        self._rows[cell.target.name].declare(cell.key, cell.manifest)
+                        self._kept_of(cell).declare(cell.key, cell.manifest)
                     judges = {cell.target.name: self._judge_of(cell.target) for cell in unit.cells}
                     if unit.job.pooled:
                         self._pooled(unit, source, judges)
@@ -525,7 +545,7 @@ class Evaluator:
         """The part of ``work`` on these samples that nobody has done by now; None where there is none."""
         cells = []
         for cell in work.cells:
-            rows = self._rows[cell.target.name]
+            rows = self._kept_of(cell)
             pending = cell.pending[np.isin(cell.pending, samples)]
             if len(pending):
                 rows.refresh()
@@ -594,7 +614,7 @@ class Evaluator:
                 parts.append(
                     _rows(cell.key, samples[at], labels[at], own, distance[:, at], flat[:, at], restart_of[:, at])
                 )
-        self._rows[target.name].append(pd.concat(parts, ignore_index=True))
+        self._kept_of(work.cells[0]).append(pd.concat(parts, ignore_index=True))
 
     def _version(
         self,
@@ -605,7 +625,7 @@ class Evaluator:
         """One version of every image, judged by all targets that lack it."""
         samples, eps = work.pairs()
         (restart,) = work.job.restarts
-        parts: dict[str, list[pd.DataFrame]] = {name: [] for name in judges}
+        parts: dict[Rows, list[pd.DataFrame]] = {}
         for chunk, crafted in self._through_cache(work, source, samples, eps, restart):
             for name, judge in judges.items():
                 cells = [cell for cell in work.cells if cell.target.name == name]
@@ -621,13 +641,12 @@ class Evaluator:
                 distance, flat = crafted.linf[at].cpu().numpy(), crafted.zero_gradient[at].cpu().numpy()
                 for cell in cells:
                     own = np.flatnonzero(radii == cell.eps)
-                    parts[name].append(
+                    parts.setdefault(self._kept_of(cell), []).append(
                         _rows(cell.key, judged[own], labels[own], verdict.at(own), distance[own], flat[own], restart)
                     )
             self._advance(len(chunk) * steps_of(work.job.attack), work)
-        for name, frames in parts.items():
-            if frames:
-                self._rows[name].append(pd.concat(frames, ignore_index=True))
+        for rows, frames in parts.items():
+            rows.append(pd.concat(frames, ignore_index=True))
 
     def _through_cache(
         self, work: _Work, source: _Source, samples: Indices, eps: npt.NDArray[np.float64], restart: int
@@ -676,7 +695,7 @@ class Evaluator:
             try:
                 images = self._batch_of(samples[chunk])
                 crafted = self._craft(source.model, attack, images, samples[chunk], eps[chunk], restart)
-                same = source.proves(crafted, torch.from_numpy(self._labels(samples[chunk])).to(images.device))
+                same = source.proves(attack, crafted, torch.from_numpy(self._labels(samples[chunk])).to(images.device))
             except RuntimeError as error:
                 if not out_of_memory(error) or len(chunk) == 1:
                     raise
@@ -799,7 +818,7 @@ class _Source:
             self._model = self.copied(self._plain)
         return self._model
 
-    def proves(self, crafted: Crafted, labels: Tensor) -> bool:
+    def proves(self, attack: Attack, crafted: Crafted, labels: Tensor) -> bool:
         """Whether the copy returned what the original returns for the images that were crafted on it, up to rounding,
         and on the first few of them has its gradient. If not, `model` is a plain copy from now on.
 
@@ -817,11 +836,11 @@ class _Source:
             why = ""
             if not apart <= ROUNDING[self.precision]:
                 why = f"outputs differ by {apart:.2g} of their scale"
-            elif not self._followed and not self._plain:
+            elif not self._followed and not self._plain and not attack.gradient_free:
                 alike = self._alike(images[:GRADIENTS], given[:GRADIENTS], labels[:GRADIENTS])
                 if alike < SAME_GRADIENT[self.precision]:
                     why = f"gradients have a cosine of {alike:.2f}"
-        self._followed = True
+        self._followed |= not attack.gradient_free
         if not why:
             return True
         if self._plain:

@@ -40,8 +40,9 @@ _OF_ROW = {
 CELL_COLUMNS, ROW_COLUMNS = tuple(_OF_CELL), tuple(_OF_ROW)
 #: Members' rows tell who was judged: the whole ensemble, or its member "1" .. "N".
 ENSEMBLE = "ensemble"
-#: The column ``threat`` of a surrogate's rows on what was crafted on itself.
-SURROGATE = "surrogate"
+#: The column ``threat`` of rows that serve checks and no number, and are kept apart: of a surrogate on what was crafted
+#: on itself, and of a few survivors of a white-box result that are attacked otherwise.
+SURROGATE, PROBE = ASIDE = "surrogate", "probe"
 
 Status = Literal["pass", "warn", "fail"]
 

@@ -11,19 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks import ATTACKS, Attack
+from robench.attacks.pgd import PGD
+from robench.attacks.square import Square
 from robench.core.data import Data
 from robench.core.errors import RobenchError
 from robench.core.plugins import construct
 from robench.core.progress import Progress, silent
 from robench.core.rng import Draws
-from robench.evaluation.checks import POINT
+from robench.evaluation.checks import POINT, SURVIVORS, probed
 from robench.evaluation.engine import Evaluator, Settings, steps_of
-from robench.evaluation.outcomes import ENSEMBLE, Check, Outcomes
+from robench.evaluation.outcomes import ENSEMBLE, PROBE, Check, Outcomes
 from robench.evaluation.subjects import Subject
-from robench.evaluation.threats import Whitebox
+from robench.evaluation.threats import Threat, Whitebox
+
+#: Of what is always done: share of the result's gradient steps that it may take, and steps that it may take anyhow;
+#: survivors at most; queries of each; what a query costs in gradient steps.
+SHARE, FLOOR, MOST = 0.1, 1500, 100
+FEW_QUERIES, QUERY = 200, 0.4
 
 #: Survivors that are attacked again at most.
-SURVIVORS = 200
+LIMIT = 200
 #: An ε at which every image can be made grey: nothing is left to be right about.
 LARGE = 0.5
 STEPS, RESTARTS = 10, 2
@@ -33,6 +40,73 @@ OTHERS = (
     ("Square does not beat it", "torchattacks/Square", {"n_queries": QUERIES}),
     ("targeted attacks do not beat it", "torchattacks/APGDT", {"steps": 100}),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe(Whitebox):
+    """A few survivors of a white-box result, attacked in ways that were not part of it."""
+
+    name: ClassVar[str] = PROBE
+    clean: ClassVar[bool] = False
+
+    restarts: int = 1
+
+
+def judge(
+    evaluator: Evaluator,
+    targets: Sequence[Subject],
+    threat: Threat,
+    samples: Tensor | Callable[[Subject], Tensor],
+    *,
+    again: bool = True,
+) -> Outcomes:
+    """`Evaluator.run`, and after a white-box threat `attack_again` on every target, if ``again``."""
+    outcomes = evaluator.run(targets, threat, samples)
+    if not again or type(threat) is not Whitebox:
+        return outcomes
+    found = [check for target in targets for check in attack_again(evaluator, target, outcomes, threat)]
+    return Outcomes(outcomes.frame, (*outcomes.checks, *found))
+
+
+def attack_again(evaluator: Evaluator, target: Subject, outcomes: Outcomes, threat: Whitebox) -> list[Check]:
+    """Attacks a few survivors without gradient (`Square`) and by PGD with the loss that was not tried, for at most
+    `SHARE` of the gradient steps that the result took, or `FLOOR` steps where that is less.
+
+    They are taken at the ε whose accuracy is nearest to half the clean one. What `evaluator` has of it already is not
+    computed again.
+
+    Args:
+        outcomes: rows of ``target`` under ``threat``.
+
+    Returns:
+        One check.
+    """
+    own = outcomes.where(target=target.name, member=ENSEMBLE)
+    chosen = _survivors(own)
+    if chosen is None:
+        return [Check(SURVIVORS, "pass", f"nothing of {target.name} survives")]
+    eps, _, survivors = chosen
+    tried = {attack.loss for attack in threat.attacks if isinstance(attack, PGD)}
+    losses = [loss for loss in ("ce", "cw") if loss not in tried][:1]
+    attacks = (*(PGD(loss=loss) for loss in losses), Square(queries=FEW_QUERIES))
+    cost = sum(steps_of(each) if isinstance(each, PGD) else QUERY * FEW_QUERIES for each in attacks)
+    budget = max(SHARE * _steps_taken(own, threat), FLOOR)
+    count = min(len(survivors), MOST, int(budget / cost))
+    samples = survivors[torch.linspace(0, len(survivors) - 1, count).long()]
+    found = [probed(own, evaluator.run([target], Probe(eps=(eps,), attacks=attacks), samples))]
+    evaluator.remember(target, PROBE, found)
+    return found
+
+
+def _steps_taken(outcomes: Outcomes, threat: Whitebox) -> float:
+    """Gradient steps that white-box rows took: an image that fell at a restart was left alone after it."""
+    rows = outcomes.where(threat="whitebox").frame
+    taken = 0.0
+    for attack in threat.attacks:
+        mine = rows[(rows["attack"] == attack.label) & (rows["loss"] == attack.loss)]
+        starts = np.where(mine["correct"], threat.restarts if attack.stochastic else 1, mine["restart"] + 1)
+        taken += float(starts.sum()) * steps_of(attack)
+    return taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +139,7 @@ def probe(
     restarts: int | None = None,
     settings: Settings | None = None,
     *,
-    limit: int = SURVIVORS,
+    limit: int = LIMIT,
     progress: Progress = silent,
     notice: Callable[[str], None] = lambda text: None,
 ) -> list[Check]:

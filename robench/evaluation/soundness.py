@@ -22,6 +22,8 @@ from robench.core.rng import Stream, key
 from robench.evaluation.outcomes import Check
 from robench.evaluation.subjects import Subject
 
+#: Name of the check of the gradient, which an attack without gradients has no use for.
+GRADIENT = "gradient true"
 #: Images that are looked at.
 IMAGES = 16
 #: Outputs of one image, alone and in a batch, that differ by more than this part of their scale are another function's.
@@ -33,7 +35,9 @@ DRAWN = 1e-4
 #: units of a pixel: kinks of ReLU ask for small ones, float32 for large ones.
 DIRECTIONS = 3
 STEPS = {torch.float32: (1e-3, 3e-4, 3e-3, 1e-2), torch.float64: (1e-6, 1e-4, 1e-2)}
-#: How far from black and white the gradient is looked at.
+#: Where else it is looked at: one step of this size from the image.
+NEAR = 8 / 255
+#: How far from black and white.
 INSIDE = 0.02
 #: An image's gradient is wrong where slopes differ from finite differences by more than this part of them.
 WRONG = 0.3
@@ -56,27 +60,23 @@ class Soundness:
     blind: bool
 
 
-_KNOWN: WeakKeyDictionary[nn.Module, dict[tuple[str, float], Soundness]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[nn.Module, dict[str, Soundness]] = WeakKeyDictionary()
 
 
-def examine(subject: Subject, data: Data, device: torch.device, eps: float) -> Soundness:
-    """Looks at every member on a few test images; once per `Subject`, data set and ε in a process.
-
-    Args:
-        eps: radius within which the gradient is looked at beside the clean images.
+def examine(subject: Subject, data: Data, device: torch.device) -> Soundness:
+    """Looks at every member on a few test images; once per `Subject` and data set in a process.
 
     Raises:
         RobenchError: a member that returns something else than logits (B,K) for a batch of 1, 2 or more images, changes
             its input or its state, gives an image another output in another batch, or cannot be copied.
     """
     known = _KNOWN.setdefault(subject.ensemble, {})
-    place = (data.identity, eps)
-    if place not in known:
-        known[place] = _examine(subject, data, device, eps)
-    return known[place]
+    if data.identity not in known:
+        known[data.identity] = _examine(subject, data, device)
+    return known[data.identity]
 
 
-def _examine(subject: Subject, data: Data, device: torch.device, eps: float) -> Soundness:
+def _examine(subject: Subject, data: Data, device: torch.device) -> Soundness:
     chosen = data.subset(IMAGES, "random")
     images, labels = to_images(data.test.images[chosen]).to(device), data.test.labels[chosen].to(device)
     drawn, wrong, blind = [], [], []
@@ -87,7 +87,7 @@ def _examine(subject: Subject, data: Data, device: torch.device, eps: float) -> 
             if apart > DRAWN:
                 drawn.append(f"{who} by {apart:.1%}")
                 continue
-            share = wrong_gradients(member, images, labels, eps)
+            share = wrong_gradients(member, images, labels)
             wrong.append((share, who))
             blind.append(_blind(member, images, labels))
     checks = []
@@ -111,7 +111,7 @@ def _examine(subject: Subject, data: Data, device: torch.device, eps: float) -> 
                 "; the attack follows something else: look for detach, no_grad and a backward pass that is not the "
                 "forward pass's, or attack without gradients (--attacks square)"
             )
-        checks.append(Check("gradient true", "fail" if share > MANY else "warn" if share > SOME else "pass", evidence))
+        checks.append(Check(GRADIENT, "fail" if share > MANY else "warn" if share > SOME else "pass", evidence))
     return Soundness(tuple(checks), bool(drawn), any(blind))
 
 
@@ -198,13 +198,13 @@ def outputs_of(member: nn.Module, images: Tensor, who: str) -> Tensor:
     return found
 
 
-def wrong_gradients(member: nn.Module, images: Tensor, labels: Tensor, eps: float) -> float:
-    """Share of images (B,C,H,W), clean and one sign step of ``eps`` away, whose gradient of the margin is not that of
+def wrong_gradients(member: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of images (B,C,H,W), clean and one sign step of `NEAR` away, whose gradient of the margin is not that of
     finite differences: in random directions, so that a part of the network that is left out shows as well as noise.
 
     float32 decides where it is sure; else a copy in float64 does, where the model has one.
     """
-    share = _wrong(member, images, labels, eps)
+    share = _wrong(member, images, labels)
     if share <= SOME:
         return share
     try:
@@ -213,12 +213,12 @@ def wrong_gradients(member: nn.Module, images: Tensor, labels: Tensor, eps: floa
             apart = disagreement(double(images.double()), member(images))
         if apart > ROUNDING["float64"]:
             return share
-        return _wrong(double, images.double(), labels, eps)
+        return _wrong(double, images.double(), labels)
     except Exception:  # a model may refuse float64, or convert within
         return share
 
 
-def _wrong(member: nn.Module, images: Tensor, labels: Tensor, eps: float) -> float:
+def _wrong(member: nn.Module, images: Tensor, labels: Tensor) -> float:
     with torch.no_grad():
         outputs = member(images)
     rival = outputs.scatter(1, labels[:, None], -float("inf")).argmax(dim=1)
@@ -235,7 +235,7 @@ def _wrong(member: nn.Module, images: Tensor, labels: Tensor, eps: float) -> flo
         if isinstance(error, RuntimeError) and out_of_memory(error):
             raise
         return 1.0
-    step = (images - eps * slope.sign()).clamp(INSIDE, 1 - INSIDE)
+    step = (images - NEAR * slope.sign()).clamp(INSIDE, 1 - INSIDE)
     bad = [_bad(lead, images, slope), _bad(lead, step, gradient(lead, step))]
     return float(torch.stack(bad).double().mean(dim=1).max())
 
@@ -249,6 +249,8 @@ def _bad(lead: Callable[[Tensor], Tensor], images: Tensor, slope: Tensor) -> Ten
     ] + [slope.sign()]
     claimed = torch.stack([(slope * direction).flatten(1).sum(dim=1) for direction in directions]).double()
     bad = torch.ones(len(images), dtype=torch.bool, device=images.device)
+    # No gradient at all, as of rounding, is wrong where outputs change at any distance.
+    flat, moved = claimed.abs().amax(dim=0) == 0, ~bad
     for h in STEPS[images.dtype]:
         with torch.no_grad():
             measured = torch.stack(
@@ -260,9 +262,10 @@ def _bad(lead: Callable[[Tensor], Tensor], images: Tensor, slope: Tensor) -> Ten
             size = torch.maximum(claimed[rows].norm(dim=0), measured[rows].norm(dim=0))
             parts.append((claimed[rows] - measured[rows]).norm(dim=0) > WRONG * size)
         bad &= parts[0] | parts[1]
-        if float(bad.double().mean()) <= SOME:
+        moved |= measured.abs().amax(dim=0) > 0
+        if not bool(flat.any()) and float(bad.double().mean()) <= SOME:
             break
-    return bad
+    return torch.where(flat, moved, bad)
 
 
 def _blind(member: nn.Module, images: Tensor, labels: Tensor) -> bool:

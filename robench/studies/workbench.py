@@ -19,6 +19,7 @@ from robench.evaluation.diversity import GROUP, measure
 from robench.evaluation.engine import Evaluator, Forecast, Settings, correct_for_all
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import Outcomes
+from robench.evaluation.probe import judge
 from robench.evaluation.rows import FolderRows
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Blackbox, Threat, Transfer, Whitebox
@@ -26,8 +27,10 @@ from robench.training.estimate import seconds
 from robench.training.loop import Track, ensure
 from robench.training.task import Task, resolve
 
-#: Folders of a run that hold its rows and its diversity; folder of all runs that holds the adversarial images.
+#: Folders of a run that hold its rows, those that serve checks alone, and its diversity; folder of all runs that holds
+#: the adversarial images.
 OUTCOMES = "outcomes"
+ASIDE = "checked"
 DIVERSITY = "diversity"
 CRAFTED = ".crafted"
 
@@ -165,11 +168,12 @@ class Workbench:
                 )
         return finished
 
-    def judge(self, runs: Sequence[Run], threat: Threat, *, cache: bool = True) -> Outcomes:
+    def judge(self, runs: Sequence[Run], threat: Threat, *, cache: bool = True, probe: bool = True) -> Outcomes:
         """Rows of ``runs`` under ``threat``; what is there already is not computed again.
 
         Args:
             cache: keep the adversarial images of surrogates, for other targets.
+            probe: attack a few survivors of a white-box threat otherwise.
         """
         with self.bar() as progress:
             evaluator, targets, samples = self._prepared(runs, threat, cache, progress)
@@ -177,7 +181,7 @@ class Workbench:
                 size = sum(part.disk for part in evaluator.forecast(targets, threat, samples, calibrate=False))
                 if size > LARGE:
                     self.notice(f"adversarial images: up to {size / 1e9:.1f} GB in {self.store.root / CRAFTED}")
-            return evaluator.run(targets, threat, samples)
+            return judge(evaluator, targets, threat, samples, again=probe)
 
     def forecast(self, runs: Sequence[Run], threat: Threat, *, cache: bool = True) -> list[Forecast]:
         """What `judge` would do; writes nothing."""
@@ -197,6 +201,7 @@ class Workbench:
             self.data,
             self.settings,
             rows=lambda subject: FolderRows(self.store.folder(subject.name) / OUTCOMES, self.notice, repair=repair),
+            aside=lambda subject: FolderRows(self.store.folder(subject.name) / ASIDE, self.notice, repair=repair),
             images=Images(self.store.root / CRAFTED, self.notice) if cache and isinstance(threat, Blackbox) else None,
             claims=self.store.claims(),
             progress=progress,

@@ -55,10 +55,13 @@ def work(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
 
 def test_checks_come_after_the_table_and_beside_csv(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["eval", "gal0", "--threat", "whitebox", "--eps", "0.02,0.1", *EVAL]
-    assert run([*arguments, "--strict"]) == 0
+    assert run([*arguments, "--strict", "--no-probe"]) == 0
     printed = capsys.readouterr()
-    names = [line.split(":")[0] for line in printed.out.splitlines()[-4:]]
+    assert "24 images, not probed" in printed.out
+    names = [line.split(":")[0] for line in printed.out.splitlines()[-6:]]
     assert names == [
+        "pass  outputs repeat",
+        "pass  gradient true",
         "pass  rows possible",
         "pass  images moved",
         "pass  gradients there",
@@ -68,6 +71,20 @@ def test_checks_come_after_the_table_and_beside_csv(work: Path, capsys: pytest.C
     printed = capsys.readouterr()
     assert json.loads(printed.out)
     assert "pass  rows possible" in printed.err
+
+
+def test_survivors_of_too_few_steps_fall_to_what_is_always_tried(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["eval", "gal0", "--threat", "whitebox", "--eps", "0.1", *EVAL]
+    assert run([*arguments, "--strict"]) == 1
+    printed = capsys.readouterr().out
+    assert "not probed" not in printed
+    assert "fail  survivors attacked again: pgd cw and square:queries=200 cw take" in printed
+    assert run(["show", "gal0"]) == 0
+    shown = capsys.readouterr().out
+    assert "fail  survivors attacked again" in shown, "a finding is kept beside the rows"
+    assert "probe" not in shown, "rows that serve a check are no result"
 
 
 def test_what_lacks_memory_is_one_line(
