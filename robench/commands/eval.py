@@ -185,7 +185,7 @@ def command(
     if helper:
         return 0
     click.echo(formatted(outcomes, threat, style))
-    found += [*outcomes.checks, *checks.check(outcomes, stored(chosen, notice))]
+    found += checks.check(outcomes, stored(chosen, notice))
     if probe:
         for run in chosen:
             with bar() as progress:

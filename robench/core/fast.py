@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from robench.core.ensemble import Ensemble
+from robench.core.errors import out_of_memory
 from robench.core.frozen import hooked
 
 Precision = Literal["float32", "bfloat16", "float64"]
@@ -113,17 +114,28 @@ def attackable(model: nn.Module, image: Tensor, precision: Precision, *, plain: 
         fast = fast.double()
     probe = image[:1].to(crafting_dtype(precision))
     if not plain:
-        folded = copy.deepcopy(fast)
-        with torch.no_grad():
-            # Code that is no module may read a convolution's output beside its BatchNorm: seen in the result alone.
-            if fold_batchnorm(folded, probe) and disagreement(folded(probe), fast(probe)) <= ROUNDING["float32"]:
-                fast = folded
-        channels_last(fast, probe)
+        fast = _faster(fast, probe)
     if precision != "bfloat16":
         return fast
     with torch.no_grad():
         widen_heads(fast, fast(probe).shape[-1])
     return _Autocast(fast, torch.bfloat16)
+
+
+def _faster(model: nn.Module, image: Tensor) -> nn.Module:
+    """``model`` folded and channels-last, or as it is where its code takes neither, such as TorchScript's."""
+    faster = copy.deepcopy(model)
+    try:
+        with torch.no_grad():
+            # Code that is no module may read a convolution's output beside its BatchNorm: seen in the result alone.
+            if fold_batchnorm(faster, image) and disagreement(faster(image), model(image)) > ROUNDING["float32"]:
+                faster = copy.deepcopy(model)
+        channels_last(faster, image)
+    except Exception as error:  # whatever a user's module may raise
+        if out_of_memory(error):
+            raise
+        return model
+    return faster
 
 
 def channels_last(model: nn.Module, image: Tensor) -> None:

@@ -60,7 +60,7 @@ def evaluate(
     evaluator = Evaluator(data, Settings(place, precision, batch_size, seed))
     chosen = chosen_samples(data, threat, samples, subset, evaluator.settings)
     outcomes = judge(evaluator, [subject], threat, chosen, again=probe)
-    found = (*outcomes.checks, *check(outcomes))
+    found = check(outcomes)
     for each in found:
         if each.status != "pass":
             warnings.warn(str(each), DoubtWarning, stacklevel=2)

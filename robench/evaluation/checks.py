@@ -34,7 +34,7 @@ _STATUSES: tuple[Status, ...] = ("pass", "warn", "fail")
 
 
 def check(outcomes: Outcomes, known: Outcomes | None = None) -> list[Check]:
-    """Checks of a result from its rows alone.
+    """What was found while a result was measured, and checks from its rows alone.
 
     Args:
         outcomes: the result, of one or several targets and threats.
@@ -54,7 +54,7 @@ def check(outcomes: Outcomes, known: Outcomes | None = None) -> list[Check]:
         whitebox_is_strongest(both),
         converged(outcomes),
     ]
-    return [each for each in checks if each is not None]
+    return list(dict.fromkeys([*outcomes.checks, *(each for each in checks if each is not None)]))
 
 
 def impossible(outcomes: Outcomes) -> Check:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
@@ -62,8 +65,13 @@ class Subject:
     ) -> Subject:
         """A user's own module, ensemble, or list of member modules: images in [0, 1] -> logits.
 
-        The modules are used as they are, moved to ``device`` and set to eval mode for the time of a call only.
+        The modules are used as they are, set to eval mode for the time of a call only; where they are on another
+        device, a copy of them. Of one that went through torch.compile, what went in is used.
+
+        Raises:
+            RobenchError: no modules, or one that cannot be copied, as every attack works on a copy.
         """
+        model = _uncompiled(model) if isinstance(model, nn.Module) else model
         if isinstance(model, Ensemble):
             ensemble = model
         elif isinstance(model, nn.Module):
@@ -72,50 +80,75 @@ class Subject:
             members = list(model)
             if not all(isinstance(member, nn.Module) for member in members):
                 raise RobenchError("expected `model` to be an nn.Module or a list of them")
-            ensemble = Ensemble(members)
-        ensemble = ensemble.to(device)
+            ensemble = Ensemble(map(_uncompiled, members))
+        try:
+            copied = copy.deepcopy(ensemble)
+        except Exception as error:  # whatever a user's module may raise
+            raise RobenchError(
+                f"{name} cannot be copied, and every attack works on a copy ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:160]}); keep no tensor with a graph, lock or open file in it"
+            ) from error
+        if any(weight.device != device for weight in ensemble.parameters()):
+            ensemble = copied.to(device)
         identity = content_key({"weights": tensors_hash(ensemble.state_dict()), "models": repr(ensemble)})
         return cls(name, ensemble, identity, tuple(member_hashes(ensemble)), defense, seed)
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    """What torch.compile was given, where it was; its wrapper hides modules from hooks."""
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else model
 
 
 def kinship(surrogate: Subject, target: Subject, threshold: float = 0.2) -> str | None:
     """Why a surrogate is no hold-out for a target, or None.
 
     Shared weights and shared ancestors are read off hashes. Where ancestry was not recorded it still shows: trained
-    from one another, networks keep a cosine of about .5 between their weights, while independent ones have about 0.
+    from one another, networks keep a cosine of about .5 between their weights, while independent ones have about 0. Two
+    members are kin where this holds of more than half of their layers, whatever else they have.
 
     Args:
-        threshold: cosine of all convolution and linear weights of two members of one architecture.
+        threshold: cosine of two convolution or linear weights, beyond which they are the same layer.
     """
     if set(surrogate.members) & set(target.members):
         return f"{surrogate.name} and {target.name} share a member"
-    own = {surrogate.identity, *surrogate.members}
+    itself = {surrogate.identity, *surrogate.members}
     if set(surrogate.members) & target.ancestors:
         return f"{surrogate.name} is an ancestor of {target.name}"
     if set(target.members) & surrogate.ancestors:
         return f"{target.name} is an ancestor of {surrogate.name}"
-    if (surrogate.ancestors & target.ancestors) - own:
+    if (surrogate.ancestors & target.ancestors) - itself:
         return f"{surrogate.name} and {target.name} have an ancestor in common"
-    for i, mine in enumerate(surrogate.ensemble.members, 1):
-        for j, theirs in enumerate(target.ensemble.members, 1):
-            cosine = _cosine(mine, theirs)
-            if cosine > threshold:
+    own, others = ([_layers(member) for member in each.ensemble.members] for each in (surrogate, target))
+    for i, mine in enumerate(own, 1):
+        for j, theirs in enumerate(others, 1):
+            cosines = _cosines(mine, theirs)
+            alike = sum(cosine > threshold for cosine in cosines)
+            if 2 * alike > len(cosines):
                 return (
-                    f"member {i} of {surrogate.name} and member {j} of {target.name} have weights of cosine "
-                    f"{cosine:.2f}: one was trained from the other, or both from a third"
+                    f"member {i} of {surrogate.name} and member {j} of {target.name} have {alike} of {len(cosines)} "
+                    f"layers in common, with weights of cosine {statistics.median(cosines):.2f}: one was trained from "
+                    f"the other, or both from a third"
                 )
     return None
 
 
-def _cosine(first: nn.Module, second: nn.Module) -> float:
-    """Cosine between the centred weights of two modules; 0 where their architectures differ, however wrapped."""
-    weights = [[value.detach() for value in module.parameters() if value.ndim >= 2] for module in (first, second)]
-    shapes = [[value.shape for value in each] for each in weights]
-    if shapes[0] != shapes[1] or not shapes[0]:
-        return 0.0
-    # Each tensor counts the same: the last layer's common sign pattern must not decide.
-    cosines = [
-        torch.cosine_similarity((value - value.mean()).flatten(), (other - other.mean()).flatten(), dim=0)
-        for value, other in zip(*weights, strict=True)
-    ]
-    return float(torch.stack(cosines).mean())
+def _layers(module: nn.Module) -> dict[torch.Size, Tensor]:
+    """By shape, the weights of all convolution and linear layers, centred and of length 1, (layers, numbers)."""
+    found: dict[torch.Size, list[Tensor]] = {}
+    for value in module.parameters():
+        if value.ndim >= 2:
+            flat = value.detach().flatten().float()
+            found.setdefault(value.shape, []).append(F.normalize(flat - flat.mean(), dim=0))
+    return {shape: torch.stack(layers) for shape, layers in found.items()}
+
+
+def _cosines(first: dict[torch.Size, Tensor], second: dict[torch.Size, Tensor]) -> list[float]:
+    """Per layer of the network that has fewer, its cosine with the layer of the other that is most like it; 0 where
+    none is of its shape. So neither a head of its own nor the order of layers hides a body in common."""
+    fewer, more = sorted((first, second), key=lambda layers: sum(map(len, layers.values())))
+    found: list[float] = []
+    for shape, layers in fewer.items():
+        others = more.get(shape)
+        found += [0.0] * len(layers) if others is None else (layers @ others.T.to(layers)).amax(dim=1).tolist()
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from robench.evaluation.engine import Evaluator, Settings, correct_for_all
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.rows import FolderRows
-from robench.evaluation.subjects import Subject
+from robench.evaluation.subjects import Subject, kinship
 from robench.evaluation.threats import Blackbox, Convergence, Threat, Transfer, Whitebox
 
 CPU = torch.device("cpu")
@@ -447,8 +447,45 @@ def test_a_copy_in_another_wrapper_is_still_a_copy(make_subject: MakeSubject, da
     with torch.no_grad():
         next(wrapped.parameters()).add_(1e-6)  # no hash shows it
     surrogate = Subject.of_model(wrapped, CPU, name="wrapped")
-    with pytest.raises(RobenchError, match=r"member 1 of wrapped and member 1 of subject0 have weights of cosine 1.00"):
+    with pytest.raises(
+        RobenchError, match=r"member 1 of wrapped and member 1 of subject0 have 10 of 10 layers in common"
+    ):
         rows(data, Blackbox(eps=(0.1,), attacks=(FAST,), surrogates=(surrogate,)), [target])
+
+
+class _Parts(nn.Module):
+    """A perceptron whose layers are registered in the order given."""
+
+    def __init__(self, order: Sequence[str], head: int, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        layers = {"first": nn.Linear(64, 32), "second": nn.Linear(32, 32), "third": nn.Linear(32, head)}
+        self.last = nn.Linear(head, 4)
+        for name in order:
+            self.add_module(name, layers[name])
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.second(self.first(images.flatten(1)).relu()).relu()
+        return self.last(self.third(hidden).relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("head", "shared", "kin"), [(8, ("first", "second", "third"), True), (24, ("first",), False)])
+def test_a_body_in_common_is_kinship_whatever_the_head_and_the_order(
+    head: int, shared: Sequence[str], kin: bool
+) -> None:
+    target = _Parts(("first", "second", "third"), 8, seed=1)
+    surrogate = _Parts(("third", "second", "first"), head, seed=2)
+    with torch.no_grad():
+        for name in shared:
+            weight = target.get_submodule(name).get_parameter("weight")
+            surrogate.get_submodule(name).get_parameter("weight").copy_(weight + 0.01 * torch.rand_like(weight))
+    subjects = [Subject.of_model(model, CPU, name=name) for model, name in ((surrogate, "s"), (target, "t"))]
+    found = kinship(*subjects)
+    assert (found is not None) == kin
+    if found is not None:
+        assert found.startswith(
+            "member 1 of s and member 1 of t have 3 of 4 layers in common, with weights of cosine 1"
+        )
 
 
 def test_where_no_image_is_right_nothing_is_transferred(make_subject: MakeSubject, data: Data) -> None:
