@@ -20,8 +20,9 @@ POINT = 0.01
 MANY = 0.1
 #: An image moved by less than this part of ε has not been attacked in earnest.
 MOVED = 0.5
-#: Points of accuracy that a survivors' attack must not take.
-TAKEN = 0.05
+#: Points of accuracy that survivors' attacks take at least: worth a warning, as one loss seldom takes all that two do,
+#: and a failure.
+SOME, TAKEN = 0.025, 0.05
 #: Name of the check of survivors, which a result that was not probed lacks.
 SURVIVORS = "survivors attacked again"
 #: A surrogate that is so much less accurate than the target is worth a warning.
@@ -271,7 +272,7 @@ def probed(outcomes: Outcomes, again: Outcomes) -> Check:
     least = float(white) * wilson(fallen, total)[0]
     names = sorted({f"{attack} {loss}" for attack, loss in again.frame[["attack", "loss"]].itertuples(index=False)})
     evidence = f"{' and '.join(names)} take {fallen} of {total} survivors of {target} at ε {eps:g}"
-    status: Status = "fail" if least > TAKEN else "warn" if least > POINT else "pass"
+    status: Status = "fail" if least > TAKEN else "warn" if least > SOME else "pass"
     if status != "pass":
         evidence += (
             f": the accuracy there, {white:.1%}, is too high by {100 * least:.1f} points at least; evaluate with "

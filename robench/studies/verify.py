@@ -20,6 +20,7 @@ from robench.core.plugins import construct
 from robench.core.runs import Run, Runs
 from robench.core.store import checked_name, content_key, read_frame, read_json
 from robench.evaluation.engine import Evaluator, Settings
+from robench.evaluation.fingerprint import judged_identity
 from robench.evaluation.outcomes import CELL_COLUMNS, ROW_COLUMNS, Outcomes, empty_rows
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import BLACKBOX, Job, Threat
@@ -233,7 +234,7 @@ def _job(bench: Workbench, target: Subject, recipe: dict[str, Any], craft: dict[
         member = Ensemble([target.ensemble.members[int(number) - 1]])
         return Job(recipe["threat"], member, number, source, attack, restarts, pooled=True, members_too=True)
     for run in bench.store.all():
-        if run.identity == source:
+        if judged_identity(run) == source:
             surrogate = bench.subject(run)
             return Job(recipe["threat"], surrogate.ensemble, surrogate.name, source, attack, restarts, pooled=False)
     raise RobenchError(f"the surrogate with identity {source} is not among the runs in {bench.store.root}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -16,7 +16,8 @@ from robench.core.runs import Run, Runs
 from robench.core.threads import fitting_threads
 from robench.evaluation.api import chosen_samples
 from robench.evaluation.diversity import GROUP, measure
-from robench.evaluation.engine import Evaluator, Forecast, Settings, correct_for_all
+from robench.evaluation.engine import Evaluator, Forecast, Settings, correct_for_all, surrogates_of
+from robench.evaluation.fingerprint import Recognised, judged_identity, recognise
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.probe import judge
@@ -61,9 +62,11 @@ class Workbench:
     notice: Callable[[str], None] = lambda text: None
     confirm: Callable[[str], bool] = lambda question: True
     _subjects: dict[str, Subject] = field(default_factory=dict)
+    _recognised: dict[str, Recognised] = field(default_factory=dict)
 
     def subject(self, run: Run) -> Subject:
-        """A run, loaded once, on the device; RobenchError where it does not fit the data."""
+        """A run, loaded once, on the device, with the identity of the function that it is now; a change since it was
+        judged is told. RobenchError where it does not fit the data."""
         if run.name not in self._subjects:
             for spec in run.specs:
                 if (spec.num_classes, spec.in_channels) != (
@@ -76,9 +79,16 @@ class Workbench:
                         f"choose another --dataset"
                     )
             code = {spec.name for spec in run.specs if ":" in spec.name}
-            self._subjects[run.name] = Subject.of_run(
-                run, self.settings.device, trusted=bool(code) and code <= self.trusted
-            )
+            subject = Subject.of_run(run, self.settings.device, trusted=bool(code) and code <= self.trusted)
+            found = recognise(run, subject.ensemble, self.data.test.images.shape[1:], self.settings.device)
+            if found.changed:
+                self.notice(
+                    f"run {run.name!r} is another function than the one that was judged: for the same images its "
+                    f"outputs differ by {found.changed:.1%} of their scale, so its code, a library or the precision of "
+                    f"its weights has changed; it is judged anew"
+                )
+            self._recognised[run.name] = found
+            self._subjects[run.name] = replace(subject, identity=found.identity)
         return self._subjects[run.name]
 
     def whitebox(self, runs: Sequence[Run], **options: Any) -> Outcomes:
@@ -181,6 +191,9 @@ class Workbench:
                 size = sum(part.disk for part in evaluator.forecast(targets, threat, samples, calibrate=False))
                 if size > LARGE:
                     self.notice(f"adversarial images: up to {size / 1e9:.1f} GB in {self.store.root / CRAFTED}")
+            for subject in (*targets, *surrogates_of(threat)):
+                if subject.name in self._recognised:
+                    self._recognised[subject.name].keep()
             return judge(evaluator, targets, threat, samples, again=probe)
 
     def forecast(self, runs: Sequence[Run], threat: Threat, *, cache: bool = True) -> list[Forecast]:
@@ -213,5 +226,5 @@ class Workbench:
 def stored(runs: Sequence[Run], notice: Callable[[str], None] = lambda text: None) -> Outcomes:
     """All rows that were ever measured on ``runs`` as they are now; changes nothing."""
     return Outcomes.concat(
-        FolderRows(run.folder / OUTCOMES, notice, repair=False).outcomes(run.identity) for run in runs
+        FolderRows(run.folder / OUTCOMES, notice, repair=False).outcomes(judged_identity(run)) for run in runs
     )
