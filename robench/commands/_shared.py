@@ -92,7 +92,7 @@ def judged(
     if not parts:
         raise RobenchError("nothing was measured on these runs; robench eval does it")
     if dataset is not None:
-        data = load(dataset, data_dir)
+        data = load(dataset, data_dir, notice)
         if data.identity not in parts:
             raise RobenchError(f"nothing was measured on {data.label}, but on data {found}; choose another --dataset")
         return parts[data.identity], data
@@ -102,7 +102,7 @@ def judged(
     if needed and identity not in DATASETS.names():
         raise RobenchError(f"the images are of data {identity}, which has no name; --dataset npz:PATH or folder:PATH")
     if needed or (needed is None and at_hand(identity, data_dir)):
-        return outcomes, load(identity, data_dir)
+        return outcomes, load(identity, data_dir, notice)
     if needed is None:
         notice(f"no pictures of what fell: data {identity} is not at hand; --dataset or --data-dir says where it is")
     return outcomes, None

@@ -54,7 +54,7 @@ def command(
     if name is None:
         refuse_given({"runs"}, "has no effect without --run")
     run: Run | None = Runs(runs).get(name) if name else None
-    data = load(dataset or (dataset_of([run]) if run else "digits"), data_dir)
+    data = load(dataset or (dataset_of([run]) if run else "digits"), data_dir, notice)
     place = device_of(device)
     try:
         chosen = [int(layer) for layer in split(layers)]

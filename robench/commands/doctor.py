@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from robench.commands._shared import dataset_of, device_of, refuse_given, shared
+from robench.commands._shared import dataset_of, device_of, notice, refuse_given, shared
 
 
 @click.command("doctor")
@@ -25,11 +25,11 @@ def command(what: str, dataset: str | None, model: tuple[str, ...], data_dir: st
         refuse_given({"model", "runs"}, "has no effect for a MODEL")
         if dataset is None:
             raise RobenchError("a MODEL is examined on data: add --dataset")
-        data = load(dataset, data_dir)
+        data = load(dataset, data_dir, notice)
         ensemble = Ensemble([build(data.model(what), 0, trusted=True)]).eval()
     else:
         run = Runs(runs).get(what)
-        data = load(dataset or dataset_of([run]), data_dir)
+        data = load(dataset or dataset_of([run]), data_dir, notice)
         code = {spec.name for spec in run.specs if ":" in spec.name}
         ensemble = run.load(trusted=bool(code) and code <= set(model))
     findings = diagnose(ensemble.to(device_of(device)), data)

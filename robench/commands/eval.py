@@ -45,7 +45,13 @@ _ONLY = {
 @click.option("--steps", type=int, help="Gradient steps. By default the protocol's: 50, black-box 100, diversity 10.")
 @click.option("--restarts", type=int, help="Random starts. By default the protocol's: 5, black-box 3.")
 @click.option("--samples", default=1000, show_default=True)
-@click.option("--subset", type=click.Choice(["first", "random", "paper"]), default="first", show_default=True)
+@click.option(
+    "--subset",
+    type=click.Choice(["auto", "first", "random", "paper"]),
+    default="auto",
+    show_default=True,
+    help="Test images: the first, or, of data that are ordered by class, random ones.",
+)
 @click.option("--dataset", help="By default the one that the runs were trained on.")
 @click.option("--model", multiple=True, help="package.module:factory that a run needs: allows to import it.")
 @click.option("--seed", default=0, show_default=True, help="Of the attacks' draws.")
@@ -128,10 +134,14 @@ def command(
     there = chosen or [run for run in store.all() if run.role == "target"]
     if not there:
         raise RobenchError(f"{runs} holds no target run; robench train or robench import makes one")
-    data = load(dataset or dataset_of(there), data_dir)
+    data = load(dataset or dataset_of(there), data_dir, notice)
     chosen = chosen or _targets(there, data, runs)
     if samples > len(data.test):
         notice(f"{data.label} has {len(data.test)} test images: all of them are taken instead of {samples}")
+    if subset != data.resolved(subset, samples):
+        subset = data.resolved(subset, samples)
+        if subset == "random":
+            notice(f"{data.label} is ordered by class: random test images are taken (--subset first takes the first)")
     radii = words.radii(eps) if eps else _usual_eps(threat, data)
     bench = Workbench(
         store,

@@ -56,7 +56,7 @@ def command(
 
     overrides = {key: value for key, value in values.items() if value is not None} | pairs(settings)
     place = device_of(device)
-    data = load(dataset, data_dir)
+    data = load(dataset, data_dir, notice)
     models = model.split(",") if model else []
     task = resolve(
         data,

@@ -83,6 +83,13 @@ class Data:
             std=self.std,
         )
 
+    def resolved(self, kind: str, samples: int) -> str:
+        """``auto`` as ``first``, or as ``random`` where the first ``samples`` test images have classes in shares that a
+        random draw would hardly have, as in a folder; any other kind as it is."""
+        if kind != "auto":
+            return kind
+        return "random" if improbability(self.test.labels, self.test.labels[:samples]) < ORDERED else "first"
+
     def order(self, kind: str, seed: int = 0) -> Tensor:
         """Indices of test images, int64, in the order in which samples are taken.
 
@@ -102,13 +109,26 @@ class Data:
             if total != 10000:
                 raise RobenchError(f"the paper's subset is of 10000 test images, {self.label} has {total}; use first")
             return torch.tensor(random.Random(0).sample(range(10000), 1000))
-        raise RobenchError(f"expected `subset` to be first, random or paper, got {kind!r}")
+        raise RobenchError(f"expected `subset` to be auto, first, random or paper, got {kind!r}")
 
-    def subset(self, samples: int, kind: str = "first", seed: int = 0) -> Tensor:
+    def subset(self, samples: int, kind: str = "auto", seed: int = 0) -> Tensor:
         """The first ``samples`` of `order`, or all where there are fewer, ascending."""
         if samples < 1:
             raise RobenchError(f"expected `samples` to be at least 1, got {samples}")
-        return self.order(kind, seed)[:samples].sort().values
+        return self.order(self.resolved(kind, samples), seed)[:samples].sort().values
+
+
+def improbability(labels: Tensor, chosen: Tensor) -> float:
+    """How likely a random draw from ``labels`` has some class as often or as seldom as ``chosen`` has: an upper bound,
+    over all classes at once (hypergeometric tails, Bonferroni), at most 1."""
+    from scipy.stats import hypergeom
+
+    total = np.bincount(labels.numpy())
+    drawn = np.bincount(chosen.numpy(), minlength=len(total))
+    present = total > 0
+    law = hypergeom(len(labels), total[present], len(chosen))
+    tails = np.minimum(law.cdf(drawn[present]), law.sf(drawn[present] - 1))
+    return float(min(1.0, 2 * present.sum() * tails.min()))
 
 
 def to_images(pixels: Tensor) -> Tensor:
@@ -130,24 +150,28 @@ class Place:
 
 Loader = Callable[[Place], Data]
 
+#: Class shares less likely than this in a random draw say that the data are ordered by class.
+ORDERED = 1e-6
+
 #: A label beyond this is a mistake, not a class.
 MAX_CLASSES = 1 << 16
 
 DATASETS: Registry[Loader] = Registry("dataset", group="robench.datasets")
 
 
-def load(name: str, folder: Path | str = "data") -> Data:
+def load(name: str, folder: Path | str = "data", notice: Callable[[str], None] = lambda text: None) -> Data:
     """A registered data set, ``folder:PATH`` or ``npz:PATH``.
 
     Args:
         folder: where official data sets are kept and downloaded to.
+        notice: receives what was left out, in a line.
 
     Raises:
         RobenchError: unknown name, missing or damaged files, no network.
     """
     kind, colon, path = name.partition(":")
     if colon and kind == "folder":
-        return _folder(Path(path), Place(Path(folder)))
+        return _folder(Path(path), Place(Path(folder)), notice)
     if colon and kind == "npz":
         return _npz(Path(path))
     if colon:
@@ -181,7 +205,13 @@ def make(
     splits = {part: _split(name, part, *arrays) for part, arrays in (("train", train), ("test", test))}
     if splits["train"].images.shape[1:] != splits["test"].images.shape[1:]:
         raise RobenchError(f"{name}: train and test images differ in shape; make them equal")
-    count = int(max(split.labels.max() for split in splits.values())) + 1
+    used = np.unique(np.concatenate([split.labels.numpy() for split in splits.values()]))
+    count = int(used.max()) + 1
+    if classes is None and (used[0] > 0 or 2 * len(used) < count):
+        raise RobenchError(
+            f"{name}: expected labels from 0 without gaps, got {used[0]}..{used[-1]}, of which {len(used)} occur; "
+            f"number the classes anew"
+        )
     names = tuple(classes) if classes is not None else tuple(str(label) for label in range(count))
     if count > len(names) or len(names) < 2:
         raise RobenchError(f"{name}: expected labels in 0..{len(names) - 1} and at least 2 classes, got {count - 1}")
@@ -321,28 +351,34 @@ def _npz(path: Path) -> Data:
     return make(f"npz:{path}", (arrays[0], arrays[1]), (arrays[2], arrays[3]))
 
 
-def _folder(path: Path, place: Place) -> Data:
-    """``train/<class>/*`` and ``test/<class>/*``, images of one size, decoded once."""
+def _folder(path: Path, place: Place, notice: Callable[[str], None]) -> Data:
+    """``train/<class>/*`` and ``test/<class>/*``, images of one size, decoded once; hidden ones are left out."""
     listing: dict[str, list[tuple[Path, int]]] = {}
     for part in ("train", "test"):
         if not (path / part).is_dir():
             raise RobenchError(f"{path / part} does not exist; expected {path}/train/<class>/* and test/<class>/*")
-    classes = sorted(entry.name for entry in (path / "train").iterdir() if entry.is_dir())
-    # Sizes and times alone may be those of other images: an unpacked archive gives all files one time.
-    digest = hashlib.sha256(os.fsencode(path.resolve()) + repr(classes).encode(errors="backslashreplace"))
+    classes = sorted(_visible(path / "train"))
+    # Contents, and not names, sizes and times, which may be those of other images: an archive gives all files one time.
+    digest = hashlib.sha256(repr(classes).encode(errors="backslashreplace"))
     for part in ("train", "test"):
-        extra = {entry.name for entry in (path / part).iterdir() if entry.is_dir()} - set(classes)
+        extra = _visible(path / part) - set(classes)
         if extra:
             raise RobenchError(f"{path / part} has classes that train has not: {', '.join(sorted(extra))}")
         listing[part] = []
         for label, name in enumerate(classes):
-            for file in sorted((path / part / name).glob("*")):
-                status = file.stat()
-                entry = f"{part}/{name}/{file.name}:{status.st_size}:{status.st_mtime_ns};"
-                digest.update(entry.encode(errors="surrogateescape"))
+            for file in sorted(each for each in (path / part / name).glob("*") if not _hidden(each.name)):
+                try:
+                    content = hashlib.sha256(file.read_bytes()).hexdigest()
+                except OSError as error:
+                    raise RobenchError(f"{file} cannot be read ({error.strerror}); remove or replace it") from error
+                digest.update(f"{part}/{label}:{content};".encode())
                 listing[part].append((file, label))
         if not listing[part]:
             raise RobenchError(f"{path / part} holds no images; expected {path / part}/<class>/*")
+    hidden = [each for part in listing for depth in ("*", "*/*") for each in sorted((path / part).glob(depth))]
+    hidden = [each for each in hidden if _hidden(each.name)]
+    if hidden:
+        notice(f"{path}: {len(hidden)} hidden files or folders left out, such as {hidden[0].relative_to(path)}")
     cache = place.cache / f"folder-{digest.hexdigest()[:24]}.safetensors"
     tensors = _cached(cache)
     if not tensors:
@@ -356,6 +392,16 @@ def _folder(path: Path, place: Place) -> Data:
         (tensors["test.images"].numpy(), tensors["test.labels"].numpy()),
         classes=classes,
     )
+
+
+def _hidden(name: str) -> bool:
+    """What editors, notebooks and archives leave among images."""
+    return name.startswith((".", "__"))
+
+
+def _visible(folder: Path) -> set[str]:
+    """Names of the folders in ``folder`` that are classes."""
+    return {entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry.name)}
 
 
 def _cached(path: Path) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ def evaluate(
     threat: Threat,
     *,
     samples: int = 1000,
-    subset: str = "first",
+    subset: str = "auto",
     name: str = "model",
     device: str | torch.device | None = None,
     precision: Precision = "float32",
@@ -42,7 +42,8 @@ def evaluate(
         data: from `robench.load_data`, or `robench.core.data.make` for your own arrays.
         threat: `Whitebox`, `Blackbox` or `Transfer`.
         device: by default the model's own; the model is moved to another one that is named.
-        samples, subset: which test images; for `Transfer`, of those that every member classifies correctly.
+        samples, subset: which test images, the first ones or, of data that are ordered by class, random ones; for
+            `Transfer`, of those that every member classifies correctly.
         probe: attack a few survivors of `Whitebox` in ways that are not part of it, see `robench.evaluation.probe`.
 
     Returns:
@@ -75,6 +76,7 @@ def _place_of(model: nn.Module | Sequence[nn.Module] | Subject) -> torch.device:
 
 def chosen_samples(data: Data, threat: Threat, samples: int, subset: str, how: Settings) -> Any:
     """Indices of test images for `Evaluator.run`: for `Transfer` those that all members of a target get right."""
+    subset = data.resolved(subset, samples)
     chosen = data.subset(samples, subset, how.seed)
     if isinstance(threat, Transfer):
         order = data.order(subset, how.seed)

@@ -7,7 +7,9 @@ from itertools import pairwise
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
+from robench.core.data import ORDERED, Data, improbability
 from robench.evaluation import words
 from robench.evaluation.outcomes import ENSEMBLE, PROBE, SURROGATE, Check, Outcomes, Status, wilson
 from robench.evaluation.statistics import LEVEL, mcnemar
@@ -27,6 +29,8 @@ SOME, TAKEN = 0.025, 0.05
 SURVIVORS = "survivors attacked again"
 #: A surrogate that is so much less accurate than the target is worth a warning.
 FAR = 0.2
+#: Class shares of a sample that are less likely in a random draw are worth a warning.
+UNLIKELY = 1e-4
 #: Images on which an accuracy at chance may be chance.
 FEW = 30
 ROUNDING = 1e-6
@@ -201,6 +205,27 @@ def converged(outcomes: Outcomes) -> Check | None:
     if not notes and not compared:
         return None
     return Check("attack converged", status, "; ".join(notes or compared))
+
+
+def stands_for(data: Data, samples: Tensor) -> Check:
+    """Whether the classes of the test images that are judged are those of the data set, in shares of a random draw.
+
+    Args:
+        samples: indices of test images.
+    """
+    labels = data.test.labels
+    chosen = labels[samples]
+    there, judged = labels.unique().numel(), chosen.unique().numel()  # type: ignore[no-untyped-call]
+    evidence = f"{len(chosen)} of {len(labels)} test images, {judged} of {data.num_classes} classes"
+    likely = improbability(labels, chosen)
+    if likely >= UNLIKELY:
+        return Check("sample stands for the data", "pass", evidence)
+    status: Status = "fail" if judged < there and likely < ORDERED else "warn"
+    evidence += (
+        f": a random draw has such shares in one of {1 / max(likely, 1e-12):.0e} cases, so that accuracy and interval "
+        f"are of these classes and not of {data.label}; leave --subset away, or --subset random"
+    )
+    return Check("sample stands for the data", status, evidence)
 
 
 def kin(targets: Iterable[Subject], surrogates: Sequence[Subject]) -> Check:

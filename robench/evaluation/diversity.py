@@ -162,9 +162,10 @@ class Tracking:
         return cls(transfer_eps, diversity_eps, images=1000, steps=50, restarts=5)
 
     def on(self, data: Data, device: torch.device) -> Callable[[Ensemble], dict[str, float]]:
-        """A function that measures an ensemble on the first test images that all its members classify correctly."""
-        pixels = data.test.images[: 2 * self.images].to(device)
-        truth = data.test.labels[: 2 * self.images].to(device)
+        """A function that measures an ensemble on the first test images, or random ones of data that are ordered by
+        class, that all its members classify correctly."""
+        chosen = data.order(data.resolved("auto", 2 * self.images))[: 2 * self.images]
+        pixels, truth = data.test.images[chosen].to(device), data.test.labels[chosen].to(device)
 
         def measure(ensemble: Ensemble) -> dict[str, float]:
             images = to_images(pixels)

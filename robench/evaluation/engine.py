@@ -29,7 +29,7 @@ from robench.core.progress import Progress, silent
 from robench.core.rng import Draws
 from robench.core.store import content_key
 from robench.core.threads import USUAL, fitting_batch, fitting_threads, judging_batch
-from robench.evaluation.checks import surrogates_work
+from robench.evaluation.checks import stands_for, surrogates_work
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import ASIDE, ENSEMBLE, SURROGATE, Check, Outcomes
 from robench.evaluation.rows import Rows
@@ -268,6 +268,8 @@ class Evaluator:
             frame = rows.outcomes().frame
             own = Outcomes(frame[frame["cell"].isin(manifests) & frame["sample"].isin(indices[target.name])])
             said = [*found[target.name], *self._surrogates_work(own, threat)]
+            if threat.clean:
+                said.append(stands_for(self.data, torch.from_numpy(indices[target.name])))
             self._kept(target).remember(target.identity, threat.name, said)
             parts.append(Outcomes(own.frame, said))
         return Outcomes.concat(parts)

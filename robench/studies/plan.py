@@ -282,7 +282,8 @@ class _Builder:
         disk: int = 0,
     ) -> str:
         samples = threat.samples or self.study.samples
-        subset = (threat.subset if isinstance(threat, Threat) else None) or self.study.subset
+        wanted = (threat.subset if isinstance(threat, Threat) else None) or self.study.subset
+        subset = self.data.resolved(wanted, samples)
         attacks = options.get("attacks", ())
         title = f"{name} of {target.name}"
         if kind == "craft":

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from robench.core.errors import RobenchError, unknown
 
 Value = bool | int | float | str
-Subset = Literal["first", "random", "paper"]
+Subset = Literal["auto", "first", "random", "paper"]
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -172,7 +172,7 @@ class Study(_Table):
     sizes: Sizes
     seeds: Seeds = (0,)
     samples: Count = 1000
-    subset: Subset = "first"
+    subset: Subset = "auto"
     batch_size: Count | None = None
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     seed: Annotated[int, Field(ge=0)] = 0

@@ -56,7 +56,7 @@ class Workbench:
     data: Data
     settings: Settings
     samples: int = 1000
-    subset: str = "first"
+    subset: str = "auto"
     trusted: frozenset[str] = frozenset()
     bar: Bar = lambda: nullcontext(silent)
     notice: Callable[[str], None] = lambda text: None
@@ -105,7 +105,7 @@ class Workbench:
     def diversity(self, runs: Sequence[Run], *, eps: float, steps: int = 10) -> pd.DataFrame:
         """`robench.evaluation.diversity.measure` of every run, on the images that all its members get right."""
         device, seed = self.settings.device, self.settings.seed
-        order = self.data.order(self.subset, seed)
+        order = self.data.order(self.data.resolved(self.subset, self.samples), seed)
         frames = []
         for target in map(self.subject, runs):
             right = correct_for_all(target, self.data, order, self.samples, device, self.settings.batch_size)

@@ -20,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robench.core import data as module
-from robench.core.data import DATASETS, MAX_CLASSES, Data, load, make, to_images
+from robench.core.data import DATASETS, MAX_CLASSES, Data, improbability, load, make, to_images
 from robench.core.errors import RobenchError
+from robench.core.rng import Stream
 
 RANDOM = np.random.default_rng(0)
 
@@ -136,6 +137,8 @@ def test_a_path_is_in_no_key_and_no_label() -> None:
         ({"y_test": np.array([0, 1, 2**63, 0], dtype=np.uint64)}, "expected test labels in 0"),
         ({"y_test": np.array([0, 1, 10**15, 0])}, "expected test labels in 0"),
         ({"y_train": np.zeros(6, int), "y_test": np.zeros(4, int)}, "at least 2 classes"),
+        ({"y_train": np.arange(6) % 3 + 1, "y_test": np.arange(4) % 3 + 1}, "labels from 0 without gaps, got 1..3, of"),
+        ({"y_train": np.array([0, 1, 2, 255, 0, 1])}, r"labels from 0 without gaps, got 0..255, of which \d occur"),
     ],
 )
 def test_what_is_not_a_data_set(changes: dict[str, Any], message: str) -> None:
@@ -204,6 +207,45 @@ def test_first_and_random_subsets() -> None:
     # A larger subset keeps what a smaller one has.
     assert set(drawn.tolist()) < set(data.subset(12, "random", 1).tolist())
     assert load("digits").subset(5, "random", 0).tolist() == [13, 237, 260, 303, 340]
+
+
+def sorted_by_class(count: int, classes: int) -> Data:
+    return made(
+        x_test=pixels(count, 3, 4, 4), y_test=np.arange(count) * classes // count, y_train=np.arange(6) % classes
+    )
+
+
+def test_of_data_ordered_by_class_random_images_are_taken() -> None:
+    data = sorted_by_class(400, 4)
+    assert data.resolved("auto", 100) == "random"
+    assert data.subset(100).tolist() == data.subset(100, "random").tolist()
+    assert data.subset(100, "first").tolist() == list(range(100))
+    assert data.resolved("auto", 400) == "first", "all of them are all of them"
+    assert load("digits").resolved("auto", 100) == "first"
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+@pytest.mark.parametrize("samples", [10, 100, 900])
+def test_a_random_order_is_seldom_taken_for_an_ordered_one(classes: int, samples: int) -> None:
+    labels = torch.arange(1000) % classes
+    found = [improbability(labels, labels[Stream(("test", seed)).permutation(1000)[:samples]]) for seed in range(40)]
+    assert min(found) > 1e-3
+    assert improbability(labels.sort().values, labels.sort().values[:samples]) < 1e-6 or (classes, samples) == (2, 10)
+    interleaved = torch.arange(samples) % classes
+    assert improbability(labels, interleaved) > 0.5
+
+
+def test_hidden_files_and_folders_are_left_out_and_told(folder: Path) -> None:
+    plain = load(f"folder:{folder}")
+    (folder / "train/.ipynb_checkpoints").mkdir()
+    (folder / "__MACOSX").mkdir()
+    (folder / "test/ant/.DS_Store").write_text("x")
+    notices: list[str] = []
+    data = load(f"folder:{folder}", notice=notices.append)
+    assert data.classes == plain.classes
+    assert data.fingerprint == plain.fingerprint
+    (notice,) = notices
+    assert notice.endswith("2 hidden files or folders left out, such as train/.ipynb_checkpoints")
 
 
 @pytest.mark.parametrize(("samples", "kind"), [(0, "first"), (-3, "random"), (5, "last"), (5, "")])
@@ -404,7 +446,7 @@ def test_what_is_wrong_with_a_folder(folder: Path, tmp_path: Path) -> None:
         (text, "note.txt cannot be decoded as an image"),
         (cut, r"bee/1.png cannot be decoded"),
         (sizes, r"bee/1.png has shape \(3, 4, 4\), .* has \(3, 5, 4\)"),
-        (nested, "ant/more cannot be decoded"),
+        (nested, "ant/more cannot be read"),
         (tmp_path / "none", "none/train does not exist"),
     ]:
         with pytest.raises(RobenchError, match=message) as error:
