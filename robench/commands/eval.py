@@ -136,6 +136,15 @@ def command(
         raise RobenchError(f"{runs} holds no target run; robench train or robench import makes one")
     data = load(dataset or dataset_of(there), data_dir, notice)
     chosen = chosen or _targets(there, data, runs)
+    for run in chosen:
+        if said := run.manifest.get("normalisation"):
+            notice(f"{run.name}: normalisation {said}")
+        made_for = (run.manifest["data"] or {}).get("name") or run.manifest.get("dataset")
+        if made_for and made_for not in (data.label, data.name):
+            notice(
+                f"{run.name} was made for {made_for} and is judged on {data.label}: whether classes and normalisation "
+                f"are the same, only you know"
+            )
     if samples > len(data.test):
         notice(f"{data.label} has {len(data.test)} test images: all of them are taken instead of {samples}")
     if subset != data.resolved(subset, samples):

@@ -2,67 +2,139 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from robench.core.data import outline
+from robench.core.data import at_hand, load, outline
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.models import ModelSpec, build
 from robench.core.runs import Role, Run, Runs, lineage, load_state
 from robench.core.store import checked_name, read_tensors
+from robench.training.normalisation import find
 
 State = dict[str, Tensor]
+Values = tuple[float, ...]
 
 _MEMBER = re.compile(r"(?:model|member|members\.|models\.)_?(\d+)\.(.+)")
+#: Names of members' state dicts, side by side in one dict.
+_NUMBERED = re.compile(r"(?:model|member|net|network|classifier|expert|m)?s?[_.-]?(\d+)")
+#: What wraps a network and leaves its mark on every name.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
+#: Names of a normalisation: the last part of both.
+_NORMALISATIONS = (("mean", "std"), ("mu", "sigma"))
+#: What checkpoints hold beside tensors and can run no code: numbers of NumPy, the options of a script.
+_HARMLESS: list[Any] = [np.dtype, np.ndarray, argparse.Namespace, type(np.dtype(np.float64)), type(np.dtype(np.int64))]
 
 
-def read_states(path: Path) -> list[State]:
-    """The members' state dicts in a file: safetensors, or a ``.pth`` that holds tensors alone.
+@dataclass(frozen=True)
+class Read:
+    """What a file holds.
 
-    Understood: a state dict; a dict of state dicts (the DVERGE authors'); either under ``state_dict`` or ``model``;
-    and one flat dict whose names begin with ``model0.``, ``members.0.`` and so on.
+    Attributes:
+        states: a state dict per member; said: how the file was read, in words.
+    """
+
+    states: list[State]
+    said: str
+
+
+def read_states(path: Path, key: str | None = None) -> Read:
+    """The members' state dicts in a file: safetensors, or a ``.pth`` that holds tensors and numbers alone.
+
+    Understood: a state dict; one beside numbers, under any name; numbered ones side by side (the DVERGE authors'); and
+    one flat dict whose names begin with ``model0.``, ``members.0.`` and so on.
+
+    Args:
+        key: which of several state dicts.
 
     Raises:
-        RobenchError: absent, truncated, or holding code instead of tensors.
+        RobenchError: absent, truncated, holding code instead of tensors, or several state dicts and no ``key``.
     """
     if not path.is_file():
         raise RobenchError(f"{path} does not exist or is not a file; expected .pth or .safetensors")
-    if path.suffix == ".safetensors":
-        content: Any = read_tensors(path)[0]
-    else:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
+    content: Any = read_tensors(path)[0] if path.suffix == ".safetensors" else _unpickled(path)
+    said = ""
+    if key is not None:
+        if not isinstance(content, Mapping) or not _is_state(content.get(key)):
+            names = [str(name) for name, value in content.items() if _is_state(value)] if _mapping(content) else []
             raise RobenchError(
-                f"{path} holds more than tensors, or is damaged: it is refused, as loading it could run code. Save its "
-                f"state dict alone: torch.save(model.state_dict(), ...)"
-            ) from error
-        except Exception as error:  # whatever a damaged file makes of its reader
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise RobenchError(f"{path} is not a complete checkpoint ({reason}); copy it again") from error
-    for wrapper in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
+                f"{path} holds no state dict {key!r}; expected --key as one of: {', '.join(names) or '-'}"
+            )
+        content, said = content[key], f" under {key!r}"
+    elif isinstance(content, Mapping):
+        content, said = _inner(path, content)
     if not isinstance(content, Mapping) or not content:
         raise RobenchError(f"{path} holds a {type(content).__name__}, expected a state dict or a dict of state dicts")
-    if all(isinstance(value, Mapping) for value in content.values()):
-        return [_state(path, content[name]) for name in sorted(content, key=_natural)]
+    if all(_is_state(value) for value in content.values()):
+        names = sorted(content, key=_natural)
+        states = [_state(path, content[name]) for name in names]
+        return Read(states, f"members {', '.join(map(str, names))}{said}")
     flat = _state(path, content)
     matches = {name: _MEMBER.fullmatch(name) for name in flat}
     if not all(matches.values()):
-        return [flat]
+        return Read([flat], f"one member{said}")
     members: dict[int, State] = {}
     for name, match in matches.items():
         assert match is not None
         members.setdefault(int(match[1]), {})[match[2]] = flat[name]
-    return [members[index] for index in sorted(members)]
+    return Read([members[index] for index in sorted(members)], f"members {', '.join(map(str, sorted(members)))}{said}")
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        scalar: Any = np.float64(0).__reduce__()[0]
+        with torch.serialization.safe_globals([scalar, *_HARMLESS]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise RobenchError(
+            f"{path} holds more than tensors, or is damaged: it is refused, as loading it could run code. Save its "
+            f"state dict alone: torch.save(model.state_dict(), ...)"
+        ) from error
+    except Exception as error:  # whatever a damaged file makes of its reader
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RobenchError(f"{path} is not a complete checkpoint ({reason}); copy it again") from error
+
+
+def _inner(path: Path, content: Mapping[Any, Any]) -> tuple[Any, str]:
+    """The one thing in ``content`` that holds weights, and under which names."""
+    said = ""
+    while isinstance(content, Mapping) and not _is_state(content):
+        found = {str(name): value for name, value in content.items() if _weights(value)}
+        numbers = [_NUMBERED.fullmatch(name) for name in found]
+        if len(found) > 1 and all(numbers) and all(_is_state(value) for value in found.values()):
+            return found, said
+        if len(found) > 1:
+            raise RobenchError(
+                f"{path} holds several state dicts: {', '.join(found)}; say which one: --key {next(iter(found))}"
+            )
+        if not found:
+            break
+        ((name, content),) = found.items()
+        said += f" under {name!r}"
+    return content, said
+
+
+def _mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(each, Tensor) for each in value.values())
+
+
+def _weights(value: Any) -> bool:
+    """A state dict, or a dict of nothing but such; no optimizer's state."""
+    return _is_state(value) or (isinstance(value, Mapping) and bool(value) and all(map(_weights, value.values())))
 
 
 def import_weights(
@@ -78,29 +150,57 @@ def import_weights(
     parent: Run | None,
     data_folder: Path,
     trusted: bool = False,
+    key: str | None = None,
+    normalisation: tuple[Values, Values] | None = None,
+    notice: Callable[[str], None] = lambda text: None,
 ) -> Run:
     """A run from files of others: one file with several members, or one file each.
 
     Args:
-        model: the members' architecture; dataset: whose classes and, where a file has none of its own, whose
-            normalisation they have.
+        model: the members' architecture; dataset: whose classes they have.
         parent: the run that these weights were trained from.
+        key: which of several state dicts in each file.
+        normalisation: mean and standard deviation per channel; (0, …) and (1, …) for none. By default the file's own,
+            or what `robench.training.normalisation.find` finds on the data.
+        notice: receives what was read, and which normalisation was found.
 
     Raises:
-        RobenchError: unreadable files, weights that do not fit the architecture, a name that is taken.
+        RobenchError: unreadable files, weights that do not fit the architecture, a name that is taken, a normalisation
+            that nothing tells.
     """
-    states = [state for path in paths for state in read_states(path)]
+    read = [read_states(path, key) for path in paths]
+    for path, each in zip(paths, read, strict=True):
+        notice(f"{path.name}: {each.said}")
+    states = [state for each in read for state in each.states]
     name = checked_name(name or re.sub(r"[^A-Za-z0-9._-]", "-", paths[0].stem))
     if name in runs.names():
         raise RobenchError(f"run {name!r} exists; choose another with --name, or remove {runs.folder(name)}")
     facts = outline(dataset, data_folder)
-    specs, members = [], []
+    channels = len(facts.mean)
+    if normalisation is not None and any(len(values) != channels for values in normalisation):
+        raise RobenchError(f"expected --mean and --std of {channels} numbers, one a channel of {dataset}")
+    networks: list[nn.Module] = []
+    own: list[tuple[Values, Values] | None] = []
+    neutral = ((0.0,) * channels, (1.0,) * channels)
     for state in states:
-        weights, mean, std = _split_normalisation(state, facts.mean, facts.std)
-        spec = ModelSpec(name=model, num_classes=facts.num_classes, in_channels=len(facts.mean), mean=mean, std=std)
+        spec = ModelSpec(
+            name=model, num_classes=facts.num_classes, in_channels=channels, mean=neutral[0], std=neutral[1]
+        )
+        network = build(spec, 0, trusted=trusted).model
+        weights, found = _split_normalisation(state, network, channels)
+        load_state(network, weights, paths[0].name)
+        networks.append(network.eval())
+        own.append(found)
+    told = _normalisation(networks, own, normalisation, dataset, data_folder)
+    notice(f"normalisation: {told[1]}")
+    specs = [
+        ModelSpec(name=model, num_classes=facts.num_classes, in_channels=channels, mean=mean, std=std)
+        for mean, std in told[0]
+    ]
+    members = []
+    for spec, network in zip(specs, networks, strict=True):
         member = build(spec, 0, trusted=trusted)
-        load_state(member.model, weights, paths[0].name)
-        specs.append(spec)
+        member.model.load_state_dict(network.state_dict())
         members.append(member)
     return runs.save(
         name,
@@ -111,8 +211,45 @@ def import_weights(
         role=role,
         data=None,
         ancestors=lineage(parent) if parent else (),
-        more={"imported": [path.name for path in paths], "dataset": dataset if ":" not in dataset else None},
+        more={
+            "imported": [path.name for path in paths],
+            "dataset": dataset if ":" not in dataset else None,
+            "normalisation": told[1],
+        },
     )
+
+
+def _normalisation(
+    networks: Sequence[nn.Module],
+    own: Sequence[tuple[Values, Values] | None],
+    given: tuple[Values, Values] | None,
+    dataset: str,
+    data_folder: Path,
+) -> tuple[list[tuple[Values, Values]], str]:
+    """Mean and standard deviation of each member, and where they are from."""
+    if given is not None:
+        if any(each is not None and each != given for each in own):
+            raise RobenchError("the weights bring a normalisation of their own; leave --mean and --std away")
+        none = not any(given[0]) and all(value == 1 for value in given[1])
+        return [given] * len(
+            own
+        ), "none, as given" if none else f"mean {_text(given[0])}, std {_text(given[1])}, as given"
+    known = [each for each in own if each is not None]
+    if len(known) == len(own):
+        return known, f"the weights' own, mean {_text(known[0][0])}, std {_text(known[0][1])}"
+    if known:
+        raise RobenchError("some members bring a normalisation and others none; import them one by one, with --mean")
+    if ":" not in dataset and not at_hand(dataset, data_folder):
+        raise RobenchError(
+            f"the weights do not say which normalisation they were trained with, and {dataset} is not at hand to try "
+            f"some; say it: --mean R,G,B --std R,G,B, or --mean none, or --data-dir of the data"
+        )
+    mean, std, said = find(networks, load(dataset, data_folder))
+    return [(mean, std)] * len(own), said
+
+
+def _text(values: Values) -> str:
+    return ",".join(f"{value:g}" for value in values)
 
 
 def _state(path: Path, content: Mapping[Any, Any]) -> State:
@@ -127,23 +264,27 @@ def _natural(name: Any) -> tuple[str, int]:
     return (str(name)[: match.start()], int(match[0])) if match else (str(name), -1)
 
 
-def _split_normalisation(
-    state: State, mean: tuple[float, ...], std: tuple[float, ...]
-) -> tuple[State, tuple[float, ...], tuple[float, ...]]:
-    """The network's own weights without wrappers' prefixes, and its normalisation."""
-    state = _without_prefix(state, "module.")
-    own: dict[str, tuple[float, ...]] = {}
-    for prefix in ("normalizer.", "normalize.", ""):
-        if f"{prefix}mean" in state and f"{prefix}std" in state:
-            for field in ("mean", "std"):
+def _split_normalisation(state: State, network: nn.Module, channels: int) -> tuple[State, tuple[Values, Values] | None]:
+    """The network's own weights without wrappers' prefixes, and its normalisation, if it has one."""
+    wanted = network.state_dict()
+    state = dict(state)
+    found = None
+    for first, second in _NORMALISATIONS:
+        for name in [each for each in state if each.rpartition(".")[2] == first and each not in wanted]:
+            other = name[: len(name) - len(first)] + second
+            if other in state and state[name].numel() == state[other].numel() == channels:
                 # Of a float32 tensor the shortest decimal: .4914, not .49140000343.
-                values = state.pop(f"{prefix}{field}").flatten().tolist()
-                own[field] = tuple(round(value, 6) for value in values)
+                mean, std = (
+                    tuple(round(value, 6) for value in state.pop(each).flatten().tolist()) for each in (name, other)
+                )
+                found = (mean, std)
+    while not state.keys() & wanted.keys():
+        prefix = next((each for each in _PREFIXES if all(name.startswith(each) for name in state)), None)
+        if prefix is None:
             break
-    return _without_prefix(state, "model."), own.get("mean", mean), own.get("std", std)
-
-
-def _without_prefix(state: State, prefix: str) -> State:
-    if not all(name.startswith((prefix, "normaliz")) or name in ("mean", "std") for name in state):
-        return dict(state)
-    return {name.removeprefix(prefix): value for name, value in state.items()}
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    # Networks that were saved before torch 0.4.1 have not counted their batches.
+    for name, value in wanted.items():
+        if name.endswith("num_batches_tracked"):
+            state.setdefault(name, torch.zeros_like(value))
+    return state, found

@@ -171,8 +171,10 @@ def test_import_the_ways_weights_come(baseline: str, work: Path, capsys: pytest.
     save_file(flat, "flat.safetensors")
     common = ["--model", "resnet8", "--dataset", "npz:data.npz"]
     assert run(["import", "nested.pth", "--name", "nested", "--derived-from", "base", *common]) == 0
-    assert run(["import", "flat.safetensors", "--name", "flat", *common]) == 0
-    assert run(["import", "one.pth", "one.pth", "--name", "pair", *common]) == 0
+    spec = Runs("runs").get("base").specs[0]
+    said = ["--mean", str(spec.mean[0]), "--std", str(spec.std[0])]
+    assert run(["import", "flat.safetensors", "--name", "flat", *common, *said]) == 0
+    assert run(["import", "one.pth", "one.pth", "--name", "pair", *common, *said]) == 0
     images = torch.rand(3, 1, 8, 8)
     runs = Runs("runs")
     torch.testing.assert_close(runs.get("flat").load()(images), ensemble.eval()(images))
@@ -182,6 +184,9 @@ def test_import_the_ways_weights_come(baseline: str, work: Path, capsys: pytest.
     capsys.readouterr()
     assert run(["import", "flat.safetensors", "--name", "flat", *common]) == 2
     assert "exists" in capsys.readouterr().err
+    for wrong in (["--mean", "0.5"], ["--mean", "a", "--std", "b"], ["--mean", "128", "--std", "64"]):
+        assert run(["import", "flat.safetensors", "--name", "other", *common, *wrong]) == 2
+        assert "expected --mean and --std as numbers with commas" in capsys.readouterr().err
 
 
 class _Evil:
