@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -12,6 +13,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from robench.attacks._ascent import gradient
@@ -19,8 +22,14 @@ from robench.core.data import Data, to_images
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.frozen import frozen
+from robench.core.hidden import unregistered
 from robench.core.losses import Loss, cross_entropy, margin
 from robench.core.models import Normalized
+from robench.evaluation.outcomes import wilson
+from robench.evaluation.soundness import IMAGES as LOOKED
+from robench.evaluation.soundness import MANY as MANY_WRONG
+from robench.evaluation.soundness import SOME as SOME_WRONG
+from robench.evaluation.soundness import wrong_gradients
 from robench.evaluation.statistics import mcnemar
 
 #: Outputs that differ by more than this part of their range are not the same up to rounding (TF32 included).
@@ -32,7 +41,23 @@ MANY = 0.01
 
 _Verdicts = npt.NDArray[np.bool_]
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+#: Images that are looked at: of all that is tried, and of what looks better on those; conventions that get so far.
+FEW, SAMPLES, TRIED = 64, 500, 4
+#: What is so much less accurate on a few images may still be more on all.
+SLACK = 0.03
+#: Sides of images up to which other sizes are tried.
+LARGEST = 64
+#: A member whose accuracy lies so far below the others' is looked at by itself.
+BEHIND = 0.1
+
+_DIFFERENTIABLE = (
+    "remove no_grad, detach, rounding and argmax from forward, or attack it without gradients (--attacks square)"
+)
+_HALF = ".5 and .5"
+_USUAL: dict[int, dict[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
+    1: {_HALF: ((0.5,), (0.5,))},
+    3: {_HALF: ((0.5,) * 3, (0.5,) * 3), "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))},
+}
 
 
 @dataclass(frozen=True)
@@ -48,43 +73,58 @@ class Finding:
         return f"{self.status}  {self.name}: {self.evidence}; {self.fix}"
 
 
-def diagnose(model: nn.Module, data: Data, *, samples: int = 128) -> list[Finding]:
-    """What would make a result on ``model`` false; nothing where it is well. The model is left as it was.
+def diagnose(model: nn.Module, data: Data, *, samples: int = SAMPLES) -> list[Finding]:
+    """What would make a result on ``model`` false; nothing where it is well. A copy is examined: the model is left as
+    it was, with whatever it keeps outside its modules.
 
     Args:
         model: images float32 in [0, 1] (B,C,H,W) -> logits (B,K). Of an `Ensemble` every member is examined.
-        data: what it is to be judged on; so many of its test images are looked at.
+        data: what it is to be judged on; so many of its test images are looked at, most of the time fewer.
     """
-    if not isinstance(model, Ensemble):
-        return _diagnose(model, data, samples)
+    try:
+        model = copy.deepcopy(model)
+    except Exception as error:  # whatever a user's module may raise
+        text = f"it cannot be copied ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
+        return [Finding("copy", "fail", text, "every attack works on a copy: keep no graph, lock or open file in it")]
+    members = list(model.members) if isinstance(model, Ensemble) else [model]
     found: dict[tuple[str, str], tuple[Finding, list[int]]] = {}
-    for number, member in enumerate(model.members, 1):
-        for finding in _diagnose(member, data, samples):
-            found.setdefault((finding.name, finding.status), (finding, []))[1].append(number)
-    return [
-        replace(finding, name=f"{finding.name} (member {', '.join(map(str, numbers))})")
-        for finding, numbers in found.values()
-    ]
-
-
-def _diagnose(model: nn.Module, data: Data, samples: int) -> list[Finding]:
-    found = list(_handed_over(model))
-    chosen = data.subset(samples, "random")
+    chosen = data.order("random")[:samples]
     place = next(chain(model.parameters(), model.buffers()), torch.empty(0)).device
     images, labels = to_images(data.test.images[chosen]).to(place), data.test.labels[chosen].to(place)
     devices = [place] if place.type == "cuda" else []
-    with torch.random.fork_rng(devices), _restored(model) as before, frozen(model):
-        found += _stuck(model)
+    well = []
+    with torch.random.fork_rng(devices):
+        for number, member in enumerate(members, 1):
+            findings, usable = _diagnose(member, data, images, labels)
+            well += [member] if usable else []
+            for finding in findings:
+                found.setdefault((finding.name, finding.status), (finding, []))[1].append(number)
+        named = [
+            replace(finding, name=f"{finding.name} (member {', '.join(map(str, numbers))})")
+            if isinstance(model, Ensemble)
+            else finding
+            for finding, numbers in found.values()
+        ]
+        return named + _accuracy(well, images, labels, data) if well else named
+
+
+def _diagnose(member: nn.Module, data: Data, images: Tensor, labels: Tensor) -> tuple[list[Finding], bool]:
+    """What is wrong with one member whatever it was trained on, and whether its accuracy can be looked at."""
+    found = [*_handed_over(member), *_unowned(member)]
+    images, labels = images[:FEW], labels[:FEW]
+    before = {name: tensor.clone() for name, tensor in _state(member).items()}
+    with frozen(member):
+        found += _stuck(member)
         try:
-            if isinstance(model, Normalized) and len(model.mean) not in (1, images.shape[1]):
+            if isinstance(member, Normalized) and len(member.mean) not in (1, images.shape[1]):
                 # Broadcasting would make up the missing channels.
-                raise RobenchError(f"it normalises {len(model.mean)} channels")
-            output = _outputs(model, images)
+                raise RobenchError(f"it normalises {len(member.mean)} channels")
+            output = _outputs(member, images)
         except Exception as error:  # whatever the user's code raises
             text = " ".join(str(error).split())
             evidence = f"it does not take images {tuple(images.shape)} of float32 in [0, 1]: {text}"
-            return [*found, Finding("input", "fail", evidence, "choose the --dataset or the model that fits")]
-        changed = [name for name, tensor in _state(model).items() if not _equal(tensor, before[name])]
+            return [*found, Finding("input", "fail", evidence, "choose the --dataset or the model that fits")], False
+        changed = [name for name, tensor in _state(member).items() if not _equal(tensor, before[name])]
         if changed:
             found.append(
                 Finding(
@@ -98,12 +138,24 @@ def _diagnose(model: nn.Module, data: Data, samples: int) -> list[Finding]:
         malformed = list(_malformed(output, images, data))
         found += malformed
         if any(finding.status == "fail" for finding in malformed):
-            return found
-        found += _range_of_outputs(model, output, images)
-        found += _repeats(model, output, images)
-        found += _conventions(model, output, images, labels, data)
-        found += _gradients(model, images[:64], labels[:64])
-    return found
+            return found, False
+        found += _range_of_outputs(member, output, images)
+        found += _repeats(member, output, images)
+        found += _gradients(member, images, labels)
+        if not {"not deterministic", "batch dependence", "no gradient"} & {finding.name for finding in found}:
+            found += _true_gradients(member, images[:LOOKED], labels[:LOOKED])
+    return found, True
+
+
+def _unowned(model: nn.Module) -> Iterator[Finding]:
+    hidden = unregistered(model)
+    if hidden:
+        yield Finding(
+            "hidden weights",
+            "fail",
+            f"it keeps {hidden[0]!r} where no module owns it" + (f", and {len(hidden) - 1} more" * (len(hidden) > 1)),
+            "register it: nn.ModuleList, nn.ModuleDict, nn.Parameter or register_buffer",
+        )
 
 
 def _handed_over(model: nn.Module) -> Iterator[Finding]:
@@ -218,92 +270,211 @@ def _repeats(model: nn.Module, output: Tensor, images: Tensor) -> Iterator[Findi
         )
 
 
-def _conventions(model: nn.Module, output: Tensor, images: Tensor, labels: Tensor, data: Data) -> Iterator[Finding]:
-    """Whether it is right far more often under another input convention than the one it will be used with."""
-    right = _right(output, labels)
-    network: nn.Module = model.model if isinstance(model, Normalized) else model
-    twice = "it normalises twice, or was trained without"
-    views: dict[str, tuple[Callable[[Tensor], Tensor], str, str]] = {}
-    if isinstance(model, Normalized):
-        views["in [0, 1] without robench's normalisation"] = (
-            lambda x: x,
-            "double normalisation",
-            f"{twice}: remove its own, for robench's models have theirs",
+@dataclass(frozen=True)
+class _View:
+    """Another way to give images to the members.
+
+    Attributes:
+        how: in words; name, fix: of the finding, where they are right far more often so.
+        given: what a network sees instead of an image in [0, 1].
+        inside: given to a member's network in place of its own normalisation.
+    """
+
+    how: str
+    given: Callable[[Tensor], Tensor]
+    name: str
+    fix: str
+    inside: bool = False
+
+
+def _views(members: Sequence[nn.Module], images: Tensor, data: Data) -> list[_View]:
+    """The plainest first: of several that are about as good, the first is named."""
+    normalised = all(isinstance(member, Normalized) for member in members)
+    usual = {"the data set's mean and std": (data.mean, data.std), **_USUAL.get(images.shape[1], {})}
+    views = []
+    if normalised:
+        none = "it normalises twice, or was trained without: import it with --mean none, or remove its own"
+        views.append(
+            _View("in [0, 1] without robench's normalisation", lambda x: x, "double normalisation", none, True)
         )
-        views["normalised by the data set's mean and std"] = (
-            lambda x: _normalised(x, data.mean, data.std),
-            "wrong normalisation",
-            "import it for this --dataset, so that it gets the data set's mean and std",
-        )
-    else:
-        views["normalised by the data set's mean and std"] = (
-            lambda x: _normalised(x, data.mean, data.std),
-            "missing normalisation",
-            "wrap it: robench.core.models.Normalized(model, data.mean, data.std)",
-        )
-        views["de-normalised by the data set's mean and std"] = (
-            lambda x: x * _channels(x, data.std) + _channels(x, data.mean),
-            "double normalisation",
-            f"{twice}: remove one",
-        )
+    for whose, (mean, std) in usual.items():
+        given = partial(_normalised, mean=mean, std=std)
+        said = f"--mean {_text(mean)} --std {_text(std)}"
+        if normalised:
+            fix = f"import it with {said}"
+            views.append(_View(f"normalised by {whose}", given, "wrong normalisation", fix, True))
+        elif whose != _HALF:  # which is [-1, 1]
+            fix = f"wrap it: robench.core.models.Normalized(model, {mean}, {std})"
+            views.append(_View(f"normalised by {whose}", given, "missing normalisation", fix))
+    for whose, (mean, std) in usual.items():
+        undone = partial(_denormalised, mean=mean, std=std)
+        fix = "it normalises twice, or was trained without: remove one"
+        views.append(_View(f"de-normalised by {whose}", undone, "double normalisation", fix))
     if images.shape[1] == 3:
-        fix = "normalise by ImageNet's mean and std inside the model"
-        views["normalised by ImageNet's"] = (lambda x: _normalised(x, *_IMAGENET), "input range", fix)
-        own = model.normalize if isinstance(model, Normalized) else lambda x: x
-        views["with channels in reverse order"] = (
-            lambda x: own(x.flip(1)),
-            "channel order",
-            "it takes BGR: flip the channels inside the model",
-        )
-    views["in [-1, 1]"] = (lambda x: 2 * x - 1, "input range", "compute 2x - 1 inside the model")
-    views["in [0, 255]"] = (lambda x: 255 * x, "input range", "multiply by 255 inside the model")
-    found: dict[str, _Verdicts] = {}
-    for how, (view, _, _) in views.items():
-        # A model may refuse what is out of its range.
-        with suppress(Exception):
-            found[how] = _right(_outputs(network, view(images)), labels)
-    if not found:
-        return
-    best = max(float(other.mean()) for other in found.values())
+        fix = "it takes BGR: flip the channels inside the model"
+        views.append(_View("with channels in reverse order", lambda x: x.flip(1), "channel order", fix))
+        grey = "it takes grey images: average the channels inside the model"
+        views.append(_View("in grey", lambda x: x.mean(1, keepdim=True).expand_as(x), "channels", grey))
+    views += [
+        *([] if normalised else [_View("in [-1, 1]", lambda x: 2 * x - 1, "input range", "compute 2x - 1 inside it")]),
+        _View("in [0, 255]", lambda x: 255 * x, "input range", "multiply by 255 inside the model", normalised),
+        _View("in [0, 1/255]", lambda x: x / 255, "input range", "divide by 255 inside the model", normalised),
+        _View("with black and white exchanged", lambda x: 1 - x, "inverted", "compute 1 - x inside the model"),
+        _View("transposed", lambda x: x.transpose(2, 3), "transposed", "exchange height and width inside the model"),
+    ]
+    side = images.shape[-1]
+    for other in (side // 2, 28, 32, 2 * side, 96):
+        if side <= LARGEST and other not in (side, 0):
+            fix = f"resize to {other}x{other} inside the model"
+            views.append(_View(f"of {other}x{other} pixels", partial(_resized, side=other), "size", fix))
+    return views
+
+
+def _accuracy(members: Sequence[nn.Module], images: Tensor, labels: Tensor, data: Data) -> list[Finding]:
+    """What of the ensemble's accuracy another convention explains, and members that fall behind."""
+    first = [_probabilities([member], images[:FEW]) for member in members]
+    shares = [float(_right(outputs, labels[:FEW]).mean()) for outputs in first]
+    usual = float(np.median(shares))
+    behind = [at for at, share in enumerate(shares) if share < usual - BEHIND]
+    others = [at for at in range(len(members)) if at not in behind]
+    found = _conventions(
+        [members[at] for at in others], images, labels, data, torch.stack([first[at] for at in others]).mean(dim=0)
+    )
+    for at in behind:
+        evidence = f"{shares[at]:.1%}, the members' median is {usual:.1%}"
+        own = _conventions([members[at]], images, labels, data, first[at])
+        own = own or [Finding("accuracy", "warn", evidence, "train it again")]
+        found += [replace(each, name=f"{each.name} (member {at + 1})") for each in own]
+    return found
+
+
+def _conventions(
+    members: Sequence[nn.Module], images: Tensor, labels: Tensor, data: Data, first: Tensor
+) -> list[Finding]:
+    """Whether members are right far more often under another convention than the one they will be used with.
+
+    All are tried on a few images, and those that look no worse on all.
+
+    Args:
+        first: what the members give for the first few images, (B,K).
+    """
+    few, chance = len(first), _chance(labels)
+    right = _right(first, labels[:few])
+    promising: list[tuple[_View, _Verdicts]] = []
+    for view in _views(members, images, data):
+        with suppress(Exception):  # a model may refuse what is out of its range
+            other = _right(_seen(members, view, images[:few]), labels[:few])
+            if other.mean() > right.mean() - SLACK:
+                promising.append((view, other))
+    promising.sort(key=lambda each: -float(each[1].mean()))
+    rest = images[few:]
+    outputs = torch.cat([first, _probabilities(members, rest)]) if len(rest) else first
+    right = _right(outputs, labels)
+    tried = []
+    for view, other in promising[:TRIED]:
+        tail = [_right(_seen(members, view, rest), labels[few:])] if len(rest) else []
+        tried.append((view, np.concatenate([other, *tail])))
+    order = [view.how for view in _views(members, images, data)]
+    best = max((float(other.mean()) for _, other in tried), default=0.0)
     # Normalisations resemble one another: the plainest of those about as good.
-    how = next(how for how, other in found.items() if other.mean() >= best - 0.02)
-    other = found[how]
-    if other.mean() - right.mean() > FAR and mcnemar(other, right) < SURE:
-        _, name, fix = views[how]
-        yield Finding(name, "fail", f"accuracy is {right.mean():.1%} as it is, {other.mean():.1%} on images {how}", fix)
-    else:
-        chance = np.bincount(labels.cpu().numpy()).max() / len(labels)
-        if right.mean() <= chance + 3 * np.sqrt(chance * (1 - chance) / len(labels)):
-            yield Finding(
-                "accuracy",
-                "warn",
-                f"{right.mean():.1%} is no better than chance ({chance:.1%}), which hides a wrong input convention",
-                "load trained weights; compare the order of classes",
-            )
+    for view, other in sorted(tried, key=lambda each: order.index(each[0].how)):
+        if other.mean() < best - 0.02:
+            continue
+        beats = wilson(int(other.sum()), len(other))[0] > chance
+        if beats and other.mean() - right.mean() > FAR and mcnemar(other, right) < SURE:
+            evidence = f"accuracy is {right.mean():.1%} as it is, {other.mean():.1%} on images {view.how}"
+            return [Finding(view.name, "fail", evidence, view.fix)]
+    return _renamed(outputs, labels, right, data) or list(_at_chance(right, chance))
+
+
+def _renamed(outputs: Tensor, labels: Tensor, right: _Verdicts, data: Data) -> list[Finding]:
+    """Whether classes are in another order: the best order on every second image, judged on the others."""
+    truth, guess = labels.cpu().numpy(), outputs.argmax(dim=1).cpu().numpy()
+    table = np.zeros((outputs.shape[1], outputs.shape[1]))
+    np.add.at(table, (guess[::2], truth[::2]), 1)
+    # Where the images do not say, a class keeps its name.
+    table += 0.5 * np.eye(len(table))
+    renamed = linear_sum_assignment(table, maximize=True)[1]
+    other, own = renamed[guess[1::2]] == truth[1::2], right[1::2]
+    beats = wilson(int(other.sum()), len(other))[0] > _chance(labels)
+    if not beats or other.mean() - own.mean() <= FAR or mcnemar(other, own) >= SURE:
+        return []
+    moved = np.flatnonzero(renamed != np.arange(len(renamed)))
+    names = ", ".join(f"{data.classes[i]} is {data.classes[renamed[i]]}" for i in moved[:4])
+    return [
+        Finding(
+            "order of classes",
+            "fail",
+            f"accuracy is {own.mean():.1%} as it is, {other.mean():.1%} with {len(moved)} outputs renamed ({names}"
+            + (", …)" if len(moved) > 4 else ")"),
+            "give its outputs in the data set's order of classes",
+        )
+    ]
+
+
+def _at_chance(right: _Verdicts, chance: float) -> Iterator[Finding]:
+    if right.mean() <= chance + 3 * np.sqrt(chance * (1 - chance) / len(right)):
+        yield Finding(
+            "accuracy",
+            "warn",
+            f"{right.mean():.1%} is no better than chance ({chance:.1%}), which hides a wrong input convention",
+            "load trained weights; compare the data set",
+        )
+
+
+def _chance(labels: Tensor) -> float:
+    return float(np.bincount(labels.cpu().numpy()).max()) / len(labels)
+
+
+def _seen(members: Sequence[nn.Module], view: _View, images: Tensor) -> Tensor:
+    networks = [member.model if view.inside and isinstance(member, Normalized) else member for member in members]
+    return _probabilities(networks, images, view.given)
+
+
+def _probabilities(
+    members: Sequence[nn.Module], images: Tensor, given: Callable[[Tensor], Tensor] = lambda x: x
+) -> Tensor:
+    """Mean softmax of the members, (B,K)."""
+    parts = []
+    for part in images.tensor_split(max(1, len(images) // FEW)):
+        outputs = []
+        for member in members:
+            with frozen(member):
+                outputs.append(_outputs(member, given(part)).softmax(dim=1))
+        parts.append(torch.stack(outputs).mean(dim=0))
+    return torch.cat(parts)
 
 
 def _gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Finding]:
-    fix = (
-        "remove no_grad, detach, rounding and argmax from forward, or attack it without gradients (torchattacks/Square)"
-    )
     try:
         slopes = [gradient(partial(_loss, loss, model, labels), images) for loss in (margin, cross_entropy)]
     except (RobenchError, RuntimeError) as error:
-        yield Finding("no gradient", "fail", " ".join(str(error).split()), fix)
+        yield Finding("no gradient", "fail", " ".join(str(error).split()), _DIFFERENTIABLE)
         return
     if not all(bool(torch.isfinite(slope).all()) for slope in slopes):
-        yield Finding("gradient not finite", "fail", "the input gradient holds NaN or infinity", fix)
+        yield Finding("gradient not finite", "fail", "the input gradient holds NaN or infinity", _DIFFERENTIABLE)
         return
     of_margin, of_loss = ((slope.abs().flatten(1).amax(dim=1) == 0).float().mean().item() for slope in slopes)
     if of_margin > MANY:
         evidence = f"the input gradient is exactly zero on {of_margin:.1%} of {len(images)} images"
-        yield Finding("no gradient", "fail" if of_margin > 0.1 else "warn", evidence, fix)
+        yield Finding("no gradient", "fail" if of_margin > 0.1 else "warn", evidence, _DIFFERENTIABLE)
     elif of_loss > MANY:
         yield Finding(
             "saturation",
             "warn",
             f"the gradient of cross entropy is exactly zero on {of_loss:.1%} of {len(images)} images",
             "attack it with --losses cw or --precision float64 too",
+        )
+
+
+def _true_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Finding]:
+    share = wrong_gradients(model, images, labels)
+    if share > SOME_WRONG:
+        yield Finding(
+            "wrong gradient",
+            "fail" if share > MANY_WRONG else "warn",
+            f"on {share:.0%} of {len(images)} images the input gradient is not that of finite differences",
+            _DIFFERENTIABLE,
         )
 
 
@@ -328,21 +499,21 @@ def _normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...])
     return (images - _channels(images, mean)) / _channels(images, std)
 
 
+def _denormalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    return images * _channels(images, std) + _channels(images, mean)
+
+
+def _resized(images: Tensor, side: int) -> Tensor:
+    return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+
+
+def _text(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)
+
+
 def _state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in chain(model.named_parameters(), model.named_buffers())}
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:
     return torch.equal(first.nan_to_num(), second.nan_to_num())
-
-
-@contextmanager
-def _restored(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """A copy of every parameter and buffer, written back at the end: a forward pass may have moved them."""
-    before = {name: tensor.clone() for name, tensor in _state(model).items()}
-    try:
-        yield before
-    finally:
-        with torch.no_grad():
-            for name, tensor in _state(model).items():
-                tensor.copy_(before[name])

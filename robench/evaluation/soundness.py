@@ -17,6 +17,7 @@ from robench.core.data import Data, to_images
 from robench.core.errors import RobenchError, out_of_memory
 from robench.core.fast import ROUNDING, disagreement
 from robench.core.frozen import frozen
+from robench.core.hidden import unregistered
 from robench.core.losses import cross_entropy, margin
 from robench.core.rng import Stream, key
 from robench.evaluation.outcomes import Check
@@ -128,6 +129,11 @@ def keyed_torch(device: torch.device, *purpose: str | int) -> Iterator[None]:
 
 def _passes(member: nn.Module, images: Tensor, who: str, classes: int) -> float:
     """How far the outputs of two passes over the same images lie apart, as a part of their scale."""
+    if hidden := unregistered(member):
+        raise RobenchError(
+            f"{who} keeps {hidden[0]!r} where no module owns it, so that eval(), identity and kinship miss it; "
+            f"register it: nn.ModuleList, nn.ModuleDict, nn.Parameter or register_buffer"
+        )
     before = {name: value.clone() for name, value in member.named_buffers()}
     versions = {name: value._version for name, value in member.named_parameters()}
     given = images.clone()

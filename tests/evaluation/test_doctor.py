@@ -52,6 +52,17 @@ class Around(nn.Module):
         return self.after(self.model(self.before(images)))
 
 
+class Listed(nn.Module):
+    """Keeps its network in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.networks = [sound()]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.networks[0](images)  # type: ignore[no-any-return]
+
+
 def sound() -> Normalized:
     return Normalized(Net(), MEAN, STD).eval()
 
@@ -82,6 +93,21 @@ def test_a_sound_model_has_no_finding_and_stays_as_it_was(images: Data) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_members_that_no_module_owns_are_left_as_they_were(images: Data) -> None:
+    model = Listed()
+    model.networks[0].train()
+    before = copy.deepcopy(model.networks[0].state_dict())
+    diagnose(model, images)
+    assert model.networks[0].training
+    assert all(torch.equal(value, before[name]) for name, value in model.networks[0].state_dict().items())
+
+
+def test_a_member_that_falls_behind_is_looked_at_by_itself(images: Data) -> None:
+    sick = Normalized(Net(), (0.9, 0.1, 0.5), (0.5, 0.5, 0.5))
+    (finding,) = diagnose(Ensemble([sound(), sick, sound(), sound()]).eval(), images)
+    assert finding.name == "wrong normalisation (member 2)"
 
 
 def test_train_mode(images: Data) -> None:
@@ -130,7 +156,14 @@ def test_train_mode_that_eval_does_not_end(images: Data) -> None:
         (lambda: Around(sound(), after=lambda z: z * 0), "constant"),
         (lambda: Around(sound(), lambda x: (x * 255).round() / 255), "no gradient"),
         (lambda: Around(sound(), after=lambda z: z.detach()), "no gradient"),
+        (lambda: Around(sound(), lambda x: 0.7 * x.detach() + 0.3 * x), "wrong gradient"),
         (lambda: Around(sound(), after=lambda z: 100 * z), "saturation"),
+        (lambda: Around(sound(), after=lambda z: z.roll(1, 1)), "order of classes"),
+        (lambda: Around(sound(), after=lambda z: z[:, [1, 0, 2, 3]]), "order of classes"),
+        (lambda: Around(sound(), lambda x: 1 - x), "inverted"),
+        (lambda: Around(sound(), lambda x: x.transpose(2, 3)), "transposed"),
+        (lambda: Normalized(Net(), (0.5,) * 3, (0.5,) * 3), "wrong normalisation"),
+        (lambda: Listed(), "hidden weights"),
         (lambda: Around(sound(), after=lambda z: z.argmax(1)), "output"),
         (lambda: Around(sound(), lambda x: x[:, :2]), "input"),
     ],
