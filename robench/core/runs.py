@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
 from robench.core.claims import Claims
@@ -18,10 +19,10 @@ from robench.core.provenance import versions
 from robench.core.store import (
     checked_name,
     content_key,
-    read_json,
+    read_record,
     read_tensors,
     tensors_hash,
-    write_json,
+    write_record,
     write_tensors,
 )
 
@@ -30,6 +31,38 @@ Role = Literal["target", "surrogate"]
 FORMAT = 1
 
 _REQUIRED = {"defense", "seed", "role", "members", "weights", "member_weights", "data", "ancestors", "key"}
+
+
+class Ancestor(BaseModel):
+    """A run that weights come from."""
+
+    run: str
+    weights: str
+    members: list[str]
+
+
+class Manifest(BaseModel):
+    """What the manifest of a run must hold; whoever made the run may say more."""
+
+    model_config = ConfigDict(strict=True)
+
+    defense: dict[str, Any]
+    seed: int
+    role: Literal["target", "surrogate"]
+    members: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    weights: str
+    member_weights: list[str]
+    data: dict[str, str] | None
+    ancestors: list[Ancestor]
+    key: str | None
+    history: list[dict[str, Any]] = []
+
+    @field_validator("defense")
+    @classmethod
+    def _named(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(value.get("name"), str):
+            raise ValueError("expected the defense's `name`")
+        return value
 
 
 @dataclass(frozen=True)
@@ -121,13 +154,13 @@ class Runs:
         path = self.folder(name) / "manifest.json"
         if not path.exists():
             raise unknown("run", name, self.names(), f"Runs are read from {self.root}; --runs names another folder.")
-        manifest = read_json(path)
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        manifest = read_record(path)
+        if manifest.get("format") != FORMAT:
             raise RobenchError(f"{path} is not a manifest of format {FORMAT}; train or import the run again")
         missing = sorted(_REQUIRED - manifest.keys())
         if missing:
             raise RobenchError(f"{path} lacks {', '.join(missing)}; train or import the run again")
-        return Run(path.parent, manifest)
+        return Run(path.parent, read_record(path, Manifest))
 
     def all(self) -> list[Run]:
         return [self.get(name) for name in self.names()]
@@ -170,7 +203,7 @@ class Runs:
             "versions": versions(),
             **(more or {}),
         }
-        write_json(folder / "manifest.json", manifest)
+        write_record(folder / "manifest.json", manifest)
         return self.get(name)
 
 

@@ -22,9 +22,13 @@ from robench.core.errors import RobenchError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from pydantic import BaseModel
 
 #: Seconds without a change after which a temporary file is nobody's: no write takes so long.
 ABANDONED = 86_400.0
+
+#: Where a record keeps the hash of the rest.
+CHECKSUM = "checksum"
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -93,8 +97,58 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RobenchError(f"{path} does not exist") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RobenchError(f"{path} is damaged ({error}); remove it and run the same command again") from error
+
+
+def write_record(path: Path, value: Mapping[str, Any]) -> None:
+    """JSON that holds the hash of what it says, so that `read_record` notices an edit and a flipped bit."""
+    write_json(path, {**value, CHECKSUM: _checksum(value)})
+
+
+def read_record(path: Path, schema: type[BaseModel] | None = None) -> dict[str, Any]:
+    """What `write_record` wrote, or an older file that has no hash yet.
+
+    Args:
+        schema: what the values must be.
+
+    Raises:
+        RobenchError: absent, damaged, changed since it was written, or of another shape.
+    """
+    from pydantic import ValidationError
+
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise RobenchError(f"{path} holds no JSON object; remove it and run the same command again")
+    checksum = found.pop(CHECKSUM, None)
+    if checksum is not None and checksum != _checksum(found):
+        raise RobenchError(
+            f"{path} was changed after it was written; restore it, or remove it and run the command again"
+        )
+    if schema is not None:
+        try:
+            schema.model_validate(found)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise RobenchError(
+                f"{path} is damaged: {place}: {first['msg']}; restore it, or remove it and run the command again"
+            ) from error
+    return found
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    # As it will be read: JSON has no tuples and no keys but strings.
+    text = json.dumps(json.loads(json.dumps(value)), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes; empty where there is none."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -140,7 +194,12 @@ def read_frame(path: Path) -> pd.DataFrame | None:
     """The rows of a file that `write_frame` made; None where the bytes are not those that were written."""
     import pandas as pd
 
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RobenchError(f"{path} cannot be read ({error.strerror}); restore or remove it") from error
     if path.name != f"part-{hashlib.sha256(content).hexdigest()[:24]}.parquet":
         return None
     return pd.read_parquet(io.BytesIO(content))

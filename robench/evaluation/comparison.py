@@ -14,9 +14,9 @@ import pandas as pd
 
 from robench.core.errors import RobenchError, unknown
 from robench.core.runs import Run
-from robench.core.store import content_key, read_json
+from robench.core.store import content_key
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes, wilson
-from robench.evaluation.rows import FolderRows
+from robench.evaluation.rows import FolderRows, read_cell
 from robench.evaluation.statistics import (
     LEVEL,
     bootstrap_difference,
@@ -82,7 +82,7 @@ class Measured:
         """The rows that `FolderRows` keeps in ``folder``; with ``identity`` those of the target that has it."""
         outcomes = FolderRows(folder, notice, repair=False).outcomes(identity)
         cells = outcomes.frame["cell"].unique()
-        recipes = {str(cell): read_json(folder / "cells" / f"{cell}.json")["recipe"] for cell in cells}
+        recipes = {str(cell): read_cell(folder, str(cell))["recipe"] for cell in cells}
         return cls.of(name, outcomes, recipes)
 
 

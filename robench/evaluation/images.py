@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robench.core.errors import RobenchError
-from robench.core.store import checked_name, read_json, read_tensors, tensors_hash, write_json, write_tensors
+from robench.core.store import checked_name, read_record, read_tensors, tensors_hash, write_record, write_tensors
 
 #: Where each sample of a craft is: file, and row in it.
 Kept = dict[int, tuple[Path, int]]
@@ -62,7 +62,9 @@ class Images:
         """Keeps images (B,C,H,W) of a cell whose manifest names the craft."""
         folder = self.root / checked_name(manifest["craft"], "craft")
         if not (folder / "craft.json").exists():
-            write_json(folder / "craft.json", {name: manifest[name] for name in ("surrogate", "attack", "loss", "eps")})
+            write_record(
+                folder / "craft.json", {name: manifest[name] for name in ("surrogate", "attack", "loss", "eps")}
+            )
         tensors = {"images": images.cpu(), "samples": torch.from_numpy(samples), "zero_gradient": zero_gradient.cpu()}
         digest = tensors_hash(tensors)
         write_tensors(folder / f"part-{digest[:24]}.safetensors", tensors, {"hash": digest})
@@ -81,6 +83,11 @@ class Images:
                 raise RobenchError(f"{path} was damaged while it was in use and is removed; run the same command again")
             images.append(tensors["images"][row])
             flags.append(tensors["zero_gradient"][row])
+        if any(image.shape != clean.shape[1:] for image in images):
+            raise RobenchError(
+                f"cached images in {self.root} are of {tuple(images[0].shape)}, the data of {tuple(clean.shape[1:])}; "
+                f"robench cache clear, or --no-cache"
+            )
         loaded = torch.stack(images).to(clean)
         inside = (loaded - clean).abs().amax() <= eps + 1e-6 and loaded.amin() >= 0 and loaded.amax() <= 1
         if not bool(inside):
@@ -96,7 +103,7 @@ class Images:
             paths = sorted(folder.glob("part-*.safetensors"))
             size = sum(path.stat().st_size for path in paths)
             read = [self._verified(path) if verify else _header(path) for path in paths]
-            manifest = read_json(folder / "craft.json") if (folder / "craft.json").exists() else {}
+            manifest = _craft(folder / "craft.json")
             images = sum(len(tensors["samples"]) for tensors in read if tensors is not None)
             yield Craft(folder.name, manifest, images, size, sum(tensors is None for tensors in read))
 
@@ -110,6 +117,7 @@ class Images:
         try:
             tensors, metadata = read_tensors(path)
             good = metadata.get("hash") == tensors_hash(tensors) and path.stem == f"part-{metadata['hash'][:24]}"
+            good = good and _whole(tensors)
         except RobenchError:
             good = False
         if not good:
@@ -117,6 +125,23 @@ class Images:
             path.unlink(missing_ok=True)
             return None
         return tensors
+
+
+def _whole(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a part holds images (B,C,H,W), their samples and flags, and nothing else."""
+    if set(tensors) != {"images", "samples", "zero_gradient"} or tensors["images"].ndim != 4:
+        return False
+    count = (len(tensors["images"]),)
+    return tensors["samples"].shape == tensors["zero_gradient"].shape == count
+
+
+def _craft(path: Path) -> dict[str, Any]:
+    """What a folder of images is of; nothing where that is not known."""
+    try:
+        found = read_record(path)
+    except RobenchError:
+        return {}
+    return found if all(isinstance(value, (str, float)) for value in found.values()) else {}
 
 
 def _header(path: Path) -> dict[str, Tensor] | None:

@@ -9,10 +9,51 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import BaseModel, ConfigDict
 
 from robench.core.errors import RobenchError
-from robench.core.store import read_frame, read_json, write_frame, write_json
+from robench.core.store import checked_name, content_key, read_frame, read_record, write_frame, write_record
 from robench.evaluation.outcomes import Check, Outcomes, empty_rows
+
+
+class Cell(BaseModel):
+    """What the manifest of a cell holds: the columns of its rows, and the recipe whose hash is its key."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    target: str
+    defense: str
+    n: int
+    seed: int
+    threat: str
+    surrogate: str
+    attack: str
+    loss: str
+    eps: float
+    craft: str = ""
+    recipe: dict[str, Any]
+
+
+def read_cell(folder: Path, cell: str) -> dict[str, Any]:
+    """The manifest of a cell whose rows are in ``folder``.
+
+    Raises:
+        RobenchError: it is gone, changed, of another cell, or its columns are not those of its recipe.
+    """
+    path = folder / "cells" / f"{checked_name(cell, 'cell')}.json"
+    if not path.exists():
+        raise RobenchError(f"{path} is gone, so its rows mean nothing; remove {folder} and evaluate again")
+    found = read_record(path, Cell)
+    recipe = found["recipe"]
+    craft = recipe.get("craft")
+    said = {"threat": recipe.get("threat")}
+    if isinstance(craft, dict) and isinstance(craft.get("attack"), dict):
+        said |= {"eps": craft.get("eps"), "loss": craft["attack"].get("loss"), "craft": content_key(craft)}
+    wrong = [name for name, value in said.items() if found.get(name) != value]
+    if content_key(recipe) != cell or wrong:
+        what = f"its {wrong[0]} is not its recipe's" if wrong else "its recipe is of another cell"
+        raise RobenchError(f"{path} was changed after it was written: {what}; remove {folder} and evaluate again")
+    return found
 
 
 class Rows:
@@ -88,12 +129,12 @@ class FolderRows(Rows):
 
     def declare(self, cell: str, manifest: Mapping[str, Any]) -> None:
         if not self.declared(cell):
-            write_json(self.folder / "cells" / f"{cell}.json", dict(manifest))
+            write_record(self.folder / "cells" / f"{cell}.json", manifest)
 
     def declared(self, cell: str) -> bool:
         """Whether it is said what a cell is."""
         try:
-            return bool(read_json(self.folder / "cells" / f"{cell}.json"))
+            return bool(read_cell(self.folder, cell))
         except RobenchError:
             return False
 
@@ -106,7 +147,7 @@ class FolderRows(Rows):
         super().remember(target, threat, checks)
         if self._checks != before:
             values = {key: {name: asdict(check) for name, check in own.items()} for key, own in self._checks.items()}
-            write_json(self.folder / "checks.json", values)
+            write_record(self.folder / "checks.json", values)
 
     def _read_checks(self) -> dict[str, dict[str, Check]]:
         path = self.folder / "checks.json"
@@ -115,7 +156,7 @@ class FolderRows(Rows):
         try:
             return {
                 str(key): {str(name): Check(**check) for name, check in own.items()}
-                for key, own in read_json(path).items()
+                for key, own in read_record(path).items()
             }
         except (RobenchError, TypeError, AttributeError):
             self._notice(f"{path} is damaged: what it says of these rows is lost; robench eval finds it again")
@@ -129,6 +170,8 @@ class FolderRows(Rows):
             try:
                 part = read_frame(path)
             except FileNotFoundError:
+                if path.is_symlink():
+                    raise RobenchError(f"{path} is a link to nothing; restore what it names, or remove it") from None
                 # Another process compacted in between: what it wrote instead holds these rows.
                 return self.refresh()
             if part is None:
@@ -151,10 +194,7 @@ class FolderRows(Rows):
         rows = self._all()
         cells: dict[str, Any] = {}
         for cell in rows["cell"].unique():
-            path = self.folder / "cells" / f"{cell}.json"
-            if not path.exists():
-                raise RobenchError(f"{path} is gone, so its rows mean nothing; remove {self.folder} and evaluate again")
-            cells[str(cell)] = read_json(path)
+            cells[str(cell)] = read_cell(self.folder, str(cell))
         if identity is not None:
             others = [cell for cell, manifest in cells.items() if manifest["recipe"]["target"] != identity]
             if others:

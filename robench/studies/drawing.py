@@ -11,9 +11,10 @@ import pandas as pd
 from robench.core.errors import RobenchError
 from robench.core.provenance import versions
 from robench.core.runs import Run
-from robench.core.store import content_key, read_json
+from robench.core.store import content_key
 from robench.evaluation.checks import check
 from robench.evaluation.outcomes import Outcomes
+from robench.evaluation.rows import read_cell
 from robench.reports import against, build, html
 from robench.reports.pictures import Picture
 from robench.reports.regions import Regions
@@ -66,7 +67,9 @@ def draw(
 def cells_of(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     """What every cell of ``runs`` is, by key: the manifests beside their rows."""
     return {
-        path.stem: read_json(path) for run in runs for path in sorted((run.folder / OUTCOMES / "cells").glob("*.json"))
+        path.stem: read_cell(run.folder / OUTCOMES, path.stem)
+        for run in runs
+        for path in sorted((run.folder / OUTCOMES / "cells").glob("*.json"))
     }
 
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import BaseModel
+
 from robench.core.claims import alive
 from robench.core.errors import RobenchError
 from robench.core.runs import Runs
-from robench.core.store import content_key, read_json, write_json, write_text
+from robench.core.store import content_key, file_hash, read_record, write_record, write_text
 from robench.studies.plan import Plan, Step
 from robench.studies.seal import sources
 
@@ -22,6 +24,25 @@ if TYPE_CHECKING:
 DRAWN = "drawn.json"
 
 State = Literal["done", "running", "failed", "left"]
+
+
+class Record(BaseModel):
+    """What is known of a task."""
+
+    state: str
+    weights: dict[str, str] = {}
+    cells: list[str] = []
+    samples: list[int] = []
+    diversities: list[dict[str, Any]] = []
+
+
+class Drawn(BaseModel):
+    """What a report shows, and the hash of each of its files."""
+
+    step: str
+    basis: str
+    judged: list[dict[str, Any]]
+    files: dict[str, str]
 
 
 class Place:
@@ -36,10 +57,9 @@ class Place:
     def record(self, step: Step) -> dict[str, Any]:
         """What is known of a task; nothing where it was never begun, or the record is damaged."""
         try:
-            found = read_json(self.tasks / f"{step.key}.json")
+            return read_record(self.tasks / f"{step.key}.json", Record)
         except RobenchError:
             return {}
-        return found if isinstance(found, dict) else {}
 
     def log(self, step: Step) -> Path:
         return self.tasks / f"{step.key}.log"
@@ -48,16 +68,15 @@ class Place:
         """Record and log of a task whose worker wrote neither."""
         record = self.record(step)
         if record.get("state") != "failed":
-            write_json(self.tasks / f"{step.key}.json", {**record, "state": "failed", "error": error})
+            write_record(self.tasks / f"{step.key}.json", {**record, "state": "failed", "error": error})
             write_text(self.log(step), f"{step.title}\nfailed: {error}\n")
 
     def drawn(self) -> dict[str, Any]:
         """What the report shows, see `Basis`; nothing where there is no whole report."""
         try:
-            found = read_json(self.report / DRAWN)
+            return read_record(self.report / DRAWN, Drawn)
         except RobenchError:
             return {}
-        return found if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -109,7 +128,8 @@ class Progress:
             return self._run(step.task.name)[0] == step.task.key
         if step.kind == "report":
             drawn = self.place.drawn()
-            here = all((self.place.report / name).exists() for name in drawn.get("files", ()))
+            files = drawn.get("files", {})
+            here = bool(files) and all(file_hash(self.place.report / name) == hashed for name, hashed in files.items())
             return here and drawn.get("step") == step.key and drawn.get("basis") == self.basis().key
         if record.get("state") != "done":
             return False

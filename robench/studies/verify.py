@@ -18,10 +18,11 @@ from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.plugins import construct
 from robench.core.runs import Run, Runs
-from robench.core.store import checked_name, content_key, read_frame, read_json
+from robench.core.store import content_key, read_frame, read_json, read_record
 from robench.evaluation.engine import Evaluator, Settings
 from robench.evaluation.fingerprint import judged_identity
 from robench.evaluation.outcomes import CELL_COLUMNS, ROW_COLUMNS, Outcomes, empty_rows
+from robench.evaluation.rows import read_cell
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import BLACKBOX, Job, Threat
 from robench.studies.state import DRAWN
@@ -242,7 +243,7 @@ def _job(bench: Workbench, target: Subject, recipe: dict[str, Any], craft: dict[
 
 def _summary(result: Path, store: Runs, rows: dict[str, pd.DataFrame]) -> Finding:
     """Whether the numbers of a study's report are those of its rows."""
-    judged = read_json(result / "report" / DRAWN)["judged"]
+    judged = read_record(result / "report" / DRAWN)["judged"]
     parts = []
     for name, frame in rows.items():
         own = of_judgements(frame, judged)
@@ -258,4 +259,4 @@ def _summary(result: Path, store: Runs, rows: dict[str, pd.DataFrame]) -> Findin
 
 
 def _manifest(run: Run, cell: str) -> Any:
-    return read_json(run.folder / OUTCOMES / "cells" / f"{checked_name(cell, 'cell')}.json")
+    return read_cell(run.folder / OUTCOMES, cell)

@@ -13,7 +13,7 @@ import torch
 from robench.core.claims import owner
 from robench.core.data import Data, load
 from robench.core.errors import RobenchError
-from robench.core.store import write_json, write_text
+from robench.core.store import file_hash, write_record, write_text
 from robench.evaluation.diversity import Tracking
 from robench.evaluation.engine import Settings
 from robench.evaluation.threats import Convergence, Threat, Transfer, Whitebox
@@ -52,7 +52,7 @@ def perform(name: str, study: str, out: str, key: str, data_dir: str, device: st
     step = plan.steps[key]
     path, log = place.tasks / f"{key}.json", place.log(step)
     about = {"title": step.title, **owner(), "device": device}
-    write_json(path, {**about, "state": "running"})
+    write_record(path, {**about, "state": "running"})
     lines: list[str] = [step.title]
     began = time.perf_counter()
     threads = torch.get_num_threads()
@@ -80,7 +80,7 @@ def perform(name: str, study: str, out: str, key: str, data_dir: str, device: st
             torch.cuda.empty_cache()  # for other processes on this GPU
     found = {**about, **found, "seconds": round(time.perf_counter() - began, 3)}
     write_text(log, "\n".join([*lines, f"{found['state']} after {found['seconds']} s", ""]))
-    write_json(path, found)
+    write_record(path, found)
     return found
 
 
@@ -92,9 +92,9 @@ def _do(plan: Plan, step: Step, place: Place, bench: Workbench) -> dict[str, Any
 
         (place.report / DRAWN).unlink(missing_ok=True)
         basis = Progress(plan, place, bench.notice).basis()
-        files = sorted(path.name for path in publish(plan, place.runs, place.report, bench, basis))
+        files = {path.name: file_hash(path) for path in publish(plan, place.runs, place.report, bench, basis)}
         shown = {"step": step.key, "basis": basis.key, "judged": basis.judged, "files": files}
-        write_json(place.report / DRAWN, shown)
+        write_record(place.report / DRAWN, shown)
         return {}
     assert step.task is not None
     if step.kind == "train":
