@@ -62,6 +62,12 @@ class Attack(ABC):
     def __post_init__(self) -> None:
         LOSSES.get(self.loss)
         for item in fields(self):
+            value = getattr(self, item.name)
+            if (item.name == "momentum" and value < 0) or (item.name == "step_ratio" and value <= 0):
+                least = "at least 0" if item.name == "momentum" else "above 0"
+                raise RobenchError(
+                    f"expected `{item.name}` of attack {self.name or type(self).__name__!r} to be {least}, got {value}"
+                )
             if item.name in ("steps", "restarts", "queries") and getattr(self, item.name) < 1:
                 raise RobenchError(
                     f"expected `{item.name}` of attack {self.name or type(self).__name__!r} to be at least 1, "

@@ -23,7 +23,7 @@ from robench.defenses._base import DEFENSES, Batch, Defense, Terms
 @DEFENSES.register("dverge")
 @dataclass(frozen=True, kw_only=True)
 class Dverge(Defense):
-    """Σ_i Σ_{j≠i} CE(z_i(x'_j), y_s) (Yang et al. 2020, eq. 3, https://arxiv.org/abs/2009.14720).
+    """Σ_i Σ_{j≠i} CE(z_i(x'_j), y_s) (Yang et al. 2020, eq. 5, https://arxiv.org/abs/2009.14720).
 
     x'_j is distilled on member j from a source (x_s, y_s) towards a second image x; both come from independent
     shuffles and are augmented; pairs of the same class are kept. The sum over j is not divided by N − 1, as in the

@@ -19,6 +19,11 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs a command line; the exit code."""
+    for before, text in zip(("robench", *arguments), arguments, strict=False):
+        # Else it would be taken for absent.
+        if not text.strip() or (text.startswith("--") and text.endswith("=")):
+            click.echo(f"Error: nothing is said after {text.strip() or before}; say it, or leave it away", err=True)
+            return 2
     try:
         result = cli.main(args=list(arguments), prog_name="robench", standalone_mode=False, obj=tuple(arguments))
     except click.exceptions.Abort:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from robench.core.data import Data
@@ -117,10 +119,30 @@ def device_of(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise RobenchError(f"device {name!r} is not to be had here ({str(error).splitlines()[0]}); try cpu") from error
     return device
+
+
+def refuse_unneeded(given: Sequence[str], runs: Sequence[Run]) -> None:
+    """--model allows to import code that a run needs; one that none needs is a mistake."""
+    from robench.core.errors import RobenchError
+
+    needed = {spec.name for run in runs for spec in run.specs if ":" in spec.name}
+    if unneeded := [name for name in given if name not in needed]:
+        which = f"they need {', '.join(sorted(needed))}" if needed else "they need none; leave it away"
+        raise RobenchError(f"--model {unneeded[0]} is no code of these runs; {which}")
+
+
+def folder_of(out: Path | None) -> None:
+    """Refuses, before the work, a place that cannot be a folder."""
+    from robench.core.errors import RobenchError
+
+    if out is not None and out.exists() and not out.is_dir():
+        raise RobenchError(f"expected --out as a folder, {out} is a file; name another")
 
 
 def refuse_given(names: set[str], reason: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robench.commands._shared import dataset_of, device_of, notice, refuse_given, shared, split
+from robench.commands._shared import dataset_of, device_of, folder_of, notice, refuse_given, shared, split
 
 if TYPE_CHECKING:
     from robench.core.runs import Run
@@ -54,6 +54,7 @@ def command(
     if name is None:
         refuse_given({"runs"}, "has no effect without --run")
     run: Run | None = Runs(runs).get(name) if name else None
+    folder_of(out)
     data = load(dataset or (dataset_of([run]) if run else "digits"), data_dir, notice)
     place = device_of(device)
     try:

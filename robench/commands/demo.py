@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from robench.commands import run
-from robench.commands._shared import notice
+from robench.commands._shared import folder_of, notice
 from robench.commands._tables import formatted
 
 
@@ -16,6 +16,7 @@ from robench.commands._tables import formatted
 @click.pass_context
 def command(context: click.Context, out: Path) -> int:
     """Baseline/3 and DVERGE/3 on handwritten digits, under three threats, with figures: the study `demo`."""
+    folder_of(out)
     failed = int(context.invoke(run.command, study="demo", out=out))
     if failed:
         return failed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from robench.commands._shared import dataset_of, device_of, notice, refuse_given, shared
+from robench.commands._shared import dataset_of, device_of, notice, refuse_given, refuse_unneeded, shared
 
 
 @click.command("doctor")
@@ -30,6 +30,7 @@ def command(what: str, dataset: str | None, model: tuple[str, ...], data_dir: st
     else:
         run = Runs(runs).get(what)
         data = load(dataset or dataset_of([run]), data_dir, notice)
+        refuse_unneeded(model, [run])
         code = {spec.name for spec in run.specs if ":" in spec.name}
         ensemble = run.load(trusted=bool(code) and code <= set(model))
     findings = diagnose(ensemble.to(device_of(device)), data)

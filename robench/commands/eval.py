@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robench.commands._shared import bar, confirm, dataset_of, device_of, notice, refuse_given, shared, split
+from robench.commands._shared import (
+    bar,
+    confirm,
+    dataset_of,
+    device_of,
+    notice,
+    refuse_given,
+    refuse_unneeded,
+    shared,
+    split,
+)
 from robench.commands._tables import diversity, formatted
 
 if TYPE_CHECKING:
@@ -136,6 +146,7 @@ def command(
         raise RobenchError(f"{runs} holds no target run; robench train or robench import makes one")
     data = load(dataset or dataset_of(there), data_dir, notice)
     chosen = chosen or _targets(there, data, runs)
+    refuse_unneeded(model, chosen if threat != "blackbox" else store.all())
     for run in chosen:
         if said := run.manifest.get("normalisation"):
             notice(f"{run.name}: normalisation {said}")

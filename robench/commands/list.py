@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from typing import Any
 
 import click
@@ -24,7 +26,7 @@ def command(what: str | None, runs: str) -> None:
         registry = REGISTRIES[kind]
         broken = registry.broken()
         names = [name for name in registry.names() if name not in broken]
-        lines = [f"  {name:<16} {_summary(registry.get(name))}".rstrip() for name in names]
+        lines = [_entry(name, _summary(registry.get(name))) for name in names]
         if what:
             for prefix, members in registry.families().items():
                 here = f"{len(members)} names: {', '.join(members)}" if members else "none: its package does not import"
@@ -46,6 +48,12 @@ def command(what: str | None, runs: str) -> None:
             click.echo(f"  {each.name:<44} {each.role:<9} {each.defense} n={each.n} seed={each.seed}")
 
 
+def _entry(name: str, summary: str) -> str:
+    """A name and what it is, in lines of the terminal's width."""
+    width = max(60, min(shutil.get_terminal_size().columns, 120))
+    return textwrap.fill(summary, width, initial_indent=f"  {name:<16} ", subsequent_indent=" " * 19) or f"  {name}"
+
+
 def _summary(item: Any) -> str:
-    """The first line of what a plug-in says of itself."""
-    return (getattr(item, "func", item).__doc__ or "").strip().partition("\n")[0]
+    """The first paragraph of what a plug-in says of itself."""
+    return " ".join((getattr(item, "func", item).__doc__ or "").strip().partition("\n\n")[0].split())

@@ -30,7 +30,7 @@ ABANDONED = 86_400.0
 #: Where a record keeps the hash of the rest.
 CHECKSUM = "checksum"
 
-_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_NAME = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]*")
 
 
 def checked_name(name: str, what: str = "run") -> str:
@@ -40,7 +40,7 @@ def checked_name(name: str, what: str = "run") -> str:
         RobenchError: otherwise.
     """
     if not _NAME.fullmatch(name) or name.strip(".") == "" or len(name) > 200:
-        raise RobenchError(f"expected the name of a {what} to match [A-Za-z0-9._-]{{1,200}}, got {name!r}")
+        raise RobenchError(f"expected the name of a {what} to match [A-Za-z0-9._][A-Za-z0-9._-]*, got {name!r}")
     return name
 
 
@@ -93,6 +93,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Raises RobenchError where the file is absent or damaged."""
+    if path.exists() and not path.is_file():
+        raise RobenchError(f"{path} is no file; restore or remove it")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -171,6 +173,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file; RobenchError where it is absent or damaged."""
     from safetensors import SafetensorError, safe_open
 
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise RobenchError(f"{path} is no file; restore or remove it")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -194,6 +198,8 @@ def read_frame(path: Path) -> pd.DataFrame | None:
     """The rows of a file that `write_frame` made; None where the bytes are not those that were written."""
     import pandas as pd
 
+    if path.exists() and not path.is_file():
+        raise RobenchError(f"{path} is no file; restore or remove it")
     try:
         content = path.read_bytes()
     except FileNotFoundError:

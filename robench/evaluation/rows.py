@@ -200,8 +200,24 @@ class FolderRows(Rows):
             if others:
                 self._notice(f"{len(others)} of {len(cells)} cells in {self.folder} are of other weights: left out")
                 cells = {cell: manifest for cell, manifest in cells.items() if cell not in others}
+        self._tell_lost(identity, cells)
         found = Outcomes.join(rows, cells)
         return Outcomes(found.frame, self.remembered(identity) if identity is not None else ())
+
+    def _tell_lost(self, identity: str | None, cells: Mapping[str, Any]) -> None:
+        """Cells that were begun and have no row: an evaluation was cut off, or files were removed."""
+        lost = []
+        for path in sorted((self.folder / "cells").glob("*.json")):
+            if path.stem not in cells:
+                manifest = read_cell(self.folder, path.stem)
+                if identity is None or manifest["recipe"]["target"] == identity:
+                    lost.append(manifest)
+        if lost:
+            which = sorted({f"{each['threat']} {each['attack']} {each['loss']}".rstrip() for each in lost})
+            self._notice(
+                f"{len(lost)} cells in {self.folder} have no rows: {', '.join(which)}; an evaluation was cut off, or "
+                f"files are gone: run the same robench eval again"
+            )
 
     def compact(self) -> None:
         """One file instead of many: the new one is there before the old ones go."""

@@ -157,7 +157,9 @@ def _leave_with_parent() -> None:
     assert parent is not None
 
     def watch() -> None:
-        parent.join()
+        # Whoever inherited the other end of the pipe that `join` reads would keep it open.
+        while parent.is_alive() and os.getppid() == parent.pid:
+            parent.join(1)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

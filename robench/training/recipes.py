@@ -34,7 +34,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=1, le=1_000_000)
     batch_size: int = Field(ge=2)
     optimizer: Literal["sgd", "adam"]
     lr: float = Field(gt=0)

@@ -130,5 +130,8 @@ def resolve(
         init=chosen,
         start=start,
         given_name=checked_name(name) if name else None,
-        customised=bool(overrides) or bool(recipe) or (bool(init) and init != loss.start),
+        # A field that is set to what it is anyway makes no other training.
+        customised=(settings, loss) != file.resolve(defense, n, {})
+        or bool(recipe)
+        or (bool(init) and init != loss.start),
     )
