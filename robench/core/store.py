@@ -121,7 +121,7 @@ def read_record(path: Path, schema: type[BaseModel] | None = None) -> dict[str, 
 
     found = read_json(path)
     if not isinstance(found, dict):
-        raise RobenchError(f"{path} holds no JSON object; remove it and run the same command again")
+        raise RobenchError(f"{path} is damaged (no JSON object); remove it and run the same command again")
     checksum = found.pop(CHECKSUM, None)
     if checksum is not None and checksum != _checksum(found):
         raise RobenchError(

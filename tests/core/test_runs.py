@@ -44,9 +44,9 @@ def runs(tmp_path: Path) -> Runs:
 
 
 def edit(runs: Runs, **changes: Any) -> None:
-    """Changes the manifest of ``mine``; ``...`` removes an entry."""
+    """Changes the manifest of ``mine``, as one of before there were checksums; ``...`` removes an entry."""
     path = runs.folder("mine") / "manifest.json"
-    manifest = {**json.loads(path.read_text()), **changes}
+    manifest = {**json.loads(path.read_text()), "checksum": ..., **changes}
     path.write_text(json.dumps({name: value for name, value in manifest.items() if value is not ...}))
 
 
@@ -80,7 +80,7 @@ def test_weights_come_first_and_the_manifest_last(runs: Runs, monkeypatch: pytes
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("robench.core.runs.write_json", killed)
+        patch.setattr("robench.core.runs.write_record", killed)
         with pytest.raises(KeyboardInterrupt):
             save(runs)
     assert (runs.folder("mine") / "weights.safetensors").exists()
@@ -153,6 +153,37 @@ def test_a_manifest_that_lacks_something_is_named(runs: Runs, entry: str) -> Non
     save(runs)
     edit(runs, **{entry: ...})
     with pytest.raises(RobenchError, match=f"manifest.json lacks {entry}"):
+        runs.get("mine")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"role": "surrogate"}, {"seed": 1}, {"defense": {"name": "dverge"}}, {"data": {"name": "mnist"}},
+        {"members": []}, {"ancestors": [1]}, {"history": [{}]}, {"more": 1},
+    ],
+)  # fmt: skip
+def test_a_manifest_that_was_edited_is_named(runs: Runs, changes: dict[str, Any]) -> None:
+    save(runs)
+    path = runs.folder("mine") / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(RobenchError, match=r"manifest\.json was changed after it was written"):
+        runs.get("mine")
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"role": "judge"}, "role"), ({"seed": "0"}, "seed"), ({"members": []}, "members"),
+        ({"defense": {}}, "defense"),
+        ({"members": {"a": 1}}, "members"), ({"ancestors": [1]}, r"ancestors\.0"), ({"data": []}, "data"),
+        ({"weights": None}, "weights"), ({"history": {}}, "history"),
+    ],
+)  # fmt: skip
+def test_a_manifest_of_another_shape_is_named(runs: Runs, changes: dict[str, Any], place: str) -> None:
+    save(runs)
+    edit(runs, **changes)
+    with pytest.raises(RobenchError, match=rf"manifest\.json is damaged: {place}"):
         runs.get("mine")
 
 

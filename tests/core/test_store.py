@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,45 @@ from robench.core.store import (
     content_key,
     read_frame,
     read_json,
+    read_record,
     read_tensors,
     tensors_hash,
     write_frame,
     write_json,
+    write_record,
     write_tensors,
     write_text,
 )
+
+
+def test_a_record_makes_the_round_trip_and_notices_every_flip(tmp_path: Path) -> None:
+    value = {"eps": 0.1, "threat": "whitebox", "recipe": {"restarts": (0, 1), "none": None, "é": float("inf")}}
+    path = tmp_path / "record.json"
+    write_record(path, value)
+    assert read_record(path) == json.loads(json.dumps(value))
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        for bit in (0, 4):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << bit)]) + whole[at + 1 :])
+            with suppress(RobenchError):  # but for white space, and the name of the checksum itself
+                found = read_record(path)
+                assert {name: each for name, each in found.items() if name in value} == json.loads(json.dumps(value))
+
+
+@pytest.mark.parametrize("text", ["[1]", "1", "null", '"a"', "[" * 100_000, "{", ""])
+def test_what_is_no_record_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(text)
+    with pytest.raises(RobenchError, match=r"record\.json"):
+        read_record(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    for read in (read_json, read_tensors, read_frame):
+        with pytest.raises(RobenchError, match=r"pipe\.safetensors is no file"):
+            read(tmp_path / "pipe.safetensors")
+
 
 TENSORS = {"b": torch.arange(3), "a": torch.ones(2, 2)}
 

@@ -20,6 +20,7 @@ import pytest
 from robench.cli import run
 from robench.commands import run as command
 from robench.core.runs import Runs
+from robench.core.store import read_record, write_record
 from robench.evaluation import words
 from robench.evaluation.engine import Settings
 from robench.studies import engines
@@ -254,7 +255,7 @@ def test_a_task_that_fails_leaves_a_log_and_is_tried_again(
     name = planned(study).main[0]
     manifest = out / "runs" / name / "manifest.json"
     good = manifest.read_text()
-    manifest.write_text(good.replace('"key": "', '"key": "f'))
+    write_record(manifest, {**read_record(manifest), "key": "f"})
     assert run(["run", str(study), "--out", str(out), "--workers", "1"]) == 1
     error = capsys.readouterr().err
     assert f"failed: train {name}: run {name!r} exists with other settings" in error
@@ -338,6 +339,65 @@ def test_damaged_rows_and_cells_are_named_and_made_again(
         assert part.exists()
     assert run(["run", str(study), "--out", str(out), "--workers", "1"]) == 0
     pd.testing.assert_frame_equal(small.rows(out), small.rows(complete))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flip", "gone"])
+def test_a_damaged_report_is_drawn_again(study: Path, complete: Path, tmp_path: Path, damage: str) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(complete, out)
+    path = out / "report" / "summary.json"
+    whole = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"cut": whole[:-9], "empty": b"", "flip": whole.replace(b"0", b"1", 1)}[damage])
+    assert run(["run", str(study), "--out", str(out), "--workers", "1"]) == 0
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "changes", [{"eps": 0.31}, {"threat": "blackbox"}, {"target": "other"}, {"defense": "adp"}, {"attack": "fgsm"}]
+)
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_cell_that_was_edited_changes_no_number(
+    study: Path,
+    complete: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    signed: bool,
+) -> None:
+    """Cells of before there were checksums are held against their recipes alone, which say nothing of names."""
+    if not signed and not changes.keys() & {"eps", "threat"}:
+        pytest.skip("an old cell's name is its own word")
+    out = tmp_path / "out"
+    shutil.copytree(complete, out)
+    name = planned(study).main[0]
+    for path in (out / "runs" / name / "outcomes" / "cells").glob("*.json"):
+        cell = json.loads(path.read_text())
+        if cell["threat"] == "whitebox":
+            if not signed:
+                del cell["checksum"]
+            path.write_text(json.dumps({**cell, **changes}))
+    runs = ["--runs", str(out / "runs")]
+    for asked in (["show", name], ["compare", name, planned(study).main[1], "--threat", "whitebox"], ["report"]):
+        capsys.readouterr()
+        assert run([*asked, *runs]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+        assert "was changed after it was written" in line
+        assert "cells/" in line
+
+
+def test_rows_that_are_gone_are_told(
+    study: Path, complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(complete, out)
+    name = planned(study).main[0]
+    for path in (out / "runs" / name / "outcomes").glob("part-*.parquet"):
+        path.rename(path.with_suffix(".old"))
+    assert run(["show", name, "--runs", str(out / "runs")]) == 0
+    assert "have no rows: " in capsys.readouterr().err
 
 
 class Pool(Script):
