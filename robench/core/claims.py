@@ -16,6 +16,9 @@ from robench.core.errors import RobenchError
 #: Seconds without a sign of life after which a claim of another machine counts as abandoned.
 STALE = 900.0
 
+#: Seconds after which a claim that does not say whose it is counts as abandoned: who is killed has no time to write it.
+UNWRITTEN = 10.0
+
 #: Seconds between two looks at what another process has.
 PAUSE = 0.5
 
@@ -92,7 +95,9 @@ class Claims:
             return True
         except ValueError:
             told = {}
-        if told.get("host") == socket.gethostname():
+        if not isinstance(told, dict) or not told:
+            gone = age > UNWRITTEN
+        elif told.get("host") == socket.gethostname():
             gone = not alive(told)
         else:
             gone = age > STALE

@@ -76,6 +76,18 @@ def test_another_machine_keeps_its_claim_until_it_is_silent(tmp_path: Path) -> N
         assert granted
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_who_was_killed_while_it_claimed_has_no_claim_for_long(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "unit.json"
+    path.write_text(content)
+    with claims.Claims(tmp_path).take("unit") as granted:
+        assert not granted, "it may be writing"
+    old = path.stat().st_mtime - claims.UNWRITTEN - 1
+    os.utime(path, (old, old))
+    with claims.Claims(tmp_path).take("unit") as granted:
+        assert granted
+
+
 def test_a_sign_of_life_renews_a_claim(tmp_path: Path) -> None:
     mine = Claims(tmp_path)
     with mine.take("unit"):
