@@ -236,12 +236,12 @@ class _Scene:
 def _few_steps(kind: type[Any]) -> Any:
     """The plug-in at its defaults, but for its steps."""
     steps = 6 if issubclass(kind, Attack) else 2
-    return kind(**{item.name: steps for item in fields(kind) if item.name in ("steps", "advt_steps")})
+    return kind(**{item.name: steps for item in fields(kind) if item.name in ("steps", "advt_steps", "queries")})
 
 
 def _refuses_wrong_fields(kind: type[Attack]) -> str:
     wrong: list[dict[str, Any]] = [{"loss": "nonsense"}]
-    wrong += [{item.name: 0} for item in fields(kind) if item.name in ("steps", "restarts")]
+    wrong += [{item.name: 0} for item in fields(kind) if item.name in ("steps", "restarts", "queries")]
     for values in wrong:
         try:
             kind(**values)

@@ -142,8 +142,8 @@ def surrogates_of(threat: Threat) -> tuple[Subject, ...]:
 
 
 def steps_of(attack: Attack) -> int:
-    """Gradient steps per image and restart, for progress and plans; 1 where the attack does not say."""
-    return int(getattr(attack, "steps", 1))
+    """Gradient steps, or queries, per image and restart, for progress and plans; 1 where the attack does not say."""
+    return int(getattr(attack, "steps", getattr(attack, "queries", 1)))
 
 
 def correct_for_all(
@@ -360,7 +360,7 @@ class Evaluator:
         samples, eps = work.pairs()
         most = fitting_batch(self.settings.device, self._numbers, self._batch)
         chunk = np.resize(np.arange(len(samples)), self._images_per_pass(work.job.attack, most))
-        fewer: dict[str, Any] = {"steps": steps} if hasattr(work.job.attack, "steps") else {}
+        fewer: dict[str, Any] = {name: steps for name in ("steps", "queries") if hasattr(work.job.attack, name)}
         attack = replace(work.job.attack, **fewer)
         model = self._source(work).model
         times: list[float] = []

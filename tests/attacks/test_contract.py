@@ -34,7 +34,7 @@ def small(name: str, **values: object) -> Attack:
     if name == "autoattack" and importlib.util.find_spec("torchattacks") is None:
         pytest.skip("torchattacks is not installed")
     names = {item.name for item in fields(kind)}
-    return kind(**({"steps": 6} if "steps" in names else {}), **values)
+    return kind(**{name: 6 for name in ("steps", "queries") if name in names}, **values)
 
 
 everyone = pytest.mark.parametrize("name", ATTACKS.names())
