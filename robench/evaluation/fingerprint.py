@@ -54,13 +54,13 @@ class Recognised:
     def keep(self) -> None:
         """Records that this is what is judged from now on."""
         if self._run is not None:
-            write_tensors(self._run.folder / FILE, self._kept, {"current": self.identity})
+            about = {"current": self.identity, "run": self._run.identity}
+            write_tensors(self._run.folder / FILE, self._kept, about)
 
 
 def judged_identity(run: Run) -> str:
     """The identity of ``run`` as it was judged last: what its rows are looked up by, without loading it."""
-    path = run.folder / FILE
-    return _read(run)[1] if path.exists() else run.identity
+    return _read(run)[1]
 
 
 def recognise(run: Run, ensemble: Ensemble, shape: torch.Size, device: torch.device) -> Recognised:
@@ -77,7 +77,7 @@ def recognise(run: Run, ensemble: Ensemble, shape: torch.Size, device: torch.dev
         return Recognised(judged_identity(run))
     if not bool(outputs.isfinite().all()):
         return Recognised(judged_identity(run))
-    kept, current = _read(run) if (run.folder / FILE).exists() else ({}, run.identity)
+    kept, current = _read(run)
     own = {name: value for name, value in kept.items() if name.endswith(f"/{'x'.join(map(str, shape))}")}
     for name, value in own.items():
         if value.shape == outputs.shape and disagreement(outputs, value) <= ROUNDING["float32"]:
@@ -99,8 +99,10 @@ def _apart(outputs: Tensor, own: dict[str, Tensor], current: str, identity: str)
 
 
 def _read(run: Run) -> tuple[dict[str, Tensor], str]:
-    """Outputs by identity and shape, and the identity that was judged last."""
+    """Outputs by identity and shape, and the identity that was judged last; of other weights nothing counts."""
+    if not (run.folder / FILE).exists():
+        return {}, run.identity
     tensors, metadata = read_tensors(run.folder / FILE)
     if "current" not in metadata:
         raise RobenchError(f"{run.folder / FILE} is damaged; remove it and run the same command again")
-    return tensors, metadata["current"]
+    return (tensors, metadata["current"]) if metadata.get("run") == run.identity else ({}, run.identity)

@@ -20,10 +20,11 @@ import torch
 
 from robench.cli import run
 from robench.commands import _helpers
-from robench.core.data import Data
+from robench.core.data import Data, load
 from robench.core.runs import Runs
-from robench.core.store import read_json, write_json
+from robench.core.store import read_record
 from robench.evaluation.engine import Evaluator
+from tests import forged
 from tests.evaluation.conftest import SPEC, ensemble
 
 EVAL = ["--dataset", "npz:noise.npz", "--samples", "24", "--steps", "3", "--restarts", "2", "--device", "cpu"]
@@ -46,7 +47,7 @@ def work(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
                     defense={"name": defense},
                     seed=seed,
                     role="target",
-                    data={"name": "noise", "fingerprint": ""},
+                    data={"name": load("npz:noise.npz").label, "fingerprint": ""},
                 )
         yield folder
     finally:
@@ -58,10 +59,11 @@ def test_checks_come_after_the_table_and_beside_csv(work: Path, capsys: pytest.C
     assert run([*arguments, "--strict", "--no-probe"]) == 0
     printed = capsys.readouterr()
     assert "24 images, not probed" in printed.out
-    names = [line.split(":")[0] for line in printed.out.splitlines()[-6:]]
+    names = [line.split(":")[0] for line in printed.out.splitlines()[-7:]]
     assert names == [
         "pass  outputs repeat",
         "pass  gradient true",
+        "pass  sample stands for the data",
         "pass  rows possible",
         "pass  images moved",
         "pass  gradients there",
@@ -155,7 +157,7 @@ def test_doctor(work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     manifest = Runs().get("gal1").manifest
     assert run(["doctor", "gal1", "--dataset", "digits", "--device", "cpu"]) == 1
     assert "fail  number of classes (member 1, 2): the model has 4 outputs, digits has 10" in capsys.readouterr().out
-    assert read_json(Path("runs/gal1/manifest.json")) == manifest
+    assert read_record(Path("runs/gal1/manifest.json")) == manifest
     monkeypatch.syspath_prepend(str(work))
     Path("made_here.py").write_text(
         "from torch import nn\n"
@@ -173,11 +175,12 @@ def test_doctor(work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
 
 def test_weights_that_were_replaced_are_not_mixed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["eval", "hold-out1", "hold-out2", "--threat", "whitebox", "--eps", "0.02", *EVAL]) == 0
-    folder = Path("runs/hold-out1/outcomes/cells")
-    for path in folder.glob("*.json"):
-        cell = read_json(path)
+
+    def another(cell: dict[str, Any]) -> None:
         if cell["threat"] == "clean":
-            write_json(path, {**cell, "recipe": {**cell["recipe"], "target": "other"}})
+            cell["recipe"]["target"] = "other"
+
+    forged.cells(Path("runs/hold-out1/outcomes"), another)
     capsys.readouterr()
     told = "1 of 2 cells in runs/hold-out1/outcomes are of other weights: left out"
     for threat, code in (("whitebox", 0), ("clean", 2)):

@@ -274,7 +274,9 @@ def test_whoever_only_reads_leaves_damaged_rows_where_they_are(
     notices: list[str] = []
     assert FolderRows(tmp_path / "subject0", notices.append, repair=False).outcomes().frame.empty
     assert path.exists()
-    assert notices == [f"{path} is damaged: its rows do not count here"]
+    damaged, lost = notices
+    assert damaged == f"{path} is damaged: its rows do not count here"
+    assert " have no rows: clean, whitebox pgd:steps=3 ce; " in lost
 
 
 def test_an_interruption_changes_no_row(

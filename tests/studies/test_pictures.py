@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +12,13 @@ import torch
 
 from robench.attacks.pgd import PGD
 from robench.core.data import to_images
+from robench.core.store import read_record
 from robench.evaluation.engine import Settings
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
 from robench.reports.pictures import Picture
 from robench.studies.pictures import pictures
 from robench.studies.workbench import CRAFTED, OUTCOMES, Workbench, stored
+from tests import forged
 from tests.studies.conftest import judge
 
 
@@ -89,11 +91,12 @@ def test_what_cannot_be_made_again_is_told(judged: Workbench, monkeypatch: pytes
     assert all("has changed since" in text for text in notices)
     assert notices[0].startswith(f"{len(whole) - len(found)} of {len(whole)} pictures left out")
     monkeypatch.undo()
-    for path in (judged.store.root / "base" / OUTCOMES / "cells").glob("*.json"):
-        manifest = json.loads(path.read_text())
-        if manifest["threat"] == "whitebox":
-            manifest["recipe"]["craft"]["batch"] = 8
-            path.write_text(json.dumps(manifest))
+
+    def batched(cell: dict[str, Any]) -> None:
+        if cell["threat"] == "whitebox":
+            cell["recipe"]["craft"]["batch"] = 8
+
+    forged.cells(judged.store.root / "base" / OUTCOMES, batched)
     assert any("depend on the batch" in text for text in seen(judged)[1])
 
 
@@ -109,6 +112,6 @@ def test_replaced_weights_are_noticed(judged: Workbench) -> None:
 
 def replace(run: Path, other: Path) -> None:
     """Gives a run the weights of another one."""
-    ours, theirs = (json.loads((path / "manifest.json").read_text()) for path in (run, other))
+    theirs = read_record(other / "manifest.json")
     shutil.copy(other / "weights.safetensors", run / "weights.safetensors")
-    (run / "manifest.json").write_text(json.dumps({**ours, "weights": theirs["weights"]}))
+    forged.record(run / "manifest.json", weights=theirs["weights"])

@@ -17,6 +17,7 @@ from robench.cli import run
 from robench.core.data import Data, at_hand, load
 from robench.evaluation.words import attacks
 from robench.studies.workbench import OUTCOMES, Workbench, stored
+from tests import forged
 from tests.studies.conftest import judge
 
 
@@ -54,7 +55,7 @@ def test_show_as_json_is_what_was_recorded(place: Path, judged: Workbench, capsy
         {"epoch": 1, "lr": 0.1, "terms": {"ce": 2.0}, "track": {"diversity": 1.5, "every": 1}},
         {"epoch": 2, "lr": 0.1, "terms": {"ce": 1.0}},
     ]
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "history": history}))
+    forged.record(manifest, history=history)
     shown = json.loads(said(capsys, "show", "base", "--format", "json"))
     assert shown["run"]["n"] == 2
     assert shown["run"]["members"] == ["2 x resnet8"]
@@ -82,7 +83,7 @@ def test_show_in_the_terminal(place: Path, capsys: pytest.CaptureFixture[str]) -
     entries = [{"epoch": epoch, "lr": 0.1, "terms": {"ce": 1 / epoch}} for epoch in range(1, 201)]
     for entry in entries[::50]:
         entry["track"] = {"diversity": 1.25, "diversity_eps": 0.07, "every": 50}
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "history": entries}))
+    forged.record(manifest, history=entries)
     text = said(capsys, "show", "base")
     for part in ("2 x resnet8", "seed", "target", "cifar10", "5 of 200 epochs", "diversity, ε 0.07", "surrogates: sub"):
         assert part in text
@@ -90,7 +91,7 @@ def test_show_in_the_terminal(place: Path, capsys: pytest.CaptureFixture[str]) -
     assert [epoch for epoch in epochs if epoch.isdigit()] == ["1", "51", "101", "151", "200"]
     for entry in entries:
         entry.pop("track", None)
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "history": entries}))
+    forged.record(manifest, history=entries)
     assert "12 of 200 epochs" in said(capsys, "show", "base")
     bare = said(capsys, "show", "sub")
     assert "nothing was measured; robench eval sub" in bare
@@ -146,17 +147,14 @@ def test_verdicts_beside_the_paper_depend_on_what_was_judged(
     table, folder = place / "figures" / "against_dverge2020.md", place / "runs" / "base" / OUTCOMES
     shutil.rmtree(folder)
     judged.whitebox([judged.store.get("base")], eps=(0.03,), attacks=attacks("whitebox"), restarts=1)
-    cells = list((folder / "cells").glob("*.json"))
-    for path in cells:  # the paper has no ensembles of two
-        path.write_text(path.read_text().replace('"n": 2', '"n": 3'))
+    forged.cells(folder, lambda cell: cell.update(n=3))  # the paper has no ensembles of two
     said(capsys, *out)
     assert "| clean | baseline | 3 | 0 | 100.0 |" in table.read_text()
     assert "different data" in table.read_text()
     said(capsys, *out, "--same-data")
     assert "(data vouched for)" in table.read_text()
     assert "different data" not in table.read_text()
-    for path in cells:
-        path.write_text(path.read_text().replace(judged.data.identity, "cifar10"))
+    forged.cells(folder, lambda cell: cell["recipe"].get("craft", cell["recipe"]).update(data="cifar10"))
     said(capsys, *out)
     assert "inside |" in table.read_text()
     facts = json.loads((place / "figures" / "against_dverge2020.provenance.json").read_text())

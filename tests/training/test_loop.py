@@ -26,11 +26,12 @@ from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.rng import Stream
 from robench.core.runs import Run, Runs
-from robench.core.store import read_tensors, tensors_hash
+from robench.core.store import read_record, read_tensors, tensors_hash
 from robench.training import loop, parallel
 from robench.training.loop import augment, batches, make_optimizer, noisy
 from robench.training.recipes import Recipe
 from robench.training.task import Task
+from tests import forged
 
 Small = Callable[..., Task]
 Train = Callable[..., Run]
@@ -361,10 +362,8 @@ def test_it_resumes_in_the_middle_of_an_epoch(small: Small, train: Train, runs: 
 def test_a_parents_manifest_names_no_code(small: Small, train: Train, runs: Runs) -> None:
     """Even where the user typed code of his own for the new run."""
     path = train(small(name="theirs")).folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    for member in manifest["members"]:
-        member["name"] = "that.is.not:there"
-    path.write_text(json.dumps(manifest))
+    members = [{**member, "name": "that.is.not:there"} for member in read_record(path)["members"]]
+    forged.record(path, members=members)
     with pytest.raises(RobenchError, match=r"that\.is\.not:there.*--model"):
         train(small(init="theirs"), trusted=True)
 
