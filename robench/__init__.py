@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from robench.core.data import load as load_data
     from robench.core.ensemble import Ensemble
-    from robench.core.errors import RobenchError
+    from robench.core.errors import DoubtWarning, RobenchError
     from robench.evaluation.api import evaluate
     from robench.evaluation.outcomes import Outcomes
     from robench.evaluation.subjects import Subject
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Blackbox",
+    "DoubtWarning",
     "Ensemble",
     "Outcomes",
     "RobenchError",
@@ -32,6 +33,7 @@ __all__ = [
 
 _HOME = {
     "Blackbox": "robench.evaluation.threats",
+    "DoubtWarning": "robench.core.errors",
     "Ensemble": "robench.core.ensemble",
     "Outcomes": "robench.evaluation.outcomes",
     "RobenchError": "robench.core.errors",

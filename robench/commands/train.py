@@ -28,6 +28,12 @@ from robench.commands._shared import bar, device_of, notice, pairs, shared
     type=click.Choice(["quick", "full"]),
     help="Diversity and transferability into the history: in under 15 % of the time, or the paper's protocol.",
 )
+@click.option(
+    "--compile",
+    "compiling",
+    is_flag=True,
+    help="Train through torch.compile, with CUDA graphs on a GPU; first minutes of compiling.",
+)
 @shared("data_dir", "device", "runs")
 def command(
     defense: str,
@@ -41,6 +47,7 @@ def command(
     role: Any,
     name: str | None,
     track: str | None,
+    compiling: bool,
     data_dir: str,
     device: str,
     runs: str,
@@ -83,6 +90,7 @@ def command(
             Runs(runs),
             device=place,
             trusted=trusted,
+            compile=compiling,
             track=tracking,
             track_every=1 if track == "full" else None,
             progress=progress,

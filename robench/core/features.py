@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from robench.core.errors import RobenchError
 from robench.core.frozen import frozen, hooked
@@ -75,6 +78,10 @@ def features(model: nn.Module, images: Tensor, layer: int) -> Tensor:
     Raises:
         RobenchError: a layer that the forward pass does not reach.
     """
+    part = _PARTS[model](layer, model.training) if model in _PARTS else None
+    if part is not None:
+        # CUDA graphs write the next output over this one.
+        return part(images).clone()  # type: ignore[no-any-return]
     if isinstance(model, Normalized):
         return features(model.model, model.normalize(images), layer)
     own = _own(model)
@@ -99,6 +106,56 @@ def features(model: nn.Module, images: Tensor, layer: int) -> Tensor:
     if layer == calls + 1:
         return logits
     raise RobenchError(f"expected `layer` of {type(model).__name__} in 1..{calls + 1}, got {layer}")
+
+
+_Part = Callable[[int, bool], nn.Module | None]
+
+#: Networks of which the part up to a layer is a module of its own, see `parted`.
+_PARTS: WeakKeyDictionary[nn.Module, _Part] = WeakKeyDictionary()
+
+
+@contextmanager
+def parted(models: Iterable[nn.Module], prepare: Callable[[nn.Module], nn.Module]) -> Iterator[None]:
+    """Within, `features` of these networks runs modules that end at the layer asked for, each once through ``prepare``,
+    instead of leaving the forward pass: as torch.compile wants it. Networks that torch.fx cannot trace, and those with
+    their own ``features``, go on as usual.
+    """
+    parts = {model: _parts(model, prepare) for model in models if _traceable(model)}
+    _PARTS.update(parts)
+    try:
+        yield
+    finally:
+        for model in parts:
+            del _PARTS[model]
+
+
+def _traceable(model: nn.Module) -> bool:
+    if _own(model.model if isinstance(model, Normalized) else model) is not None:
+        return False
+    try:
+        fx.symbolic_trace(model)
+    except Exception:  # whatever tracing a user's forward may raise
+        return False
+    return True
+
+
+def _parts(model: nn.Module, prepare: Callable[[nn.Module], nn.Module]) -> _Part:
+    @cache
+    def part(layer: int, training: bool) -> nn.Module | None:
+        """The operations before the ``layer``-th activation, in execution order: also those that it does not depend on,
+        as their BatchNorm counts in train mode. None where there are fewer layers."""
+        graph, calls = fx.Graph(), 0
+        copies: dict[fx.Node, fx.Node] = {}
+        for node in fx.symbolic_trace(model).graph.nodes:
+            if node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), ACTIVATIONS):
+                calls += 1
+                if calls == layer:
+                    graph.output(copies[node.args[0]])
+                    return prepare(fx.GraphModule(model, graph))
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+        return prepare(fx.GraphModule(model, graph)) if layer == calls + 1 else None
+
+    return part
 
 
 def _own(model: nn.Module) -> Any | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from robench.core.threads import fitting_threads
 from robench.defenses import Batch, Terms
 from robench.training import parallel
 from robench.training.checkpoint import Checkpoint
+from robench.training.compiling import COMPARED, begin_step, compiled_if_same
 from robench.training.recipes import Recipe
 from robench.training.task import Task
 
@@ -45,6 +48,7 @@ def ensure(
     *,
     device: torch.device,
     trusted: bool = False,
+    compile: bool = False,
     track: Track | None = None,
     track_every: int | None = None,
     progress: Progress = silent,
@@ -56,6 +60,7 @@ def ensure(
     is waited for, but not by torchrun's.
 
     Args:
+        compile: through torch.compile, see `robench.training.compiling`; where that is not the same, as usual.
         track: measured after epochs, into the history; the weights do not depend on it.
         track_every: epochs between two measurements; by default as many as keep them within 15 % of the time.
 
@@ -87,11 +92,20 @@ def ensure(
         if task.start is not None:
             if task.start.name not in runs.names():
                 _rehearse(task, data, device, trusted)
-            parent = ensure(task.start, data, runs, device=device, trusted=trusted, progress=advance, notice=notice)
+            parent = ensure(
+                task.start,
+                data,
+                runs,
+                device=device,
+                trusted=trusted,
+                compile=compile,
+                progress=advance,
+                notice=notice,
+            )
         elif task.init != "scratch":
             parent = runs.get(task.init)
         with fitting_threads(device, task.recipe.batch_size * data.train.images[0].numel()):
-            return _train(task, data, runs, parent, device, trusted, track, track_every, advance, notice)
+            return _train(task, data, runs, parent, device, trusted, compile, track, track_every, advance, notice)
 
 
 def _finished(task: Task, runs: Runs, notice: Callable[[str], None]) -> Run:
@@ -171,6 +185,7 @@ def _train(
     parent: Run | None,
     device: torch.device,
     trusted: bool,
+    compile: bool,
     track: Track | None,
     track_every: int | None,
     progress: Progress,
@@ -202,32 +217,39 @@ def _train(
     total = task.recipe.epochs * steps
     saved = time.monotonic()
     ensemble.train()
-    while state.epoch < task.recipe.epochs:
-        began, first = time.monotonic(), state.step
-        for batch in batches(train, task.recipe, stream, state.epoch, task.defense.paired, state.step):
-            # In the middle of the step, so that the first of a warm-up learns and the last of a cosine does too.
-            rate = task.recipe.rate(state.epoch + (state.step + 0.5) / steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            state.add(train_step(ensemble, optimizer, task, batch))
-            progress(state.epoch * steps + state.step, total, task.name)
-            if writes and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                checkpoint.save(ensemble, optimizer, state)
-                saved = time.monotonic()
-        state.close(task.recipe.rate(state.epoch))
-        if not (
-            all(math.isfinite(value) for value in state.history[-1]["terms"].values())
-            and all(bool(torch.isfinite(value).all()) for value in ensemble.state_dict().values())
-        ):
-            # Going on from here would only fail again.
-            checkpoint.path.unlink(missing_ok=True)
-            raise RobenchError(
-                f"the loss or a weight of {task.name!r} is not finite after epoch {state.epoch}; try a smaller --lr"
-            )
-        # Of an epoch that was resumed, only a part was timed, if any: then its measurement is left out.
-        if track is not None and writes and first < steps:
-            took = (time.monotonic() - began) * steps / (steps - first)
-            _track(track, track_every, ensemble, state.history, took)
+    with ExitStack() as stack:
+        fast = False
+        if compile and state.epoch < task.recipe.epochs:
+            few = list(islice(batches(train, task.recipe, stream, state.epoch, task.defense.paired), COMPARED))
+            fast = stack.enter_context(_through_compiler(ensemble, task, few, device, notice))
+        while state.epoch < task.recipe.epochs:
+            began, first = time.monotonic(), state.step
+            for batch in batches(train, task.recipe, stream, state.epoch, task.defense.paired, state.step):
+                # In the middle of the step, so that the first of a warm-up learns and the last of a cosine does too.
+                rate = task.recipe.rate(state.epoch + (state.step + 0.5) / steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                if fast:
+                    begin_step(device)
+                state.add(train_step(ensemble, optimizer, task, batch))
+                progress(state.epoch * steps + state.step, total, task.name)
+                if writes and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    checkpoint.save(ensemble, optimizer, state)
+                    saved = time.monotonic()
+            state.close(task.recipe.rate(state.epoch))
+            if not (
+                all(math.isfinite(value) for value in state.history[-1]["terms"].values())
+                and all(bool(torch.isfinite(value).all()) for value in ensemble.state_dict().values())
+            ):
+                # Going on from here would only fail again.
+                checkpoint.path.unlink(missing_ok=True)
+                raise RobenchError(
+                    f"the loss or a weight of {task.name!r} is not finite after epoch {state.epoch}; try a smaller --lr"
+                )
+            # Of an epoch that was resumed, only a part was timed, if any: then its measurement is left out.
+            if track is not None and writes and first < steps:
+                took = (time.monotonic() - began) * steps / (steps - first)
+                _track(track, track_every, ensemble, state.history, took)
     if writes:
         runs.save(
             task.name,
@@ -239,11 +261,34 @@ def _train(
             data={"name": data.label, "fingerprint": data.fingerprint},
             ancestors=lineage(parent) if parent else (),
             key=task.key,
-            more={"recipe": task.recipe.model_dump(mode="json"), "history": state.history},
+            more={
+                "recipe": task.recipe.model_dump(mode="json"),
+                "history": state.history,
+                **({"compiled": True} if fast else {}),
+            },
         )
         checkpoint.path.unlink(missing_ok=True)
     parallel.wait()
     return runs.get(task.name)
+
+
+@contextmanager
+def _through_compiler(
+    ensemble: Ensemble, task: Task, few: Sequence[Batch], device: torch.device, notice: Callable[[str], None]
+) -> Iterator[bool]:
+    """Within, the ensemble's members go through torch.compile, where ``few`` batches show that steps stay the same."""
+    if parallel.place()[1] > 1:
+        notice("training goes on without torch.compile: it is for one process")
+        yield False
+        return
+
+    def step(each: Ensemble, optimizer: torch.optim.Optimizer, number: int) -> dict[str, Tensor]:
+        begin_step(device)
+        return train_step(each, optimizer, task, few[number % len(few)])
+
+    make = partial(make_optimizer, task.recipe)
+    with compiled_if_same(ensemble, make, step, task.recipe.precision, notice) as fast:
+        yield fast
 
 
 def _track(track: Track, every: int | None, ensemble: Ensemble, history: list[dict[str, Any]], seconds: float) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.core.errors import RobenchError
-from robench.core.features import depth, features
+from robench.core.features import depth, features, parted
 from robench.core.models import ModelSpec, Normalized, build
 
 IMAGES = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
@@ -182,3 +182,61 @@ def test_a_part_called_features_is_not_a_models_own_layers() -> None:
     model = Vgg()
     assert depth(model, IMAGES) == 2
     assert torch.equal(features(model, IMAGES, 1), model.features[0](IMAGES))
+
+
+def moved(model: nn.Module, images: Tensor, layer: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Features in train mode, a gradient through them, and all statistics afterwards."""
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    images = images.clone().requires_grad_(True)
+    value = features(model, images, layer)
+    (slope,) = torch.autograd.grad(value.square().sum(), images)
+    after = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(state)
+    return value.detach(), slope, after
+
+
+@pytest.mark.parametrize("name", ["resnet8", "torchvision/resnet18"])
+def test_a_part_of_a_network_gives_the_features_and_moves_the_statistics_that_leaving_the_pass_does(name: str) -> None:
+    model, images = small(name), torch.rand((2, 3, 32, 32), generator=torch.Generator().manual_seed(1))
+    made: list[nn.Module] = []
+
+    def note(part: nn.Module) -> nn.Module:
+        made.append(part)
+        return part
+
+    layers = depth(model, images)
+    for layer in (1, 2, 3, layers - 1, layers):
+        wanted = moved(model, images, layer)
+        with parted([model], note):
+            found = moved(model, images, layer)
+            assert len(made) == 1, "the part was not taken"
+            features(model, images, layer)
+            assert len(made) == 1, "a part was made twice"
+        for one, other in zip(found[:2], wanted[:2], strict=True):
+            torch.testing.assert_close(one, other)
+        for key, value in wanted[2].items():
+            torch.testing.assert_close(found[2][key], value, msg=key)
+        made.clear()
+    features(model, images, 2)
+    assert not made, "parts outlived their context"
+    with parted([model], note), pytest.raises(RobenchError, match=f"1..{layers}"):
+        features(model, images, layers + 1)
+
+
+def test_a_network_that_cannot_be_traced_leaves_its_pass_as_usual() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.relu(x.mean(dim=(2, 3)) - 0.5)
+            return y if bool((y > 0).any()) else -y
+
+    def never(part: nn.Module) -> nn.Module:
+        raise AssertionError("it has no parts")
+
+    model = Branching()
+    with parted([model], never):
+        assert torch.equal(features(model, IMAGES, 1), IMAGES.mean(dim=(2, 3)) - 0.5)
