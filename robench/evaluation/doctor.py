@@ -36,6 +36,8 @@ from robench.evaluation.statistics import mcnemar
 SAME = 1e-2
 #: How much better another input convention must be: in accuracy, and by McNemar's test.
 FAR, SURE = 0.05, 0.001
+#: What is better by less on images with fewer colours or pixels may be a weak network.
+MUCH = 0.2
 #: Share of images without a gradient that is worth a warning.
 MANY = 0.01
 
@@ -278,6 +280,7 @@ class _View:
         how: in words; name, fix: of the finding, where they are right far more often so.
         given: what a network sees instead of an image in [0, 1].
         inside: given to a member's network in place of its own normalisation.
+        poorer: it takes colours or pixels away, which may help a weak network too.
     """
 
     how: str
@@ -285,6 +288,11 @@ class _View:
     name: str
     fix: str
     inside: bool = False
+    poorer: bool = False
+
+
+def _greyed(images: Tensor) -> Tensor:
+    return images.mean(1, keepdim=True).expand_as(images)
 
 
 def _views(members: Sequence[nn.Module], images: Tensor, data: Data) -> list[_View]:
@@ -314,7 +322,7 @@ def _views(members: Sequence[nn.Module], images: Tensor, data: Data) -> list[_Vi
         fix = "it takes BGR: flip the channels inside the model"
         views.append(_View("with channels in reverse order", lambda x: x.flip(1), "channel order", fix))
         grey = "it takes grey images: average the channels inside the model"
-        views.append(_View("in grey", lambda x: x.mean(1, keepdim=True).expand_as(x), "channels", grey))
+        views.append(_View("in grey", _greyed, "channels", grey, poorer=True))
     views += [
         *([] if normalised else [_View("in [-1, 1]", lambda x: 2 * x - 1, "input range", "compute 2x - 1 inside it")]),
         _View("in [0, 255]", lambda x: 255 * x, "input range", "multiply by 255 inside the model", normalised),
@@ -326,7 +334,9 @@ def _views(members: Sequence[nn.Module], images: Tensor, data: Data) -> list[_Vi
     for other in (side // 2, 28, 32, 2 * side, 96):
         if side <= LARGEST and other not in (side, 0):
             fix = f"resize to {other}x{other} inside the model"
-            views.append(_View(f"of {other}x{other} pixels", partial(_resized, side=other), "size", fix))
+            views.append(
+                _View(f"of {other}x{other} pixels", partial(_resized, side=other), "size", fix, poorer=other < side)
+            )
     return views
 
 
@@ -383,7 +393,8 @@ def _conventions(
         beats = wilson(int(other.sum()), len(other))[0] > chance
         if beats and other.mean() - right.mean() > FAR and mcnemar(other, right) < SURE:
             evidence = f"accuracy is {right.mean():.1%} as it is, {other.mean():.1%} on images {view.how}"
-            return [Finding(view.name, "fail", evidence, view.fix)]
+            told = view.poorer and other.mean() - right.mean() < MUCH
+            return [Finding(view.name, "warn" if told else "fail", evidence, view.fix)]
     return _renamed(outputs, labels, right, data) or list(_at_chance(right, chance))
 
 

@@ -38,8 +38,9 @@ DIRECTIONS = 3
 STEPS = {torch.float32: (1e-3, 3e-4, 3e-3, 1e-2), torch.float64: (1e-6, 1e-4, 1e-2)}
 #: Where else it is looked at: one step of this size from the image.
 NEAR = 8 / 255
-#: How far from black and white.
-INSIDE = 0.02
+#: How far from black and white, and how much noise is added: where a black ground is all the same, a maximum of
+#: neighbours has no gradient.
+INSIDE, NOISE = 0.02, 0.01
 #: An image's gradient is wrong where slopes differ from finite differences by more than this part of them.
 WRONG = 0.3
 #: Share of images with a wrong gradient that is worth a warning, and that is a failure.
@@ -234,14 +235,15 @@ def _wrong(member: nn.Module, images: Tensor, labels: Tensor) -> float:
         return (found.gather(1, labels[:, None]) - found.gather(1, rival[:, None]))[:, 0]
 
     # Away from black and white, where a clamp inside the model has a kink.
-    images = INSIDE + (1 - 2 * INSIDE) * images
+    noise = NOISE * (Stream(("gradient", "noise")).uniform(images.shape, 0).to(images) - 0.5)
+    images = INSIDE + (1 - 2 * INSIDE) * images + noise
     try:
         slope = gradient(lead, images)
     except (RobenchError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and out_of_memory(error):
             raise
         return 1.0
-    step = (images - NEAR * slope.sign()).clamp(INSIDE, 1 - INSIDE)
+    step = (images - NEAR * slope.sign()).clamp(INSIDE, 1 - INSIDE) + noise
     bad = [_bad(lead, images, slope), _bad(lead, step, gradient(lead, step))]
     return float(torch.stack(bad).double().mean(dim=1).max())
 

@@ -79,7 +79,7 @@ def compiled_if_same(
 def begin_step(device: torch.device) -> None:
     """To be called before every step: tells CUDA graphs that nothing of the last one is read any more."""
     if device.type == "cuda":
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
 
 def differs(
