@@ -7,7 +7,7 @@ SETUP := .venv/.installed
 # Where Python may keep no compiled files, each of some thirty processes would compile torch anew: 4 s or more.
 demo test truth test-oldest: export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test lint types truth test-oldest clean
+.PHONY: demo test lint types truth gpu test-oldest clean
 
 $(SETUP): setup.cfg pyproject.toml constraints.txt
 ifeq ($(UV),)
@@ -30,6 +30,10 @@ test: $(SETUP)
 # The authors' published weights and real CIFAR-10 images, in full (needs ../shared/data or $$ROBENCH_DATA).
 truth: $(SETUP)
 	$(BIN)/python -m pytest -m truth --timeout 3600 -rs -s
+
+# Everything that a GPU must show, in twelve minutes (docs/gpu.md).
+gpu: $(SETUP)
+	$(BIN)/python benchmarks/gpu.py
 
 # The lower bounds of setup.cfg, in an environment of their own (needs uv).
 test-oldest:

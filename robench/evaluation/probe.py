@@ -25,9 +25,9 @@ from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Threat, Whitebox
 
 #: Of what is always done: share of the result's gradient steps that it may take, and steps that it may take anyhow;
-#: survivors at most; queries of each; what a query costs in gradient steps.
-SHARE, FLOOR, MOST = 0.1, 1500, 100
-FEW_QUERIES, QUERY = 200, 0.4
+#: survivors at most; queries of each; what a query costs in gradient steps, measured on a few images.
+SHARE, FLOOR, MOST = 0.06, 1500, 100
+FEW_QUERIES, QUERY = 200, 0.5
 
 #: Survivors that are attacked again at most.
 LIMIT = 200
