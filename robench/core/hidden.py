@@ -27,6 +27,8 @@ def unregistered(model: nn.Module) -> list[str]:
     seen: set[int] = set()
     found = []
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # what TorchScript keeps, it registers
         for attribute, value in vars(module).items():
             if attribute not in _TORCH:
                 place = f"{name}.{attribute}" if name else attribute

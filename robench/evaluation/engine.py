@@ -33,7 +33,7 @@ from robench.evaluation.checks import stands_for, surrogates_work
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import ASIDE, ENSEMBLE, SURROGATE, Check, Outcomes
 from robench.evaluation.rows import Rows
-from robench.evaluation.soundness import GRADIENT, examine, keyed_torch
+from robench.evaluation.soundness import GRADIENT, REPEAT, changed, examine, keyed_torch
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Blackbox, Job, Threat
 
@@ -257,6 +257,7 @@ class Evaluator:
                 rows.refresh()
         for rows in self._rows.values():
             rows.compact()
+        self._again(targets, threat, found)
         parts = []
         for target in targets:
             rows = self._kept(target, threat.name)
@@ -297,23 +298,25 @@ class Evaluator:
                 if sound.draws:
                     self._drawing.add(subject.identity)
                 if sound.blind:
-                    blind.append(subject.name)
-                    own.append(
-                        Check(
-                            "cross-entropy sees",
-                            "warn",
-                            f"the outputs of {subject.name} are so large that cross-entropy has no gradient: every "
-                            f"attack is made with CW too",
-                        )
-                    )
+                    blind.append(sound.blind.evidence)
+                    own.append(replace(sound.blind, evidence=f"{blind[-1]}; every attack is made with CW too"))
         if not blind:
             return threat, found
         twins = []
         for attack in threat.attacks:
             with suppress(RobenchError):  # an attack with a loss of its own
                 twins.append(replace(attack, loss="cw"))
-        self._notice(f"the outputs of {blind[0]} leave cross-entropy without a gradient: attacking with CW too")
+        self._notice(f"{blind[0]}: attacking with CW too")
         return replace(threat, attacks=tuple(dict.fromkeys((*threat.attacks, *twins)))), found
+
+    def _again(self, targets: Sequence[Subject], threat: Threat, found: dict[str, list[Check]]) -> None:
+        """Adds to what was found of every target that it, or a surrogate of it, is no longer who it was."""
+        late = [check for each in surrogates_of(threat) if (check := changed(each, self.data, self.settings.device))]
+        for target in targets:
+            own = changed(target, self.data, self.settings.device)
+            if own or late:
+                kept = [check for check in found[target.name] if check.name != REPEAT]
+                found[target.name] = [*kept, *([own] if own else []), *late]
 
     def _surrogates_work(self, outcomes: Outcomes, threat: Threat) -> list[Check]:
         surrogates = surrogates_of(threat)
@@ -503,7 +506,17 @@ class Evaluator:
         parts = []
         for chunk in _chunks(len(pending), judging_batch(self._numbers, self.settings.batch_size)):
             images = self._batch_of(pending[chunk])
-            verdict = _judge(judge, images, self._labels(pending[chunk]), members_too=False)
+            try:
+                verdict = _judge(judge, images, self._labels(pending[chunk]), members_too=False)
+            except RobenchError:
+                raise
+            except Exception as error:  # whatever a user's module may raise
+                if isinstance(error, RuntimeError) and out_of_memory(error):
+                    raise
+                raise RobenchError(
+                    f"{target.name} takes a few images and not {len(images)} at once ({type(error).__name__}: "
+                    f"{' '.join(str(error).split())[:160]}); evaluate with a smaller --batch-size"
+                ) from error
             size = len(images)
             parts.append(
                 _rows(key, pending[chunk], self._labels(pending[chunk]), verdict, np.zeros(size), np.zeros(size), False)
@@ -867,6 +880,10 @@ class _Source:
         return float(torch.cosine_similarity(mine[usable], theirs[usable]).mean())
 
 
+#: Below this lead of logits log p̄ is their mean up to a constant, to float64's last digit but some: a softmax loses it.
+FIRST_ORDER = 1e-10
+
+
 def _judge(ensemble: Ensemble, images: Tensor, labels: Indices, *, members_too: bool) -> _Verdict:
     """Verdicts of the ensemble, or of each member and then the ensemble."""
     truth = torch.from_numpy(labels).to(images.device)
@@ -882,7 +899,8 @@ def _judge(ensemble: Ensemble, images: Tensor, labels: Indices, *, members_too: 
         odd = (lead < USUAL_LEADS[0]) | (lead > USUAL_LEADS[1])
         if bool(odd.any()):
             exact = logits[:, odd].double()
-            outputs = [*exact, mixture(exact)] if members_too else [mixture(exact)]
+            mixed = torch.where(lead[odd, None] < FIRST_ORDER, exact.mean(dim=0), mixture(exact))
+            outputs = [*exact, mixed] if members_too else [mixed]
             prediction[:, odd] = torch.stack([output.argmax(dim=1) for output in outputs])
             margins[:, odd] = torch.stack([margin(output, truth[odd]) for output in outputs]).to(margins.dtype)
     predicted = prediction.cpu().numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from robench.evaluation.subjects import Subject
 
 #: Name of the check of the gradient, which an attack without gradients has no use for.
 GRADIENT = "gradient true"
+REPEAT, BLIND = "outputs repeat", "cross-entropy sees"
 #: Images that are looked at.
 IMAGES = 16
 #: Outputs of one image, alone and in a batch, that differ by more than this part of their scale are another function's.
@@ -43,6 +45,8 @@ NEAR = 8 / 255
 INSIDE, NOISE = 0.02, 0.01
 #: An image's gradient is wrong where slopes differ from finite differences by more than this part of them.
 WRONG = 0.3
+#: Leads of the first class, in the median, below which a softmax is flat, and below which float32 loses it.
+SMALL, LOST = 0.3, 1e-3
 #: Share of images with a wrong gradient that is worth a warning, and that is a failure.
 SOME, MANY = 0.15, 0.4
 
@@ -53,13 +57,15 @@ class Soundness:
 
     Attributes:
         checks: of the repetition of outputs and of the gradient.
+        outputs: of every member on the images that were looked at, (B,K) each.
         draws: the same images give other outputs.
-        blind: cross-entropy has no gradient on images that are classified right, while the margin has.
+        blind: a check that does not pass where cross-entropy is no loss to follow.
     """
 
     checks: tuple[Check, ...]
+    outputs: tuple[Tensor, ...]
     draws: bool
-    blind: bool
+    blind: Check | None
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, dict[str, Soundness]] = WeakKeyDictionary()
@@ -78,25 +84,54 @@ def examine(subject: Subject, data: Data, device: torch.device) -> Soundness:
     return known[data.identity]
 
 
-def _examine(subject: Subject, data: Data, device: torch.device) -> Soundness:
+def changed(subject: Subject, data: Data, device: torch.device) -> Check | None:
+    """A failing check where ``subject`` gives the images of `examine` other outputs by now: something that no module
+    owns, as a counter, has changed it while it was judged. None where it does not, and where its outputs are drawn."""
+    known = examine(subject, data, device)
+    if known.draws:
+        return None
+    images, _ = _looked_at(data, device)
+    with keyed_torch(device, "examine"), frozen(subject.ensemble), torch.no_grad():
+        apart = max(
+            disagreement(member(images), before)
+            for member, before in zip(subject.ensemble.members, known.outputs, strict=True)
+        )
+    if apart <= DRAWN:
+        return None
+    return Check(
+        REPEAT,
+        "fail",
+        f"after it was attacked {subject.name} gives the same images other outputs than before, by {apart:.1%} of "
+        f"their scale: its rows are of more than one function; let nothing outside the model decide, such as a "
+        f"counter, a clock or a global",
+    )
+
+
+def _looked_at(data: Data, device: torch.device) -> tuple[Tensor, Tensor]:
     chosen = data.subset(IMAGES, "random")
-    images, labels = to_images(data.test.images[chosen]).to(device), data.test.labels[chosen].to(device)
-    drawn, wrong, blind = [], [], []
+    return to_images(data.test.images[chosen]).to(device), data.test.labels[chosen].to(device)
+
+
+def _examine(subject: Subject, data: Data, device: torch.device) -> Soundness:
+    images, labels = _looked_at(data, device)
+    outputs, drawn, wrong = [], [], []
+    blind: Check | None = None
     with keyed_torch(device, "examine"), frozen(subject.ensemble):
         for number, member in enumerate(subject.ensemble.members, 1):
             who = subject.name if subject.n == 1 else f"member {number} of {subject.name}"
-            apart = _passes(member, images, who, data.num_classes)
+            apart, first = _passes(member, images, who, data.num_classes)
+            outputs.append(first)
             if apart > DRAWN:
                 drawn.append(f"{who} by {apart:.1%}")
                 continue
             share = wrong_gradients(member, images, labels)
             wrong.append((share, who))
-            blind.append(_blind(member, images, labels))
+            blind = blind or _blind(member, images, labels, who)
     checks = []
     if drawn:
         checks.append(
             Check(
-                "outputs repeat",
+                REPEAT,
                 "fail",
                 f"the same images give outputs that differ, {', '.join(drawn)} of their scale: verdicts are of one "
                 f"draw, and an attack follows one; switch dropout and noise off, or attack the mean of several draws "
@@ -104,7 +139,7 @@ def _examine(subject: Subject, data: Data, device: torch.device) -> Soundness:
             )
         )
     else:
-        checks.append(Check("outputs repeat", "pass", f"{subject.name}: alone, in a batch and again"))
+        checks.append(Check(REPEAT, "pass", f"{subject.name}: alone, in a batch and again"))
     if wrong:
         share, who = max(wrong)
         evidence = f"{share:.0%} of slopes differ from finite differences, at most, in {who}"
@@ -114,7 +149,7 @@ def _examine(subject: Subject, data: Data, device: torch.device) -> Soundness:
                 "forward pass's, or attack without gradients (--attacks square)"
             )
         checks.append(Check(GRADIENT, "fail" if share > MANY else "warn" if share > SOME else "pass", evidence))
-    return Soundness(tuple(checks), bool(drawn), any(blind))
+    return Soundness(tuple(checks), tuple(outputs), bool(drawn), blind)
 
 
 @contextmanager
@@ -128,8 +163,9 @@ def keyed_torch(device: torch.device, *purpose: str | int) -> Iterator[None]:
         yield
 
 
-def _passes(member: nn.Module, images: Tensor, who: str, classes: int) -> float:
-    """How far the outputs of two passes over the same images lie apart, as a part of their scale."""
+def _passes(member: nn.Module, images: Tensor, who: str, classes: int) -> tuple[float, Tensor]:
+    """How far the outputs of two passes over the same images lie apart, as a part of their scale; those of the first,
+    (B,K). A state that moves is put back."""
     if hidden := unregistered(member):
         raise RobenchError(
             f"{who} keeps {hidden[0]!r} where no module owns it, so that eval(), identity and kinship miss it; "
@@ -144,6 +180,10 @@ def _passes(member: nn.Module, images: Tensor, who: str, classes: int) -> float:
     moved = [name for name, value in member.named_buffers() if not _same(value, before.get(name))]
     moved += [name for name, value in member.named_parameters() if value._version != versions.get(name)]
     if moved:
+        with torch.no_grad():
+            for name, value in member.named_buffers():
+                if name in before and value.shape == before[name].shape:
+                    value.copy_(before[name])
         raise RobenchError(
             f"{who} changes its own {moved[0]!r} in a forward pass in eval mode, so that a verdict depends on what was "
             f"judged before; let eval() reach every module, and call no train() in forward"
@@ -158,15 +198,17 @@ def _passes(member: nn.Module, images: Tensor, who: str, classes: int) -> float:
     apart = disagreement(outputs_of(member, images.clone(), who), first)
     if apart <= DRAWN:
         for count in (1, 2):
-            small = outputs_of(member, images[:count].clone(), who)
-            other = disagreement(torch.cat([small, first[count:]]), first)
+            # Neither the first nor the last of the batch is the first or last here: either may decide.
+            own = torch.arange(len(images), device=images.device).roll(-1)[:count]
+            small = outputs_of(member, images[own], who)
+            other = disagreement(first.index_copy(0, own, small), first)
             if other > BATCH:
                 raise RobenchError(
                     f"{who} gives an image another output in a batch of {count} than in one of {len(images)}, by "
                     f"{other:.1%} of the outputs' scale; use running statistics, and nothing that is drawn or computed "
                     f"per batch"
                 )
-    return apart
+    return apart, first
 
 
 def outputs_of(member: nn.Module, images: Tensor, who: str) -> Tensor:
@@ -276,13 +318,35 @@ def _bad(lead: Callable[[Tensor], Tensor], images: Tensor, slope: Tensor) -> Ten
     return torch.where(flat, moved, bad)
 
 
-def _blind(member: nn.Module, images: Tensor, labels: Tensor) -> bool:
-    """Whether cross-entropy has no gradient on more than a tenth of the images that are right, but the margin has."""
+def _blind(member: nn.Module, images: Tensor, labels: Tensor, who: str) -> Check | None:
+    """A check that does not pass where cross-entropy is no loss to follow on the images that are right.
+
+    Of large outputs it has no gradient, on more than a tenth of the images, where the margin has. Of small ones a
+    softmax is flat, and its gradient pulls all other classes up alike; of still smaller ones float32 loses in log p̄
+    which class is second, and no loss is one to follow.
+    """
     with torch.no_grad():
-        right = member(images).argmax(dim=1) == labels
-    if not bool(right.any()):
+        outputs = member(images)
+        right = outputs.argmax(dim=1) == labels
+        # Of probabilities all is said by the true class's.
+        probabilities = bool(((outputs.sum(dim=1) - 1).abs() < 1e-3).all() and (outputs >= 0).all())
+        leads = (outputs.amax(dim=1) - outputs.median(dim=1).values)[right].double()
+        lead = float(leads.median()) if len(leads) else 0.0
+    why = f"the outputs of {who} are so"
+    if 0 < lead < SMALL and not probabilities:
+        if lead >= LOST:
+            return Check(BLIND, "warn", f"{why} small that cross-entropy pulls all other classes up alike")
+        factor = 10 ** -math.floor(math.log10(lead))
+        lost = f"{why} small that float32 loses in a softmax which class is second; multiply its logits by {factor:.0e}"
+        return Check(BLIND, "fail", lost)
+    if _saturated(member, images[right], labels[right]):
+        return Check(BLIND, "warn", f"{why} large that cross-entropy has no gradient")
+    return None
+
+
+def _saturated(member: nn.Module, images: Tensor, labels: Tensor) -> bool:
+    if not len(images):
         return False
-    images, labels = images[right], labels[right]
     sizes = []
     for loss in (cross_entropy, margin):
         try:

@@ -32,7 +32,7 @@ class Wrap(nn.Module):
         self.net = net
 
     def forward(self, images):
-        return self.net({argument})
+        return 10 * self.net({argument})  # which has learnt nothing, and is as sure as if it had
 
 def make(num_classes, in_channels):
     return Wrap(MODELS.get("resnet8")(num_classes=num_classes, in_channels=in_channels))

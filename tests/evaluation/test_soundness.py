@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robench import DoubtWarning, Whitebox, evaluate
+from robench.attacks import ATTACKS
 from robench.core.data import Data
 from robench.core.errors import RobenchError
 from robench.evaluation.soundness import examine, keyed_torch
@@ -66,6 +68,8 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "train mode": (trains, "changes its own .* in a forward pass in eval mode"),
     "in place": (subtracts, "changes the images that it is given"),
     "of its batch": (of_its_batch, "another output in a batch of 1 than in one of 16"),
+    "of its first": (lambda self, x: self.model(x + 0.3 * x[:1]), "another output in a batch of 1 than in one of 16"),
+    "of its last": (lambda self, x: self.model(x + 0.3 * x[-1:]), "another output in a batch of 1 than in one of 16"),
 }
 
 
@@ -123,7 +127,6 @@ def shifted(self: Any, images: Tensor) -> Tensor:
 SOUND: dict[str, Callable[[Any, Tensor], Any]] = {
     "as it is": lambda self, x: self.model(x),
     "shifted": shifted,
-    "tiny": lambda self, x: self.model(x) * 1e-6,
     "masked class": lambda self, x: self.model(x) - torch.tensor([0.0, 0.0, 0.0, 1e9]),
     "normalised": lambda self, x: self.model(((x - 0.4) / 0.2) * 0.2 + 0.4),
     "clamped": lambda self, x: self.model(x.clamp(0, 1)),
@@ -144,8 +147,63 @@ def test_sound_models_pass(name: str, make_subject: MakeSubject, data: Data) -> 
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_huge_outputs_leave_cross_entropy_blind(make_subject: MakeSubject, data: Data) -> None:
-    assert examine(wrapped(make_subject, lambda self, x: self.model(x) * 1e6), data, CPU).blind
+@pytest.mark.parametrize(
+    ("scale", "status", "says"),
+    [
+        (1e6, "warn", "so large that cross-entropy has no gradient"),
+        (1e-2, "warn", "so small that cross-entropy pulls all other classes up alike"),
+        (1e-9, "fail", "so small that float32 loses in a softmax which class is second; multiply its logits by 1e+10"),
+    ],
+)
+def test_outputs_of_an_odd_scale_leave_cross_entropy_blind(
+    scale: float, status: str, says: str, make_subject: MakeSubject, data: Data
+) -> None:
+    found = examine(wrapped(make_subject, lambda self, x: self.model(x) * scale), data, CPU).blind
+    assert found is not None
+    assert found.status == status
+    assert says in found.evidence
+
+
+def test_a_refused_model_is_left_as_it_was(make_subject: MakeSubject, data: Data) -> None:
+    subject = wrapped(make_subject, counts)
+    before = {name: value.clone() for name, value in subject.ensemble.state_dict().items()}
+    with pytest.raises(RobenchError, match="changes its own"):
+        examine(subject, data, CPU)
+    assert all(torch.equal(value, before[name]) for name, value in subject.ensemble.state_dict().items())
+
+
+def test_a_function_that_changes_while_it_is_judged_is_said(make_subject: MakeSubject, data: Data) -> None:
+    calls = []
+
+    def late(self: Any, images: Tensor) -> Tensor:
+        calls.append(len(images))
+        return self.model(images if len(calls) < 60 else images.flip(-1))  # type: ignore[no-any-return]
+
+    model = wrapped(make_subject, late).ensemble.members[0]
+    calls.clear()
+    threat = Whitebox(eps=(0.05,), restarts=2, attacks=(ATTACKS.get("pgd")(steps=40),))
+    with pytest.warns(DoubtWarning, match="gives the same images other outputs than before"):
+        found = evaluate(model, data, threat, probe=False)
+    assert len(calls) > 60
+    repeat = [check for check in found.checks if check.name == "outputs repeat"]
+    assert [check.status for check in repeat] == ["fail"]
+
+
+def test_a_model_that_takes_few_images_at_once_is_refused_in_a_line(make_subject: MakeSubject, data: Data) -> None:
+    def few(self: Any, images: Tensor) -> Tensor:
+        if len(images) > 16:
+            raise ValueError("too many\nimages")
+        return self.model(images)  # type: ignore[no-any-return]
+
+    model = wrapped(make_subject, few).ensemble.members[0]
+    with pytest.raises(RobenchError, match=r"not \d+ at once \(ValueError: too many images\).*--batch-size"):
+        evaluate(model, data, Whitebox(eps=(0.05,), attacks=(ATTACKS.get("pgd")(steps=2),)))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
+def test_a_traced_model_is_judged(make_subject: MakeSubject, data: Data) -> None:
+    traced = torch.jit.trace(make_subject(0).ensemble.members[0], data.test.images[:2].float() / 255)
+    assert {check.status for check in examine(Subject.of_model(traced, CPU), data, CPU).checks} == {"pass"}
 
 
 def test_torch_s_generator_is_keyed_within_and_restored() -> None:
