@@ -20,7 +20,7 @@ from robench.core.errors import RobenchError
 from robench.core.models import ModelSpec, build
 from robench.core.runs import Role, Run, Runs, lineage, load_state
 from robench.core.store import checked_name, read_tensors
-from robench.training.normalisation import find
+from robench.training.normalisation import better, find
 
 State = dict[str, Tensor]
 Values = tuple[float, ...]
@@ -28,8 +28,6 @@ Values = tuple[float, ...]
 _MEMBER = re.compile(r"(?:model|member|members\.|models\.)_?(\d+)\.(.+)")
 #: Names of members' state dicts, side by side in one dict.
 _NUMBERED = re.compile(r"(?:model|member|net|network|classifier|expert|m)?s?[_.-]?(\d+)")
-#: What wraps a network and leaves its mark on every name.
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
 #: Names of a normalisation: the last part of both.
 _NORMALISATIONS = (("mean", "std"), ("mu", "sigma"))
 #: What checkpoints hold beside tensors and can run no code: numbers of NumPy, the options of a script.
@@ -73,7 +71,9 @@ def read_states(path: Path, key: str | None = None) -> Read:
         content, said = content[key], f" under {key!r}"
     elif isinstance(content, Mapping):
         content, said = _inner(path, content)
-    if not isinstance(content, Mapping) or not content:
+    if isinstance(content, Mapping) and not content:
+        raise RobenchError(f"{path} holds no weights; expected a state dict or a dict of state dicts")
+    if not isinstance(content, Mapping):
         raise RobenchError(f"{path} holds a {type(content).__name__}, expected a state dict or a dict of state dicts")
     if all(_is_state(value) for value in content.values()):
         names = sorted(content, key=_natural)
@@ -191,8 +191,19 @@ def import_weights(
         load_state(network, weights, paths[0].name)
         networks.append(network.eval())
         own.append(found)
+    for number, network in enumerate(networks):
+        for other in range(number):
+            if _same(network, networks[other]):
+                raise RobenchError(
+                    f"members {other + 1} and {number + 1} have the same weights: an ensemble of copies is none; name "
+                    f"each file once"
+                )
     told = _normalisation(networks, own, normalisation, dataset, data_folder)
     notice(f"normalisation: {told[1]}")
+    if normalisation is not None and (":" in dataset or at_hand(dataset, data_folder)):
+        doubt = better(networks, load(dataset, data_folder), normalisation)
+        if doubt:
+            notice(f"is --mean right? {doubt}")
     specs = [
         ModelSpec(name=model, num_classes=facts.num_classes, in_channels=channels, mean=mean, std=std)
         for mean, std in told[0]
@@ -248,6 +259,11 @@ def _normalisation(
     return [(mean, std)] * len(own), said
 
 
+def _same(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
 def _text(values: Values) -> str:
     return ",".join(f"{value:g}" for value in values)
 
@@ -278,11 +294,12 @@ def _split_normalisation(state: State, network: nn.Module, channels: int) -> tup
                     tuple(round(value, 6) for value in state.pop(each).flatten().tolist()) for each in (name, other)
                 )
                 found = (mean, std)
+    # What wraps a network leaves its mark on every name: ``module.``, ``_orig_mod.``, the ``1.`` of a Sequential.
     while not state.keys() & wanted.keys():
-        prefix = next((each for each in _PREFIXES if all(name.startswith(each) for name in state)), None)
-        if prefix is None:
+        heads = {name.partition(".")[0] for name in state if "." in name}
+        if len(heads) != 1 or not all("." in name for name in state):
             break
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
+        state = {name.partition(".")[2]: value for name, value in state.items()}
     # Networks that were saved before torch 0.4.1 have not counted their batches.
     for name, value in wanted.items():
         if name.endswith("num_batches_tracked"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,8 +32,13 @@ _KNOWN: dict[int, dict[str, tuple[Values, Values]]] = {
         "half": ((0.5,) * 3, (0.5,) * 3),
         "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         "CIFAR-10's with std .247": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+        "CIFAR-10's with std .202": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     },
 }
+#: Two normalisations that differ by less than this part of the standard deviation are one.
+SAME = 0.02
+#: Images on which one that was given is held against the candidates.
+FEW = 200
 
 
 @dataclass(frozen=True)
@@ -63,19 +68,12 @@ def find(members: Sequence[nn.Module], data: Data) -> tuple[Values, Values, str]
     Raises:
         RobenchError: none beats chance, or several fit.
     """
-    chosen = data.subset(IMAGES, "random")
-    images, labels = to_images(data.test.images[chosen]), data.test.labels[chosen]
-    channels = images.shape[1]
-    candidates = {
-        "none": ((0.0,) * channels, (1.0,) * channels),
-        "the data set's": (data.mean, data.std),
-        **_KNOWN.get(channels, {}),
-    }
-    tried = [_try(members, name, mean, std, images, labels) for name, (mean, std) in candidates.items()]
-    said = f"on {len(chosen)} test images of {data.label}: {'; '.join(map(str, tried))}"
+    tried = _tried(members, data, _candidates(data), IMAGES)
+    count = len(tried[0].correct)
+    said = f"on {count} test images of {data.label}: {'; '.join(map(str, tried))}"
     remedy = "say which the weights were trained with: --mean R,G,B --std R,G,B, or --mean none"
     best = max(tried, key=lambda each: float(each.correct.mean()))
-    interval = binomtest(int(best.correct.sum()), len(chosen)).proportion_ci(0.99, method="wilson")
+    interval = binomtest(int(best.correct.sum()), count).proportion_ci(0.99, method="wilson")
     if interval.low <= 1 / data.num_classes:
         raise RobenchError(
             f"no normalisation makes these weights better than chance ({1 / data.num_classes:.1%}) {said}; they are of "
@@ -92,6 +90,47 @@ def find(members: Sequence[nn.Module], data: Data) -> tuple[Values, Values, str]
     if not USUAL[0] <= (first.variance or 0.0) <= USUAL[1] or min(apart, default=CLOSER) < CLOSER:
         raise RobenchError(f"no normalisation fits these weights well enough, or several do, {said}; {remedy}")
     return first.mean, first.std, f"{first.name}, {said}"
+
+
+def better(members: Sequence[nn.Module], data: Data, given: tuple[Values, Values]) -> str:
+    """Which candidate makes clearly more of a few test images right than ``given`` does, in words; empty where none."""
+    mine, *others = _tried(members, data, {"as given": given, **_candidates(data)}, FEW)
+    best = max([mine, *others], key=lambda each: float(each.correct.mean()))
+    if best is mine or not _clearly_worse(mine, best):
+        return ""
+    return (
+        f"with it {mine.correct.mean():.1%} of {len(mine.correct)} test images of {data.label} are right, and with "
+        f"{best.name}, mean {','.join(f'{each:g}' for each in best.mean)} and std "
+        f"{','.join(f'{each:g}' for each in best.std)}, {best.correct.mean():.1%}"
+    )
+
+
+def _candidates(data: Data) -> dict[str, tuple[Values, Values]]:
+    """Normalisations that people use, each once."""
+    channels = len(data.mean)
+    named = {
+        "none": ((0.0,) * channels, (1.0,) * channels),
+        "the data set's": (data.mean, data.std),
+        **_KNOWN.get(channels, {}),
+    }
+    chosen: dict[str, tuple[Values, Values]] = {}
+    for name, values in named.items():
+        if not any(_alike(values, other) for other in chosen.values()):
+            chosen[name] = values
+    return chosen
+
+
+def _alike(one: tuple[Values, Values], other: tuple[Values, Values]) -> bool:
+    pairs = zip((*one[0], *one[1]), (*other[0], *other[1]), strict=True)
+    return all(abs(a - b) <= SAME * min(*one[1], *other[1]) for a, b in pairs)
+
+
+def _tried(
+    members: Sequence[nn.Module], data: Data, candidates: Mapping[str, tuple[Values, Values]], count: int
+) -> list[_Tried]:
+    chosen = data.subset(count, "random")
+    images, labels = to_images(data.test.images[chosen]), data.test.labels[chosen]
+    return [_try(members, name, mean, std, images, labels) for name, (mean, std) in candidates.items()]
 
 
 def _clearly_worse(one: _Tried, best: _Tried) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robench.core.data import Data, load, to_images
+from robench.core.data import Data, load, make, to_images
 from robench.core.errors import RobenchError
 from robench.core.models import MODELS
 from robench.core.runs import Run, Runs
 from robench.training.importing import import_weights, read_states
+from robench.training.normalisation import _candidates
 
 Save = Callable[[str, Any], Path]
 STATE = {"fc.weight": torch.arange(6.0).view(2, 3), "fc.bias": torch.ones(2)}
@@ -136,9 +138,39 @@ def test_what_fits_none_is_refused_and_can_be_said(
     path = save("w.pth", trained(digits.mean[0], 1.4 * digits.std[0]))
     with pytest.raises(RobenchError, match=r"no normalisation fits .* --mean R,G,B --std R,G,B, or --mean none"):
         imported([path])
-    run, notices = imported([path], normalisation=((0.3,), (0.5,)))
-    assert run.specs[0].std == (0.5,)
-    assert notices[1] == "normalisation: mean 0.3, std 0.5, as given"
+    given = (digits.mean, (1.4 * digits.std[0],))
+    run, notices = imported([path], normalisation=given)
+    assert run.specs[0].std == given[1]
+    assert notices[1].endswith(", as given")
+    assert len(notices) == 2, "nothing is better"
+
+
+def test_one_that_was_given_is_held_against_the_others(
+    digits: Data, trained: Callable[[float, float], dict[str, Tensor]], save: Save
+) -> None:
+    """Mean and standard deviation exchanged."""
+    path = save("w.pth", trained(digits.mean[0], digits.std[0]))
+    run, notices = imported([path], normalisation=((2.0,), (3.0,)))
+    assert run.specs[0].std == (3.0,), "who says it decides"
+    assert "is --mean right? with it " in notices[2]
+    assert "and with the data set's, mean 0." in notices[2]
+
+
+def test_the_same_weights_twice_are_refused(trained: Callable[[float, float], dict[str, Tensor]], save: Save) -> None:
+    state = trained(0.0, 1.0)
+    with pytest.raises(RobenchError, match="members 1 and 2 have the same weights: an ensemble of copies is none"):
+        imported([save("a.pth", state), save("b.pth", state)])
+
+
+@pytest.mark.parametrize("std", [(0.2023, 0.1994, 0.2010), (0.2470, 0.2435, 0.2616)])
+def test_candidates_that_are_one_are_tried_once(std: tuple[float, ...]) -> None:
+    """The data set's own, and nearly its own, whatever it is called."""
+    pixels, labels = np.zeros((8, 3, 8, 8), dtype=np.uint8), np.arange(8) % 2
+    data = make("npz:x", (pixels, labels), (pixels, labels))
+    close = replace(data, mean=(0.4914, 0.482, 0.447), std=tuple(round(each + 0.001, 4) for each in std))
+    names = list(_candidates(close))
+    assert "the data set's" in names
+    assert len(names) == 5
 
 
 def test_weights_that_know_nothing_of_the_data_are_refused(save: Save) -> None:
@@ -171,7 +203,7 @@ def test_prefixes_of_any_order_and_weights_of_old_are_read(
     trained: Callable[[float, float], dict[str, Tensor]], save: Save
 ) -> None:
     state = {name: value for name, value in trained(0.0, 1.0).items() if "num_batches" not in name}
-    for number, prefix in enumerate(("module.", "_orig_mod.module.", "module.model.", "model.net.")):
+    for number, prefix in enumerate(("module.", "_orig_mod.module.", "module.model.", "model.net.", "1.", "encoder.")):
         content = {f"{prefix}{name}": value for name, value in state.items()}
         run, _ = imported([save(f"w{number}.pth", content)])
         assert isinstance(run.load().members[0], nn.Module)
