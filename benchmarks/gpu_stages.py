@@ -345,7 +345,7 @@ def right(plan: Plan) -> Rows:
         yield row("rows of a CPU", f"{REFERENCE} is missing: python benchmarks/gpu_stages.py reference", False)
         return
     wanted = pd.read_parquet(REFERENCE)
-    samples = 8 if plan.tiny else 1000
+    samples = 4 if plan.tiny else 1000
     kinds: list[Precision] = ["float32", "bfloat16"] if has_bfloat16(plan.device) else ["float32"]
     for precision in kinds[: 1 if plan.tiny else 2]:
         with tempfile.TemporaryDirectory() as folder:

@@ -152,6 +152,47 @@ def test_two_processes_with_one_killed_give_the_same_rows(
     pd.testing.assert_frame_equal(small.rows(out), small.rows(complete))
 
 
+def children(pid: int) -> list[int]:
+    """Processes that ``pid`` began and that run."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = entry.read_text().rpartition(")")
+        except OSError:  # gone meanwhile
+            continue
+        state, parent = rest.split()[:2]
+        if int(parent) == pid and state != "Z":
+            found.append(int(name.split()[0]))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+@pytest.mark.parametrize("seconds", [0.0, 3.0])
+def test_no_worker_outlives_a_killed_parent(seconds: float, study: Path, tmp_path: Path) -> None:
+    """Killed as soon as it has begun its workers, and in the first seconds of a task."""
+    command = [sys.executable, "-m", "robench", "run", str(study), "--out", str(tmp_path / "out"), "--workers", "2"]
+    parent = subprocess.Popen([*command, "--device", "cpu"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    began = time.monotonic()
+    while len(children(parent.pid)) < 2 and time.monotonic() - began < 60 and parent.poll() is None:
+        time.sleep(0.02)
+    time.sleep(seconds)
+    workers = children(parent.pid)
+    assert len(workers) >= 2
+    parent.kill()
+    parent.wait()
+    began = time.monotonic()
+    while left := [pid for pid in workers if running(pid)]:
+        assert time.monotonic() - began < 60, f"{left} go on"
+        time.sleep(0.2)
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def test_processes_are_spread_over_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workers = engines.Processes(2, ["4", "7"])
     try:
