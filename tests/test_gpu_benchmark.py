@@ -95,6 +95,7 @@ def test_an_unknown_stage_is_named(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.timeout(900)  # two minutes, of a machine that does nothing else
 def test_every_stage_runs_in_miniature(tmp_path: Path) -> None:
     """From a copy of the tree, with a Python in which robench is not installed, as a bare machine with a GPU has it."""
     for name in ("robench", "attacks", "defenses", "reports", "benchmarks", "results/gpu"):
@@ -107,7 +108,7 @@ def test_every_stage_runs_in_miniature(tmp_path: Path) -> None:
         [python, "-c", "import robench.attacks"], env=bare, cwd=tmp_path, capture_output=True, check=False
     )
     assert there.returncode == 1, "robench is installed after all"
-    command = [python, "tree/benchmarks/gpu.py", "--tiny", "--device", "cpu", "--minutes", "4"]
+    command = [python, "tree/benchmarks/gpu.py", "--tiny", "--device", "cpu", "--minutes", "8"]
     done = subprocess.run(
         [*command, "--data", str(ROOT.parent / "shared/data"), "--out", "out"],
         env=bare,
