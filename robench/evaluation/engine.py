@@ -136,6 +136,14 @@ def _title(job: Job, target: Subject) -> str:
     return f"{job.threat}: {job.attack.label} {job.attack.loss} on {job.source_name if not job.pooled else target.name}"
 
 
+def _with_cw(threat: Threat) -> Threat:
+    twins = []
+    for attack in threat.attacks:
+        with suppress(RobenchError):  # an attack with a loss of its own
+            twins.append(replace(attack, loss="cw"))
+    return replace(threat, attacks=tuple(dict.fromkeys((*threat.attacks, *twins))))
+
+
 def surrogates_of(threat: Threat) -> tuple[Subject, ...]:
     """The surrogates of a black-box threat; none of any other."""
     return threat.surrogates if isinstance(threat, Blackbox) else ()
@@ -223,14 +231,14 @@ class Evaluator:
             RobenchError: a surrogate that is no hold-out, a model or an attack that breaks its contract.
         """
         indices = self._open(targets, threat, samples)
-        threat, found = self._examined(targets, threat)
+        threats, found = self._examined(targets, threat)
         everything = np.unique(np.concatenate(list(indices.values())))
         for surrogate in surrogates_of(threat):
             self._clean(surrogate, everything, SURROGATE)
         if threat.clean:
             for target in targets:
                 self._clean(target, indices[target.name], threat.name)
-        for attack in threat.attacks:
+        for attack in dict.fromkeys(attack for each in threats.values() for attack in each.attacks):
             if attack.batch_dependent:
                 self._notice(
                     f"{attack.label}: an image depends on the others in its batch, so other samples, another "
@@ -239,7 +247,7 @@ class Evaluator:
         self._done = 0
         left: int | None = None
         waits = 0
-        while works := self.plan(targets, threat, indices):
+        while works := self.plan(targets, threats, indices):
             now = sum(len(cell.pending) for work in works for cell in work.cells)
             self._total = self._done + sum(work.cost() for work in works)
             with fitting_threads(self.settings.device, self._fitting() * self._numbers):
@@ -261,7 +269,9 @@ class Evaluator:
         parts = []
         for target in targets:
             rows = self._kept(target, threat.name)
-            manifests = dict(pair for job in threat.jobs(target) for pair in self._keys(job, target, threat))
+            manifests = dict(
+                pair for job in threats[target.name].jobs(target) for pair in self._keys(job, target, threat)
+            )
             if threat.clean:
                 manifests |= [self._clean_cell(target)]
             for key, manifest in manifests.items():
@@ -279,15 +289,17 @@ class Evaluator:
         """Keeps beside the rows of ``target`` what was found since `run`."""
         self._kept(target).remember(target.identity, threat, checks)
 
-    def _examined(self, targets: Sequence[Subject], threat: Threat) -> tuple[Threat, dict[str, list[Check]]]:
-        """What was found of every target and of the surrogates that attack it; the threat, with CW beside cross-entropy
-        where that has no gradient."""
+    def _examined(self, targets: Sequence[Subject], threat: Threat) -> tuple[dict[str, Threat], dict[str, list[Check]]]:
+        """The threat of every target, with CW beside cross-entropy where that has no gradient on what is attacked; what
+        was found of the target and of the surrogates that attack it."""
         device = self.settings.device
         follows = not all(attack.gradient_free for attack in threat.attacks)
         found: dict[str, list[Check]] = {}
-        blind = []
+        threats: dict[str, Threat] = {}
+        told: set[str] = set()
         for target in targets:
             own = found.setdefault(target.name, [])
+            threats[target.name] = threat
             for subject in (target, *surrogates_of(threat)):
                 sound = examine(subject, self.data, device)
                 own += [
@@ -297,17 +309,14 @@ class Evaluator:
                 ]
                 if sound.draws:
                     self._drawing.add(subject.identity)
-                if sound.blind:
-                    blind.append(sound.blind.evidence)
-                    own.append(replace(sound.blind, evidence=f"{blind[-1]}; every attack is made with CW too"))
-        if not blind:
-            return threat, found
-        twins = []
-        for attack in threat.attacks:
-            with suppress(RobenchError):  # an attack with a loss of its own
-                twins.append(replace(attack, loss="cw"))
-        self._notice(f"{blind[0]}: attacking with CW too")
-        return replace(threat, attacks=tuple(dict.fromkeys((*threat.attacks, *twins)))), found
+                if sound.blind and subject in (surrogates_of(threat) or (target,)):
+                    why = sound.blind.evidence
+                    own.append(replace(sound.blind, evidence=f"{why}; every attack is made with CW too"))
+                    threats[target.name] = _with_cw(threat)
+                    if why not in told:
+                        self._notice(f"{why}: attacking with CW too")
+                    told.add(why)
+        return threats, found
 
     def _again(self, targets: Sequence[Subject], threat: Threat, found: dict[str, list[Check]]) -> None:
         """Adds to what was found of every target that it, or a surrogate of it, is no longer who it was."""
@@ -345,7 +354,7 @@ class Evaluator:
             for job in threat.jobs(target):
                 cells[_title(job, target)] = cells.get(_title(job, target), 0) + len(threat.eps)
         todo: dict[str, list[_Work]] = {title: [] for title in cells}
-        for work in self.plan(targets, threat, indices):
+        for work in self.plan(targets, {target.name: threat for target in targets}, indices):
             todo.setdefault(_title(work.job, work.cells[0].target), []).append(work)
         found = []
         for title, works in todo.items():
@@ -410,10 +419,13 @@ class Evaluator:
     def _kept_of(self, cell: _Cell) -> Rows:
         return self._kept(cell.target, cell.manifest["threat"])
 
-    def plan(self, targets: Sequence[Subject], threat: Threat, indices: Mapping[str, Indices]) -> list[_Work]:
-        """What is still to be done."""
+    def plan(
+        self, targets: Sequence[Subject], threats: Mapping[str, Threat], indices: Mapping[str, Indices]
+    ) -> list[_Work]:
+        """What is still to be done: the threat of each target by its name."""
         works: dict[str, _Work] = {}
         for target in targets:
+            threat = threats[target.name]
             rows = self._kept(target, threat.name)
             for job in threat.jobs(target):
                 key = content_key({**self._recipe(job), "target": target.identity if job.pooled else None})
@@ -423,7 +435,7 @@ class Evaluator:
                         work = works.setdefault(key, _Work(key, job, []))
                         work.cells.append(_Cell(cell, manifest, eps, target, pending))
         everything = set(np.concatenate(list(indices.values())).tolist())
-        for surrogate, job in self._on_themselves(targets, threat):
+        for threat, surrogate, job in self._on_themselves(targets, threats):
             rows = self._kept(surrogate, SURROGATE)
             key = content_key({**self._recipe(job), "target": None})
             for (cell, manifest), eps in zip(self._keys(job, surrogate, threat), threat.eps, strict=True):
@@ -433,17 +445,20 @@ class Evaluator:
                     work.cells.append(_Cell(cell, manifest, eps, surrogate, pending))
         return list(works.values())
 
-    def _on_themselves(self, targets: Sequence[Subject], threat: Threat) -> Iterator[tuple[Subject, Job]]:
+    def _on_themselves(
+        self, targets: Sequence[Subject], threats: Mapping[str, Threat]
+    ) -> Iterator[tuple[Threat, Subject, Job]]:
         """What is crafted on each surrogate, as a job on the surrogate itself: whether the attack works where it is
         made."""
-        surrogates = {surrogate.identity: surrogate for surrogate in surrogates_of(threat)}
         seen = set()
         for target in targets:
+            threat = threats[target.name]
+            surrogates = {surrogate.identity: surrogate for surrogate in surrogates_of(threat)}
             for job in threat.jobs(target) if surrogates else ():
                 key = content_key(self._recipe(job))
                 if key not in seen:
                     seen.add(key)
-                    yield surrogates[job.source_key], replace(job, threat=SURROGATE)
+                    yield threat, surrogates[job.source_key], replace(job, threat=SURROGATE)
 
     def _recipe(self, job: Job) -> dict[str, Any]:
         """What images of a job are made of, at any ε."""

@@ -90,8 +90,19 @@ class Subject:
             ) from error
         if any(weight.device != device for weight in ensemble.parameters()):
             ensemble = copied.to(device)
-        identity = content_key({"weights": tensors_hash(ensemble.state_dict()), "models": repr(ensemble)})
+        # Weights and printed modules may be those of another function: of another temperature, say.
+        attributes = {
+            place: [type(module).__qualname__, *sorted((k, repr(v)) for k, v in vars(module).items() if _plain(v))]
+            for place, module in ensemble.named_modules()
+        }
+        identity = content_key(
+            {"weights": tensors_hash(ensemble.state_dict()), "models": repr(ensemble), "attributes": attributes}
+        )
         return cls(name, ensemble, identity, tuple(member_hashes(ensemble)), defense, seed)
+
+
+def _plain(value: object) -> bool:
+    return isinstance(value, int | float | str | tuple)
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:

@@ -159,6 +159,15 @@ def test_where_cross_entropy_is_blind_cw_is_attacked_with_too(make_subject: Make
     assert [check.status for check in found.checks if check.name == "cross-entropy sees"] == ["warn"]
 
 
+def test_a_target_that_needs_cw_changes_no_rows_of_another(make_subject: MakeSubject, data: Data) -> None:
+    member = make_subject(0).ensemble.members[0]
+    other, blind = (Subject.of_model(Scaled(member, by), CPU, name=f"by {by:g}") for by in (1, 1e7))
+    alone, together = (Evaluator(data).run(targets, WHITE, SAMPLES).frame for targets in ([other], [other, blind]))
+    rows = together.groupby("target")
+    pd.testing.assert_frame_equal(rows.get_group(other.name).reset_index(drop=True), alone)
+    assert set(rows.get_group(blind.name)["loss"]) == {"", "ce", "cw"}
+
+
 class Nearest(nn.Module):
     """Knows the data by heart, without a weight in common with anyone."""
 

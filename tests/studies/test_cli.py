@@ -165,7 +165,8 @@ def test_import_the_ways_weights_come(baseline: str, work: Path, capsys: pytest.
     for state in nested.values():
         state["normalizer.mean"], state["normalizer.std"] = torch.tensor([0.25]), torch.tensor([0.5])
     torch.save(nested, "nested.pth")
-    torch.save({"state_dict": {f"module.{n}": v for n, v in states[0].items()}}, "one.pth")
+    for file, state in zip(("one.pth", "two.pth"), states, strict=True):
+        torch.save({"state_dict": {f"module.{n}": v for n, v in state.items()}}, file)
     from safetensors.torch import save_file
 
     save_file(flat, "flat.safetensors")
@@ -174,7 +175,7 @@ def test_import_the_ways_weights_come(baseline: str, work: Path, capsys: pytest.
     spec = Runs("runs").get("base").specs[0]
     said = ["--mean", str(spec.mean[0]), "--std", str(spec.std[0])]
     assert run(["import", "flat.safetensors", "--name", "flat", *common, *said]) == 0
-    assert run(["import", "one.pth", "one.pth", "--name", "pair", *common, *said]) == 0
+    assert run(["import", "one.pth", "two.pth", "--name", "pair", *common, *said]) == 0
     images = torch.rand(3, 1, 8, 8)
     runs = Runs("runs")
     torch.testing.assert_close(runs.get("flat").load()(images), ensemble.eval()(images))

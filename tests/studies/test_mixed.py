@@ -52,7 +52,9 @@ def test_a_small_resnet_and_one_of_torchvision_train_with_dverge_and_are_attacke
     assert clean["accuracy"] > 0  # else there would be nothing to attack
     rows = stored([trained]).where(threat="whitebox").frame
     assert {label.partition(":")[0] for label in rows["attack"]} == {"pgd", "mdi2", "sgm"}
-    assert 0 < rows["linf"].min() <= rows["linf"].max() <= 0.1 + 1e-6
+    # CW, which is added where logits are as small as here, leaves an image alone that is wrong already.
+    moved = rows[rows["loss"] == "ce"]["linf"]
+    assert 0 < moved.min() <= moved.max() <= 0.1 + 1e-6
 
 
 def test_a_member_without_activation_modules_is_told_how_to_give_its_features(
