@@ -170,10 +170,10 @@ class _Builder:
             raise RobenchError(f"{self.name}: {where}: expected `init` to be scratch or baseline, got {init!r}")
         models = [self.study.model] if self.study.model else []
         with self.at(where):
-            plain = resolve(self.data, defense, n, seed=seed, role=role, models=models)
-            made = resolve(
-                self.data, defense, n, seed=seed, role=role, models=models, overrides=overrides, init=init
-            )  # fmt: skip
+            # The recipe is named, as on the command line, so that a training has one name wherever it is asked for.
+            same: dict[str, Any] = {"seed": seed, "role": role, "models": models, "recipe": self.study.recipe}
+            plain = resolve(self.data, defense, n, **same)
+            made = resolve(self.data, defense, n, **same, overrides=overrides, init=init)
         return plain if plain.key == made.key else made
 
     def axis(self, name: str, axis: Axis) -> list[tuple[Task, Any]]:

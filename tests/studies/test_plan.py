@@ -80,6 +80,8 @@ def test_tasks_are_those_of_the_train_command() -> None:
         resolve(digits, "baseline", 5, role="surrogate"),
     ):
         assert tasks[task.name] == task.key
+    named = planned("demo", 'recipe="cifar10-fast"').main[0]
+    assert named == resolve(digits, "baseline", 3, recipe="cifar10-fast").name
     # A value that is the recipe's own makes no other run.
     assert "digits-resnet8-dverge-n3-s0" in planned("demo", "defenses.dverge.epochs=20").main
 
