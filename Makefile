@@ -47,11 +47,12 @@ lint: $(SETUP)
 
 # mypy reads the built tree: the editable mapping of attacks/ to robench.attacks is invisible to it.
 types: $(SETUP)
-	rm -rf build && mkdir -p build/typed
+	rm -rf build/typed && mkdir -p build/typed
 	$(BIN)/python -c "import shutil,sys; sys.exit(0 if shutil.which('uv') else 1)" \
 	  && VIRTUAL_ENV=.venv uv pip install -q --no-deps --target build/typed . \
 	  || VIRTUAL_ENV=.venv $(BIN)/uv pip install -q --no-deps --target build/typed .
-	cd build/typed && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../setup.cfg -p robench
+	mkdir build/typed/benchmarks && cp -r benchmarks/speed build/typed/benchmarks
+	cd build/typed && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../setup.cfg -p robench -p benchmarks.speed
 
 clean:
 	rm -rf .venv build dist demo

@@ -14,6 +14,7 @@ from statistics import median
 
 import click
 import torch
+from speed import measure, published
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
@@ -26,7 +27,6 @@ from robench.core.frozen import full_float32
 from robench.core.losses import cross_entropy
 from robench.core.runs import Runs
 from robench.core.store import write_text
-from robench.studies import bench, plain
 
 
 class Stacked(nn.Module):
@@ -93,7 +93,7 @@ def main(
     if place.type == "cpu":
         torch.set_num_threads(1)
     ensemble = run.load().to(place)
-    plan = bench.Plan(ensemble=ensemble, data=data, device=place, images=images)
+    plan = measure.Plan(ensemble=ensemble, data=data, device=place, images=images)
     x, y = plan.batch(images)
     radius = torch.full((len(x),), plan.eps, device=place)
     last = {"float32": frozen_copy(ensemble).to(memory_format=torch.channels_last)}
@@ -120,17 +120,19 @@ def main(
         return ascend(lambda z, _: cross_entropy(model(z), y), at, radius, steps=steps, step_ratio=0.2)
 
     calls = {
-        "authors' way": partial(plain.ascend, plain.Averaged(ensemble), x, y, plan.eps, steps=steps, step_ratio=0.2)
+        "authors' way": partial(
+            published.ascend, published.Averaged(ensemble), x, y, plan.eps, steps=steps, step_ratio=0.2
+        )
     }
     calls |= {
         title: partial(step, model, x if title == "gradient of the input alone" else near)
         for title, model in models.items()
     }
     with full_float32():
-        times = bench.in_turns(calls, rounds, place)
+        times = measure.in_turns(calls, rounds, place)
     lines = ["| | s per step | times faster |", "|---|---|---|"]
     for title, own in times.items():
-        ratio = median(theirs / ours for theirs, ours in zip(times[bench.AUTHORS], own, strict=True))
+        ratio = median(theirs / ours for theirs, ours in zip(times[measure.AUTHORS], own, strict=True))
         lines.append(f"| {title} | {median(own) / steps:.3f} | {ratio:.2f} |")
     what = f"One PGD step on {len(x)} images, {run.name} ({run.n} members), {data.label}"
     head = f"{what}; medians of {rounds} rounds in turns."

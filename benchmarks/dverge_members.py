@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 import torch
+from speed import measure, published
 
 from robench.commands._shared import device_of
 from robench.core.data import load
@@ -23,7 +24,6 @@ from robench.core.frozen import full_float32
 from robench.core.models import build
 from robench.core.rng import Stream
 from robench.core.store import write_text
-from robench.studies import bench, plain
 from robench.training.loop import batches, make_optimizer, train_step
 from robench.training.task import resolve
 
@@ -41,9 +41,9 @@ def main(members: str, dataset: str, layer: int, batch_size: int, rounds: int, d
     if place.type == "cpu":
         torch.set_num_threads(1)
     split = data.train.to(place)
-    ours = bench.native(place)
+    ours = measure.native(place)
     distillation = "of which distillation, float32"
-    columns = [bench.AUTHORS, *ours, distillation]
+    columns = [measure.AUTHORS, *ours, distillation]
     head = f"A DVERGE step at layer {layer}, {batch_size} images, {data.label}; medians of {rounds} rounds in turns."
     lines = [head, "", f"| members | {' | '.join(columns)} | times faster |", "|---" * (len(columns) + 2) + "|"]
     for n in map(int, members.split(",")):
@@ -67,8 +67,8 @@ def main(members: str, dataset: str, layer: int, batch_size: int, rounds: int, d
 
         theirs = list(fresh().members)
         calls: dict[str, Any] = {
-            bench.AUTHORS: partial(
-                plain.dverge_step,
+            measure.AUTHORS: partial(
+                published.dverge_step,
                 theirs,
                 [make_optimizer(task.recipe, Ensemble([member])) for member in theirs],
                 batch.images.contiguous(),
@@ -85,8 +85,8 @@ def main(members: str, dataset: str, layer: int, batch_size: int, rounds: int, d
             own = fresh(precision)
             calls[column] = partial(train_step, own, make_optimizer(task.recipe, own), tasks[precision], batch)
         with full_float32():
-            times = {name: median(found) for name, found in bench.in_turns(calls, rounds, place).items()}
-        ratios = " and ".join(f"{times[bench.AUTHORS] / times[name]:.2f}" for name in ours)
+            times = {name: median(found) for name, found in measure.in_turns(calls, rounds, place).items()}
+        ratios = " and ".join(f"{times[measure.AUTHORS] / times[name]:.2f}" for name in ours)
         lines.append(f"| {n} | " + " | ".join(f"{times[name]:.2f}" for name in columns) + f" | {ratios} |")
         click.echo(lines[-1])
     text = "\n".join([*lines, "", f"Seconds; times faster than the authors' way: {', '.join(ours)}.", ""])

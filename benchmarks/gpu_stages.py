@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from speed import measure
 
 import robench
 from robench.attacks import ATTACKS
@@ -39,7 +40,6 @@ from robench.defenses import DEFENSES
 from robench.evaluation.engine import Settings
 from robench.evaluation.outcomes import wilson
 from robench.evaluation.threats import Blackbox, Convergence, Threat, Transfer, Whitebox, default_attacks
-from robench.studies import bench
 from robench.studies.workbench import Workbench
 from robench.training.compiling import compiled_if_same
 from robench.training.importing import import_weights
@@ -130,10 +130,10 @@ def device(plan: Plan) -> Rows:
         matrix = torch.randn(side, side, device=plan.device).to(dtype)
         with full_float32():
             torch.backends.cuda.matmul.fp32_precision = "tf32" if shortened else "ieee"
-            taken = min(bench.in_turns({"": partial(torch.mm, matrix, matrix)}, 5, plan.device)[""])
+            taken = min(measure.in_turns({"": partial(torch.mm, matrix, matrix)}, 5, plan.device)[""])
         yield row(f"matrix product, {name}", f"{2 * side**3 / taken / 1e12:.2f} TFLOP/s")
     source = torch.randn(1 << (20 if plan.tiny else 28 if plan.cuda else 25), device=plan.device)
-    taken = min(bench.in_turns({"": partial(torch.empty_like(source).copy_, source)}, 5, plan.device)[""])
+    taken = min(measure.in_turns({"": partial(torch.empty_like(source).copy_, source)}, 5, plan.device)[""])
     yield row("copy", f"{2 * source.nbytes / taken / 1e9:.0f} GB/s")
 
 
@@ -451,7 +451,9 @@ def crafting(plan: Plan) -> Rows:
     ensemble = _networks(plan, data, 3)
     sizes = [16] if plan.tiny else [128, 512, 2048, 4096] if plan.cuda else [100]
     steps, rounds = (2, 1) if plan.tiny else (10, 3)
-    roof = bench.measure_roof(plan.device) if not plan.tiny else bench.Roof({"float32": 1e10, "bfloat16": 1e10}, 1e10)
+    roof = (
+        measure.measure_roof(plan.device) if not plan.tiny else measure.Roof({"float32": 1e10, "bfloat16": 1e10}, 1e10)
+    )
     fastest: dict[str, float] = {}
     for size in sizes:
         for part in ("pgd", "mdi2", "sgm"):
@@ -459,9 +461,11 @@ def crafting(plan: Plan) -> Rows:
                 yield row("the rest", "no time left")
                 return
             size = min(size, len(data.test))
-            how = bench.Plan(ensemble=ensemble, data=data, device=plan.device, images=size, steps=steps, rounds=rounds)
+            how = measure.Plan(
+                ensemble=ensemble, data=data, device=plan.device, images=size, steps=steps, rounds=rounds
+            )
             with full_float32():
-                rows = bench.PARTS[part](how, roof, lambda text: None)
+                rows = measure.PARTS[part](how, roof, lambda text: None)
             for each in rows:
                 if each.seconds is None:
                     yield row(f"{part}, {each.variant}, {size} images", each.note)
@@ -469,8 +473,8 @@ def crafting(plan: Plan) -> Rows:
                 said = f"{1e3 * each.seconds:.2f} ms a step, {each.ratio:.2f} x the authors' way"
                 share = f", {each.roof:.1%} of the roof" if not plan.tiny else ""
                 yield row(f"{part}, {each.variant}, {size} images", said + share)
-                if each.variant in bench.OURS:
-                    key = f"{part} {bench.OURS[each.variant]}"
+                if each.variant in measure.OURS:
+                    key = f"{part} {measure.OURS[each.variant]}"
                     fastest[key] = min(fastest.get(key, float("inf")), each.seconds / size)
         if not plan.tiny:  # torch.compile takes longer than all the rest; `works` has tried it
             yield from _compiled_steps(plan, data, ensemble, size, steps)
@@ -485,7 +489,7 @@ def crafting(plan: Plan) -> Rows:
         yield row(f"30 versions x 1,000 images x 7 radii on 3, 5 and 8 members, {precision}, projected", said)
 
 
-def _whitebox(plan: Plan, data: Data, ensemble: Ensemble, roof: bench.Roof) -> Rows:
+def _whitebox(plan: Plan, data: Data, ensemble: Ensemble, roof: measure.Roof) -> Rows:
     """Of networks that were not trained nearly all falls at once: published ones where they are at hand."""
     path = plan.data / "checkpoints" / CHECKPOINTS["dverge-3"]
     with tempfile.TemporaryDirectory() as folder:
@@ -493,14 +497,14 @@ def _whitebox(plan: Plan, data: Data, ensemble: Ensemble, roof: bench.Roof) -> R
             ensemble = _imported(path, Runs(folder), "dverge-3").load().eval().to(plan.device)
     fields = {"whitebox_steps": 2, "restarts": 1} if plan.tiny else {}
     images = 4 if plan.tiny else 500 if plan.cuda else 20
-    how = bench.Plan(ensemble=ensemble, data=data, device=plan.device, whitebox_images=images, **fields)
-    for each in bench.PARTS["whitebox"](how, roof, lambda text: None):
+    how = measure.Plan(ensemble=ensemble, data=data, device=plan.device, whitebox_images=images, **fields)
+    for each in measure.PARTS["whitebox"](how, roof, lambda text: None):
         said = f"{each.seconds:.1f} s, {each.ratio:.2f} x the authors' way; {each.note}"
         yield row(f"white-box protocol, {each.variant}", said)
 
 
 def _compiled_steps(plan: Plan, data: Data, ensemble: Ensemble, size: int, steps: int) -> Rows:
-    how = bench.Plan(ensemble=ensemble, data=data, device=plan.device, images=size, steps=steps)
+    how = measure.Plan(ensemble=ensemble, data=data, device=plan.device, images=size, steps=steps)
     images, labels = how.batch(size)
     radius, draws = torch.full((size,), how.eps, device=plan.device), Draws.of(range(size))
     attack = ATTACKS.get("pgd")(steps=steps)
@@ -513,7 +517,7 @@ def _compiled_steps(plan: Plan, data: Data, ensemble: Ensemble, size: int, steps
                 yield row(f"pgd through torch.compile, {precision}, {size} images", why, False)
                 continue
             call = partial(attack.perturb, fast, near, labels, radius, draws)
-            taken = median(bench.in_turns({"": call}, 2, plan.device)[""]) / steps
+            taken = median(measure.in_turns({"": call}, 2, plan.device)[""]) / steps
         yield row(f"pgd through torch.compile, {precision}, {size} images", f"{1e3 * taken:.2f} ms a step")
 
 
@@ -601,7 +605,7 @@ def _step_seconds(
     def measured() -> tuple[float, str]:
         count = 1 if plan.tiny else 5
         calls = {"": lambda: [step(ensemble, optimizer, number) for number in range(count)]}
-        seconds = median(bench.in_turns(calls, 1 if plan.tiny else 3, plan.device)[""]) / count
+        seconds = median(measure.in_turns(calls, 1 if plan.tiny else 3, plan.device)[""]) / count
         return seconds, f"{1e3 * seconds:.1f} ms a step{_launches(plan, partial(step, ensemble, optimizer, 0))}"
 
     if not compiling:

@@ -17,15 +17,16 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Runs a command line; the exit code."""
-    for before, text in zip(("robench", *arguments), arguments, strict=False):
+def run(arguments: Sequence[str], program: click.Command | None = None, name: str = "robench") -> int:
+    """Runs a command line, of ``program`` or of robench; the exit code."""
+    for before, text in zip((name, *arguments), arguments, strict=False):
         # Else it would be taken for absent.
         if not text.strip() or (text.startswith("--") and text.endswith("=")):
             click.echo(f"Error: nothing is said after {text.strip() or before}; say it, or leave it away", err=True)
             return 2
     try:
-        result = cli.main(args=list(arguments), prog_name="robench", standalone_mode=False, obj=tuple(arguments))
+        called = program or cli
+        result = called.main(args=list(arguments), prog_name=name, standalone_mode=False, obj=tuple(arguments))
     except click.exceptions.Abort:
         click.echo("interrupted; what is finished is kept: run the same command to go on", err=True)
         return 130

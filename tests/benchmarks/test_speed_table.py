@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from robench.reports import bench
+from benchmarks.speed import table
 
 
 def row(part: str, variant: str, ratio: float | None = None, **more: Any) -> dict[str, Any]:
@@ -37,21 +37,21 @@ def report() -> dict[str, Any]:
 
 
 def test_the_table_says_what_was_measured(report: dict[str, Any]) -> None:
-    text = bench.markdown(report)
+    text = table.markdown(report)
     assert text.startswith(
         "dverge-3 (3 members), cifar10, CPU (AVX512), processor time; a step on 100 images at ε 0.03"
     )
-    table = text.splitlines()[2:]
-    assert len(table) == 2 + len(report["rows"])
-    assert all(line.count("|") == len(bench.HEADINGS) + 1 for line in table)
-    assert table[3] == "| pgd | authors' way | 2.00 | 150 | 1.00 | 50 | 34.0 |  |"
-    assert table[5] == "| pgd | foolbox LinfPGD |  |  |  |  |  | not installed |"
-    assert table[6].startswith("| dverge, layer 1 |")
-    assert table[-1].startswith("| dverge, mean | robench bfloat16 | 0.909 | 330 | 2.20 |")
+    lines = text.splitlines()[2:]
+    assert len(lines) == 2 + len(report["rows"])
+    assert all(line.count("|") == len(table.HEADINGS) + 1 for line in lines)
+    assert lines[3] == "| pgd | authors' way | 2.00 | 150 | 1.00 | 50 | 34.0 |  |"
+    assert lines[5] == "| pgd | foolbox LinfPGD |  |  |  |  |  | not installed |"
+    assert lines[6].startswith("| dverge, layer 1 |")
+    assert lines[-1].startswith("| dverge, mean | robench bfloat16 | 0.909 | 330 | 2.20 |")
 
 
 def test_bars_are_the_ratios_that_there_are(report: dict[str, Any]) -> None:
-    ax = bench.speedups(report, Figure().subplots())
+    ax = table.speedups(report, Figure().subplots())
     assert [bar.get_width() for bar in ax.patches] == [1.0, 4.0, 1.0, 2.2]
     labels = [label.get_text() for label in ax.get_yticklabels()]
     assert labels == ["PGD step, authors' way", "robench bfloat16", "DVERGE step, authors' way", "robench bfloat16"]
@@ -59,14 +59,14 @@ def test_bars_are_the_ratios_that_there_are(report: dict[str, Any]) -> None:
 
 
 def test_a_line_per_variant_over_the_layers(report: dict[str, Any]) -> None:
-    ax = bench.layers(report, Figure().subplots())
+    ax = table.layers(report, Figure().subplots())
     lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines}
     assert lines == {"authors' way": ([1, 2], [2.0, 2.0]), "robench bfloat16": ([1, 2], [1.0, 0.8])}
 
 
 def test_same_rows_same_bytes_and_none_without_times(report: dict[str, Any], tmp_path: Path) -> None:
-    paths = bench.write(report, tmp_path / "a")
-    again = bench.write(report, tmp_path / "b")
+    paths = table.write(report, tmp_path / "a")
+    again = table.write(report, tmp_path / "b")
     assert [path.name for path in paths] == ["bench.pdf", "bench.png"]
     assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
-    assert bench.write({**report, "rows": report["rows"][:1]}, tmp_path / "c") == []
+    assert table.write({**report, "rows": report["rows"][:1]}, tmp_path / "c") == []

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STAGES = """
 import json, subprocess, sys, time
 name, part, given = sys.argv[1], sys.argv[2], json.load(sys.stdin)

@@ -1,20 +1,26 @@
-"""`robench bench`."""
+"""`python -m benchmarks.speed`, from the root of the repository."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from robench import cli
 from robench.commands._shared import dataset_of, device_of, folder_of, notice, refuse_given, shared, split
+from robench.commands._tables import drawn
+from robench.core.data import load
+from robench.core.errors import RobenchError
+from robench.core.runs import Run, Runs
+from robench.core.store import write_json, write_text
 
-if TYPE_CHECKING:
-    from robench.core.runs import Run
+from . import measure, table
 
 
-@click.command("bench")
+@click.command()
 @click.option("--run", "name", help="Whose ensemble; by default a Baseline/3 on digits, trained for 3 epochs.")
 @click.option("--dataset", help="By default the one that the run was trained on; without a run, digits.")
 @click.option("--parts", help="Of pgd, mdi2, sgm, whitebox, dverge, with commas; by default all.")
@@ -45,12 +51,6 @@ def command(
 
     The same work on the same weights, in turns; on the CPU on one thread, in processor time.
     """
-    from robench.core.data import load
-    from robench.core.errors import RobenchError
-    from robench.core.runs import Runs
-    from robench.core.store import write_json, write_text
-    from robench.studies import bench
-
     if name is None:
         refuse_given({"runs"}, "has no effect without --run")
     run: Run | None = Runs(runs).get(name) if name else None
@@ -61,22 +61,21 @@ def command(
         chosen = [int(layer) for layer in split(layers)]
     except ValueError as error:
         raise RobenchError(f"expected --layers such as 1,10,20, got {layers!r}") from error
-    ensemble = run.load().to(place) if run else bench.subject(data, place)
-    plan = bench.Plan(ensemble=ensemble, data=data, device=place, layers=chosen, **amounts)
-    rows = bench.bench(plan, split(parts), notice)
-    report: dict[str, Any] = bench.report(plan, rows, run.name if run else "a Baseline/3, 3 epochs")
+    ensemble = run.load().to(place) if run else measure.subject(data, place)
+    plan = measure.Plan(ensemble=ensemble, data=data, device=place, layers=chosen, **amounts)
+    rows = measure.bench(plan, split(parts), notice)
+    report: dict[str, Any] = measure.report(plan, rows, run.name if run else "a Baseline/3, 3 epochs")
     if out:
-        from robench.reports import bench as drawing
-
         write_json(out / "bench.json", report)
-        write_text(out / "bench.md", drawing.markdown(report))
-        for path in drawing.write(report, out):
+        write_text(out / "bench.md", table.markdown(report))
+        for path in table.write(report, out):
             notice(f"wrote {path}")
-    click.echo(json.dumps(report, indent=2) if style == "json" else _drawn(report))
+    click.echo(
+        json.dumps(report, indent=2)
+        if style == "json"
+        else drawn(table.title(report), list(table.HEADINGS), table.lines(report))
+    )
 
 
-def _drawn(report: dict[str, Any]) -> str:
-    from robench.commands._tables import drawn
-    from robench.reports import bench as drawing
-
-    return drawn(drawing.title(report), list(drawing.HEADINGS), drawing.lines(report))
+if __name__ == "__main__":
+    sys.exit(cli.run(sys.argv[1:], command, "python -m benchmarks.speed"))

@@ -1,5 +1,5 @@
-"""Speed, beside the formulas as published (`plain`), torchattacks and foolbox: the same work on the same weights, in
-turns, and how near the limit of the machine it comes."""
+"""Speed, beside the formulas as published, torchattacks and foolbox: the same work on the same weights, in turns, and
+how near the limit of the machine it comes."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ from robench.defenses import Batch
 from robench.evaluation.engine import Evaluator, Settings
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Whitebox
-from robench.studies import plain
 from robench.training.loop import batches, make_optimizer, train_step
 from robench.training.recipes import recipe_file
 from robench.training.task import Task, resolve
+
+from . import published
 
 AUTHORS = "authors' way"
 WHOLE = "no early exit"
@@ -273,7 +274,7 @@ def _steps(
 ) -> list[Row]:
     """Steps of ``attack`` and of what others have for it."""
     images, labels = plan.batch(plan.images)
-    averaged = plain.Averaged(plan.ensemble)
+    averaged = published.Averaged(plan.ensemble)
     calls = {AUTHORS: partial(authors, averaged, images, labels, plan.eps, steps=plan.steps, step_ratio=0.2)}
     calls |= {name: partial(peer, averaged, images, labels) for name, peer in peers.items() if peer}
     near, draws = images.contiguous(memory_format=torch.channels_last), Draws.of(range(len(images)))
@@ -300,7 +301,7 @@ def _pgd(plan: Plan, roof: Roof, notice: Notice) -> list[Row]:
     """From the image itself, so that all make the same images up to rounding."""
     attack = PGD(steps=plan.steps, random_start=False)
     peers = {"torchattacks PGD": _torchattacks("PGD", plan), "foolbox LinfPGD": _foolbox(plan)}
-    return _steps("pgd", attack, plain.ascend, peers, plan, roof)
+    return _steps("pgd", attack, published.ascend, peers, plan, roof)
 
 
 def _mdi2(plan: Plan, roof: Roof, notice: Notice) -> list[Row]:
@@ -312,7 +313,7 @@ def _mdi2(plan: Plan, roof: Roof, notice: Notice) -> list[Row]:
     def view(z: Tensor, step: int) -> Tensor:
         return diversify(z, unit[:, step], attack.probability, attack.smallest)
 
-    authors = partial(plain.ascend, momentum=attack.momentum, view=view)
+    authors = partial(published.ascend, momentum=attack.momentum, view=view)
     fields = {"decay": attack.momentum, "resize_rate": attack.smallest, "diversity_prob": attack.probability}
     return _steps("mdi2", attack, authors, {"torchattacks DIFGSM": _torchattacks("DIFGSM", plan, **fields)}, plan, roof)
 
@@ -322,7 +323,7 @@ def _sgm(plan: Plan, roof: Roof, notice: Notice) -> list[Row]:
 
     def authors(model: nn.Module, *args: Any, **more: Any) -> Tensor:
         with skip_gradient(model, attack.gamma, attack.blocks):
-            return plain.ascend(model, *args, **more, momentum=attack.momentum)
+            return published.ascend(model, *args, **more, momentum=attack.momentum)
 
     return _steps("sgm", attack, authors, {}, plan, roof)
 
@@ -362,11 +363,11 @@ def _foolbox(plan: Plan) -> Peer | None:
 def _whitebox(plan: Plan, roof: Roof, notice: Notice) -> list[Row]:
     """Every start on every image, beside survivors only on the faster model."""
     images, labels = plan.batch(plan.whitebox_images)
-    averaged = plain.Averaged(plan.ensemble)
+    averaged = published.Averaged(plan.ensemble)
 
     def authors() -> dict[float, float]:
         fields = {"steps": plan.whitebox_steps, "restarts": plan.restarts}
-        return plain.whitebox(averaged, images, labels, plan.radii, **fields)
+        return published.whitebox(averaged, images, labels, plan.radii, **fields)
 
     def own(precision: Precision) -> dict[float, float]:
         attacks = (PGD(steps=plan.whitebox_steps),)
@@ -426,7 +427,7 @@ def _plain_step(ensemble: Ensemble, plan: Plan, layer: int, *, early: bool) -> C
     members = list(ensemble.members)
     optimizers = [make_optimizer(task.recipe, Ensemble([member])) for member in members]
     fixed = {"layer": layer, "eps": defense.eps, "steps": defense.steps, "early": early}
-    return partial(plain.dverge_step, members, optimizers, source, batch.labels, target, **fixed)
+    return partial(published.dverge_step, members, optimizers, source, batch.labels, target, **fixed)
 
 
 def _own_step(ensemble: Ensemble, plan: Plan, layer: int, precision: Precision) -> Callable[[], object]:
