@@ -11,12 +11,10 @@ from robench.core.errors import RobenchError
 from robench.evaluation.words import steps
 from robench.reports import style
 from robench.reports._queries import survived, tidy, verdicts, wilson
+from robench.reports.lines import Look, lines, look
 
-_LOOKS = {
-    "clean": ("#555555", "o", "clean"),
-    "blackbox": ("#0072B2", "D", "black-box"),
-    "whitebox": ("#D55E00", "s", "white-box"),
-}
+_LABELS = {"clean": "clean", "blackbox": "black-box", "whitebox": "white-box"}
+_LOOKS = {"clean": Look("#555555", "o"), "blackbox": Look("#0072B2", "D"), "whitebox": Look("#D55E00", "s")}
 
 
 def convergence_values(frame: pd.DataFrame) -> pd.DataFrame:
@@ -50,14 +48,18 @@ def convergence(frame: pd.DataFrame, ax: Axes) -> Axes:
     """Accuracy in percent by attack, from the weakest to the strongest."""
     points = convergence_values(frame)
     attacks = points.sort_values(["steps", "attack"])["attack"].drop_duplicates().tolist()
-    for name in style.order(points["defense"]):
-        for n, eps in points.loc[points["defense"] == name, ["n", "eps"]].drop_duplicates().itertuples(index=False):
-            line = points[(points["defense"] == name) & (points["n"] == n) & (points["eps"] == eps)]
-            ax.plot(
-                [attacks.index(attack) for attack in line["attack"]], 100 * line["accuracy"].to_numpy(),
-                color=style.color(name), linestyle=style.dash(n), marker=style.marker(name), markeredgewidth=0,
-            )  # fmt: skip
+    points["place"] = points["attack"].map(attacks.index)
+    points["line"] = [
+        f"{name}/{n} {eps}" for name, n, eps in zip(*(points[c] for c in ("defense", "n", "eps")), strict=True)
+    ]
+    looks = {
+        line: look(name, n)
+        for name in style.order(points["defense"])
+        for line, n in points.loc[points["defense"] == name, ["line", "n"]].drop_duplicates().itertuples(index=False)
+    }
+    lines(points, ax, x="place", y="accuracy", looks=looks)
     ax.set_xticks(range(len(attacks)), [_short(attack) for attack in attacks])
+    ax.set_xlabel("")
     ax.set_xlim(-0.3, len(attacks) - 0.7)
     ax.set_ylim(-2, 102)
     ax.set_ylabel("accuracy, %")
@@ -92,13 +94,9 @@ def setting_values(frame: pd.DataFrame, settings: Mapping[str, float | str], eps
 def ablation(frame: pd.DataFrame, ax: Axes, *, settings: Mapping[str, float | str], name: str, eps: float) -> Axes:
     """Accuracy in percent by a setting of the defense, such as the distillation layer: clean and under each threat."""
     points = setting_values(frame, settings, eps)
-    for threat, (color, marker, label) in _LOOKS.items():
-        line = points[points["threat"] == threat]
-        if not line.empty:
-            ax.plot(
-                line["setting"].to_numpy(), 100 * line["accuracy"].to_numpy(), color=color, marker=marker,
-                markeredgewidth=0, label=label if threat == "clean" else f"{label}, ε = {eps:g}",
-            )  # fmt: skip
+    labels = {threat: label if threat == "clean" else f"{label}, ε = {eps:g}" for threat, label in _LABELS.items()}
+    points["line"] = points["threat"].astype(str).map(labels)
+    lines(points, ax, x="setting", y="accuracy", looks={labels[threat]: _LOOKS[threat] for threat in labels})
     ax.set_xlabel(name)
     ax.set_ylabel("accuracy, %")
     ax.set_ylim(-2, 102)
@@ -108,18 +106,21 @@ def ablation(frame: pd.DataFrame, ax: Axes, *, settings: Mapping[str, float | st
 
 def trade_off(frame: pd.DataFrame, ax: Axes, *, settings: Mapping[str, float | str], name: str, eps: float) -> Axes:
     """Accuracy under attack against clean accuracy, both in percent, each point with the value of its setting."""
-    points = setting_values(frame, settings, eps).pivot(index="setting", columns="threat", values="accuracy")
-    if "clean" not in points:
+    wide = setting_values(frame, settings, eps).pivot(index="setting", columns="threat")
+    points = 100 * wide[["accuracy", "low", "high"]]
+    if "clean" not in points["accuracy"]:
         raise RobenchError("expected clean outcomes of these targets for a trade-off, got none")
-    for threat in [threat for threat in ("blackbox", "whitebox") if threat in points]:
-        color, marker, label = _LOOKS[threat]
-        ax.plot(
-            100 * points["clean"].to_numpy(), 100 * points[threat].to_numpy(), color=color, marker=marker,
-            markeredgewidth=0, label=f"{label}, ε = {eps:g}",
-        )  # fmt: skip
-        for value, row in points.iterrows():
+    x, across = points["accuracy", "clean"], _reach(points, "clean")
+    for threat in [threat for threat in ("blackbox", "whitebox") if threat in points["accuracy"]]:
+        y, drawn = points["accuracy", threat], _LOOKS[threat]
+        label = f"{_LABELS[threat]}, ε = {eps:g}"
+        ax.plot(x.to_numpy(), y.to_numpy(), color=drawn.color, marker=drawn.marker, markeredgewidth=0, label=label)
+        ax.errorbar(
+            x, y, xerr=across, yerr=_reach(points, threat), fmt="none", ecolor=drawn.color, elinewidth=0.5, alpha=0.5
+        )
+        for value in points.index:
             ax.annotate(
-                value if isinstance(value, str) else f"{value:g}", (100 * row["clean"], 100 * row[threat]),
+                value if isinstance(value, str) else f"{value:g}", (x[value], y[value]),
                 xytext=(0, 4), textcoords="offset points", ha="center", fontsize=5.5, color="#333333",
             )  # fmt: skip
     ax.margins(0.12, 0.2)
@@ -127,6 +128,12 @@ def trade_off(frame: pd.DataFrame, ax: Axes, *, settings: Mapping[str, float | s
     ax.set_ylabel("accuracy under attack, %")
     ax.legend(loc="best")
     return ax
+
+
+def _reach(points: pd.DataFrame, threat: str) -> list[pd.Series]:
+    """How far an interval reaches below and above its accuracy."""
+    low, middle, high = (points[name, threat] for name in ("low", "accuracy", "high"))
+    return [middle - low, high - middle]
 
 
 def _short(attack: str) -> str:

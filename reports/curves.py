@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from robench.core.errors import RobenchError
 from robench.reports import style
 from robench.reports._queries import accuracies, survived
+from robench.reports.lines import lines, look
 
 #: The link of a point, from (defense, n, ε).
 Link = Callable[[str, int, float], str]
@@ -45,26 +46,23 @@ def values(frame: pd.DataFrame, threat: str) -> pd.DataFrame:
 
 
 def curves(frame: pd.DataFrame, ax: Axes, *, threat: str, link: Link | None = None) -> Axes:
-    """Accuracy in percent against ε: defense by colour and marker, N by dash, ± one standard deviation over seeds.
+    """Accuracy in percent against ε: defense by colour and marker, N by dash; the 95 % interval over images as a band,
+    one standard deviation over seeds as bars.
 
     Args:
         frame: outcomes of ``threat`` and "clean".
         link: the address that a point leads to, for SVG.
     """
     points = values(frame, threat)
-    for name, n in points[["defense", "n"]].drop_duplicates().itertuples(index=False):
-        line = points[(points["defense"] == name) & (points["n"] == n)]
-        x, y = line["eps"].to_numpy(), 100 * line["accuracy"].to_numpy()
-        ax.plot(
-            x, y, color=style.color(name), linestyle=style.dash(n), marker=style.marker(name),
-            markeredgewidth=0, label=f"{style.label(name)}/{n}",
-        )  # fmt: skip
-        if line["seeds"].max() > 1:
-            spread = 100 * line["sd"].fillna(0).to_numpy()
-            ax.errorbar(x, y, yerr=spread, fmt="none", ecolor=style.color(name), elinewidth=0.7, capsize=1.5)
-        if link is not None:
-            # Larger than the marker, and not seen: what a mouse can hit.
-            ax.scatter(x, y, s=40, alpha=0, zorder=5, urls=[link(name, n, eps) for eps in x])
+    points["line"] = [f"{style.label(name)}/{n}" for name, n in zip(points["defense"], points["n"], strict=True)]
+    drawn = points[["line", "defense", "n"]].drop_duplicates().itertuples(index=False)
+    lines(points, ax, x="eps", y="accuracy", looks={line: look(defense, n) for line, defense, n in drawn})
+    if link is not None:
+        # Larger than the marker, and not seen: what a mouse can hit.
+        places = zip(points["defense"], points["n"], points["eps"], strict=True)
+        ax.scatter(
+            points["eps"], 100 * points["accuracy"], s=40, alpha=0, zorder=5, urls=[link(*each) for each in places]
+        )
     ax.set_ylim(-2, 102)
     ax.set_xlim(left=-0.02 * float(points["eps"].max()))
     ax.set_xlabel("perturbation ε (ℓ∞, pixels in [0, 1])")

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import matplotlib as mpl
+import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from robench.core.errors import RobenchError
 from robench.reports import style
@@ -47,37 +46,27 @@ def transferability(
         link: the address that a cell leads to, for SVG.
     """
     rates = matrix(frame, target, eps)
-    shades = mpl.colormaps["Blues"]
-    for row, source in enumerate(rates.index):
-        for column, member in enumerate(rates.columns):
-            rate = float(rates.to_numpy()[row, column])
-            # The ensemble is no member: it stands apart.
-            x = column + (0.25 if member == "ensemble" else 0)
-            shade = "#EEEEEE" if pd.isna(rate) else to_hex(shades(0.9 * rate))
-            cell = Rectangle((x - 0.5, row - 0.5), 1, 1, facecolor=shade, edgecolor="white", linewidth=0.6)
-            text = ax.text(
-                x, row, "–" if pd.isna(rate) else f"{100 * rate:.0f}", ha="center", va="center",
-                fontsize=6.5 if len(rates) <= 5 else 5.5, color=_readable(shade),
-            )  # fmt: skip
-            # They lie within the axes: the layout need not measure each.
-            cell.set_in_layout(False)
-            text.set_in_layout(False)
-            if link is not None:
-                cell.set_url(link(source, member))
-                text.set_url(link(source, member))
-            ax.add_patch(cell)
-    width = len(rates.columns) + (0.25 if "ensemble" in rates.columns else 0)
-    ax.set_xlim(-0.5, width - 0.5)
-    ax.set_ylim(len(rates) - 0.5, -0.5)
-    ax.set_aspect("equal")
-    ax.set_xticks(
-        [x + (0.25 if name == "ensemble" else 0) for x, name in enumerate(rates.columns)],
-        ["ens." if name == "ensemble" else name for name in rates.columns],
-    )
-    ax.set_yticks(range(len(rates)), rates.index)
+    size = 6.5 if len(rates) <= 5 else 5.5
+    sns.heatmap(
+        100 * rates, ax=ax, vmin=0, vmax=110, cmap="Blues", cbar=False, square=True, linewidths=0.6, linecolor="white",
+        annot=True, fmt=".0f", annot_kws={"fontsize": size},
+    )  # fmt: skip
+    rows, columns = np.indices(rates.shape) + 0.5
+    unknown = rates.isna().to_numpy()
+    for x, y in zip(columns[unknown], rows[unknown], strict=True):
+        ax.text(x, y, "–", ha="center", va="center", fontsize=size)
+    if "ensemble" in rates.columns:
+        # It is no member: it stands apart.
+        ax.axvline(len(rates.columns) - 1, color="white", linewidth=4)
+    if link is not None:
+        # What a mouse can hit.
+        urls = [link(source, member) for source in rates.index for member in rates.columns]
+        ax.scatter(columns.ravel(), rows.ravel(), s=200, marker="s", alpha=0, zorder=5, urls=urls)
+    ax.set_xticks(columns[0], ["ens." if name == "ensemble" else name for name in rates.columns])
+    ax.set_yticks(rows[:, 0], rates.index, rotation=0)
+    ax.set_xlabel("")
+    ax.set_ylabel("")
     ax.tick_params(length=0, pad=1.5)
-    ax.grid(False)
-    ax.spines[:].set_visible(False)
     if title is not None:
         ax.set_title(title)
     return ax
@@ -110,9 +99,3 @@ def panels(frame: pd.DataFrame, *, n: int, eps: float, link: Callable[[str, str,
     figure.supxlabel("member judged", fontsize=7)
     figure.supylabel("member attacked", fontsize=7)
     return figure
-
-
-def _readable(background: str) -> str:
-    """Black or white, whichever has more contrast (relative luminance of WCAG)."""
-    parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(background)]
-    return "black" if 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2] > 0.179 else "white"

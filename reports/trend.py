@@ -8,6 +8,8 @@ from matplotlib.ticker import MaxNLocator
 
 from robench.core.errors import RobenchError
 from robench.reports import style
+from robench.reports._queries import wilson
+from robench.reports.lines import lines, look
 
 TITLES = {"diversity": "Diversity", "transferability": "Transferability"}
 UNITS = {"diversity": "cross-entropy", "transferability": "success rate, %"}
@@ -39,28 +41,34 @@ def values(history: pd.DataFrame, share: float = SHARE) -> pd.DataFrame:
         rows[quantity] = rows.groupby("run", observed=True)[quantity].transform(
             lambda run: run.rolling(max(1, round(share * len(run))), min_periods=1).mean()
         )
-    return (
-        rows.groupby(["defense", "n", "epoch"], observed=True)
-        .agg(diversity=("diversity", "mean"), transferability=("transferability", "mean"), seeds=("run", "nunique"))
-        .reset_index()
-    )
+    means = {
+        "diversity": ("diversity", "mean"),
+        "transferability": ("transferability", "mean"),
+        "seeds": ("run", "nunique"),
+    }
+    if "images" in rows:
+        means["images"] = ("images", "min")
+    return rows.groupby(["defense", "n", "epoch"], observed=True).agg(**means).reset_index()
 
 
 def trend(history: pd.DataFrame, ax: Axes, *, quantity: str, share: float = SHARE) -> Axes:
-    """The rolling mean of ``quantity`` ("diversity" or "transferability", the latter in percent) by epoch."""
+    """The rolling mean of ``quantity`` ("diversity" or "transferability", the latter in percent) by epoch.
+
+    The band is the 95 % interval of a rate of as many images as one record has, where the history says how many.
+    """
     if quantity not in TITLES:
         raise RobenchError(f"expected `quantity` of {', '.join(TITLES)}, got {quantity!r}")
     points = values(history, share)
-    for name in style.order(points["defense"]):
-        own = points[points["defense"] == name]
-        for n in sorted(own["n"].unique()):
-            line = own[own["n"] == n]
-            scale = 100 if quantity == "transferability" else 1
-            ax.plot(
-                line["epoch"].to_numpy(), scale * line[quantity].to_numpy(), color=style.color(name),
-                linestyle=style.dash(int(n)), marker=style.marker(name), markeredgewidth=0,
-                markevery=max(1, len(line) // 8), label=f"{style.label(name)}/{n}",
-            )  # fmt: skip
+    points["line"] = [f"{style.label(name)}/{n}" for name, n in zip(points["defense"], points["n"], strict=True)]
+    looks = {
+        f"{style.label(name)}/{n}": look(name, n)
+        for name in style.order(points["defense"])
+        for n in sorted(points.loc[points["defense"] == name, "n"].unique())
+    }
+    if quantity == "transferability" and "images" in points:
+        points["low"], points["high"] = wilson(points[quantity], points["images"])
+    scale, every = (100 if quantity == "transferability" else 1), max(1, points["epoch"].nunique() // 8)
+    lines(points, ax, x="epoch", y=quantity, looks=looks, scale=scale, markevery=every)
     radii = sorted(history[f"{quantity}_eps"].unique()) if f"{quantity}_eps" in history.columns else []
     ax.set_xlabel("epoch")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -21,7 +21,7 @@ from robench.reports.regions import Regions
 from robench.studies.workbench import OUTCOMES
 
 #: What a tracked training records, see `robench.evaluation.diversity.Tracking`.
-TRACKED = ("diversity", "diversity_eps", "transferability", "transferability_eps")
+TRACKED = ("diversity", "diversity_eps", "transferability", "transferability_eps", "images")
 
 
 def draw(

@@ -59,6 +59,33 @@ def test_curve_starts_at_the_clean_accuracy() -> None:
     np.testing.assert_allclose(line.get_ydata(), [90, 40, 10])
     assert to_hex(line.get_color()) == style.color("dverge").lower()
     assert not ax.containers
+    # The band is Wilson's interval over the images.
+    (band,) = ax.collections
+    low, high = wilson([0.9, 0.4, 0.1], [100, 100, 100])
+    corners = band.get_paths()[0].vertices
+    for eps, bottom, top in zip([0, 0.01, 0.02], 100 * low, 100 * high, strict=True):
+        ends = corners[np.isclose(corners[:, 0], eps), 1]
+        np.testing.assert_allclose([ends.min(), ends.max()], [bottom, top])
+
+
+def test_lines_are_told_apart_in_grey() -> None:
+    frame = pd.concat(
+        [rows(share(40), defense=name, n=n, target=f"{name}-{n}") for name in ("adp", "dverge") for n in (3, 5)]
+    )
+    with style.context():
+        ax = curves.curves(frame, style.figure().subplots(), threat="whitebox")
+    looks = {(line.get_marker(), line.get_linestyle(), str(line._dash_pattern)) for line in ax.get_lines()}  # type: ignore[attr-defined]
+    assert len(looks) == 4
+    assert [line.get_label() for line in ax.get_lines()] == ["ADP/3", "ADP/5", "DVERGE/3", "DVERGE/5"]
+
+
+def test_a_trend_has_the_interval_of_its_images() -> None:
+    frame = history(epochs=3, sizes=(3,))
+    with style.context():
+        plain, banded = style.figure().subplots(1, 2)
+        trend.trend(frame, plain, quantity="transferability")
+        trend.trend(frame.assign(images=68), banded, quantity="transferability")
+    assert (len(plain.collections), len(banded.collections)) == (0, 1)
 
 
 def test_several_seeds_have_error_bars() -> None:

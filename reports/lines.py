@@ -1,0 +1,66 @@
+"""Lines with their 95 % intervals, drawn alike in every figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+from robench.reports import style
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a line is told from the others: by colour, and in grey print by marker and dash."""
+
+    color: str
+    marker: str
+    dash: tuple[float, tuple[float, ...]] = (0, ())
+
+
+def look(defense: str, n: int) -> Look:
+    """Colour and marker of the defense, dash of the ensemble's size."""
+    return Look(style.color(defense), style.marker(defense), style.dash(n))
+
+
+def lines(
+    points: pd.DataFrame,
+    ax: Axes,
+    *,
+    x: str,
+    y: str,
+    looks: Mapping[str, Look],
+    scale: float = 100,
+    markevery: int | None = None,
+) -> None:
+    """Draws ``scale * y`` against ``x``, a line for each value of the column ``line``, which becomes its label.
+
+    Columns ``low`` and ``high`` are drawn as a band: what other images would change. Columns ``sd`` and ``seeds`` are
+    drawn as bars of one standard deviation, where there are several seeds: what other trainings would change.
+
+    Args:
+        looks: of the lines, by name, in the order in which they are drawn.
+        markevery: points between two markers.
+    """
+    names = [name for name in looks if (points["line"] == name).any()]
+    before = len(ax.get_lines())
+    sns.lineplot(
+        points.assign(**{y: scale * points[y]}), x=x, y=y, hue="line", style="line", hue_order=names,
+        style_order=names, palette={name: looks[name].color for name in names},
+        markers={name: looks[name].marker for name in names},
+        dashes={name: looks[name].dash[1] or "" for name in names},
+        estimator=None, errorbar=None, sort=False, legend=False, markeredgewidth=0, markevery=markevery, ax=ax,
+    )  # fmt: skip
+    for drawn, name in zip(ax.get_lines()[before:], names, strict=True):
+        drawn.set_label(name)
+        own = points[points["line"] == name]
+        at, color = own[x].to_numpy(), looks[name].color
+        if "low" in own:
+            low, high = (scale * own[end].to_numpy() for end in ("low", "high"))
+            ax.fill_between(at, low, high, color=color, alpha=0.15, linewidth=0)
+        if "sd" in own and own["seeds"].max() > 1:
+            middle, spread = (scale * own[name].fillna(0).to_numpy() for name in (y, "sd"))
+            ax.errorbar(at, middle, yerr=spread, fmt="none", ecolor=color, elinewidth=0.7, capsize=1.5)
