@@ -51,11 +51,12 @@ def lines(
         points.assign(**{y: scale * points[y]}), x=x, y=y, hue="line", style="line", hue_order=names,
         style_order=names, palette={name: looks[name].color for name in names},
         markers={name: looks[name].marker for name in names},
-        dashes={name: looks[name].dash[1] or "" for name in names},
-        estimator=None, errorbar=None, sort=False, legend=False, markeredgewidth=0, markevery=markevery, ax=ax,
+        dashes=False, estimator=None, errorbar=None, sort=False, legend=False,
+        markeredgewidth=0, markevery=markevery, ax=ax,
     )  # fmt: skip
     for drawn, name in zip(ax.get_lines()[before:], names, strict=True):
         drawn.set_label(name)
+        drawn.set_linestyle(looks[name].dash)
         own = points[points["line"] == name]
         at, color = own[x].to_numpy(), looks[name].color
         if "low" in own:
