@@ -49,6 +49,7 @@ class Attack(ABC):
         hooks: whether it hooks modules inside the model, which one that is compiled never calls.
         batch_dependent: whether an image depends on which others share its batch; false for robench's own attacks.
         gradient_free: whether it needs outputs alone; then none of its images lacks a gradient.
+        keeps_clean: whether it returns the clean image where it fails, which is then no sign that it did nothing.
     """
 
     name: ClassVar[str] = ""
@@ -56,6 +57,7 @@ class Attack(ABC):
     hooks: ClassVar[bool] = False
     batch_dependent: ClassVar[bool] = False
     gradient_free: ClassVar[bool] = False
+    keeps_clean: ClassVar[bool] = False
 
     loss: str = "ce"
 
@@ -90,6 +92,19 @@ class Attack(ABC):
     def stochastic(self) -> bool:
         """Whether another restart gives other images; where False, evaluators make one."""
         return True
+
+    @property
+    def restarts_are_versions(self) -> bool:
+        """Whether the black-box threat makes every restart, as a version of the image; by default where it draws."""
+        return self.stochastic
+
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes of one image and restart, for progress and forecasts.
+
+        By default the field ``steps`` or ``queries``, else 1.
+        """
+        return int(getattr(self, "steps", getattr(self, "queries", 1)))
 
     @final
     def __call__(

@@ -52,6 +52,11 @@ class MDI2(Attack):
     def stochastic(self) -> bool:
         return self.random_start or (self.probability > 0 and self.smallest < 1)
 
+    @property
+    def restarts_are_versions(self) -> bool:
+        # The study's three starts are of PGD: M-DI² draws its views, and starts at the image.
+        return self.random_start
+
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
         loss = LOSSES.get(self.loss)
         start = None

@@ -45,6 +45,7 @@ class Torchattack(Attack):
     """
 
     method: ClassVar[str]
+    keeps_clean: ClassVar[bool] = True
     batch_dependent: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -61,6 +62,10 @@ class Torchattack(Attack):
         if self.method in _DRAW_A_START:
             return bool(getattr(self, "random_start", True))
         return self.method not in _DRAW_NOTHING
+
+    @property
+    def restarts_are_versions(self) -> bool:
+        return bool(getattr(self, "random_start", self.stochastic))
 
     def manifest(self) -> dict[str, object]:
         return {**super().manifest(), "package": f"torchattacks {installed_version('torchattacks')}"}

@@ -73,6 +73,14 @@ class Defense(ABC):
                 f"try --n {max(3, self.min_members)}"
             )
 
+    def passes(self, members: int) -> float:
+        """Forward and backward passes of one image through one member in a training step, for forecasts.
+
+        By default those of a field ``steps``, and what is learnt from: one image, or with ``paired`` one of each other
+        member.
+        """
+        return float(getattr(self, "steps", 0) + (members - 1 if self.paired else 1))
+
     def manifest(self) -> dict[str, object]:
         """Everything that determines the loss, for keys and manifests."""
         return {

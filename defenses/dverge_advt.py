@@ -40,6 +40,9 @@ class DvergeAdvT(Dverge):
         if self.weight < 0:
             raise RobenchError(f"expected `weight` of defense {self.name!r} to be at least 0, got {self.weight}")
 
+    def passes(self, members: int) -> float:
+        return super().passes(members) + self.advt_steps + 1
+
     def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
         distilled = self.distilled(ensemble, batch)
         adversarial = [

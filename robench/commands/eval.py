@@ -130,6 +130,7 @@ def command(
     from robench.evaluation.probe import probe as attacked_again
     from robench.evaluation.threats import Convergence, Threat, Transfer, Whitebox
     from robench.studies.workbench import Workbench, stored
+    from robench.training.recipes import recipe_file
 
     for options_, threats_ in _ONLY.items():
         if threat not in threats_:
@@ -162,7 +163,7 @@ def command(
         subset = data.resolved(subset, samples)
         if subset == "random":
             notice(f"{data.label} is ordered by class: random test images are taken (--subset first takes the first)")
-    radii = words.radii(eps) if eps else _usual_eps(threat, data)
+    radii = words.radii(eps) if eps else recipe_file(data.recipe).evaluation.radii(threat)
     bench = Workbench(
         store,
         data,
@@ -232,18 +233,6 @@ def command(
     for each in found:
         click.echo(each, err=style != "table")
     return int(strict and checks.failed(found))
-
-
-def _usual_eps(threat: str, data: Data) -> tuple[float, ...]:
-    """The data set's radii: the study's convergence check is at the smallest, its diversity at DVERGE's own."""
-    from robench.training.recipes import recipe_file
-
-    recipe = recipe_file(data.recipe)
-    if threat == "diversity":
-        return (float(recipe.resolve("dverge", 3, {})[1].eps),)  # type: ignore[attr-defined]
-    if threat == "transfer":
-        return recipe.evaluation.transfer_eps
-    return recipe.evaluation.eps[:1] if threat == "convergence" else recipe.evaluation.eps
 
 
 def _bill(parts: Sequence[Forecast]) -> str:

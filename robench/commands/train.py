@@ -80,8 +80,9 @@ def command(
     trusted = any(":" in each for each in models)
     tracking = None
     if track is not None:
-        radius = recipe_file(recipe or data.recipe).evaluation.transfer_eps[0]
-        made = Tracking.full(radius) if track == "full" else Tracking(radius)
+        usual = recipe_file(recipe or data.recipe).evaluation
+        radii = usual.transfer_eps[0], usual.diversity_eps
+        made = Tracking.full(*radii) if track == "full" else Tracking(*radii)
         tracking = made.on(data, place)
     with bar() as progress:
         finished = ensure(

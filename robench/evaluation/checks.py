@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from robench.attacks import ATTACKS
 from robench.core.data import ORDERED, Data, improbability
+from robench.core.errors import RobenchError
 from robench.evaluation import words
 from robench.evaluation.outcomes import ENSEMBLE, PROBE, SURROGATE, Check, Outcomes, Status, wilson
 from robench.evaluation.statistics import LEVEL, mcnemar
@@ -102,16 +104,26 @@ def above_chance(outcomes: Outcomes) -> Check | None:
 def moved(outcomes: Outcomes) -> Check | None:
     """Samples still right whose image the attack hardly moved.
 
-    The attacks of torchattacks give the clean image back where they fail, so that this is no more than a warning
-    there, unless their images were to fool another model. CW leaves an image alone that its source gets wrong as it
+    Of attacks that give the clean image back where they fail (`Attack.keeps_clean`) this is no more than a warning,
+    unless their images were to fool another model. CW leaves an image alone that its source gets wrong as it
     is: on a surrogate, that is its design.
     """
     frame = _attacked(outcomes)
-    package = frame["attack"].str.startswith(("torchattacks/", "autoattack")) & (frame["threat"] == "whitebox")
+    keeps = [label for label in frame["attack"].unique() if _keeps_clean(label)]
+    tolerated = frame["attack"].isin(keeps) & (frame["threat"] == "whitebox")
     fooled = frame["threat"].isin(BLACKBOX) & (frame["loss"] != "ce") & frame["zero_gradient"]
     still = (frame["linf"] < MOVED * frame["eps"]) & ~fooled
     fix = "the attack did nothing to them; look at its step size and its start"
-    return _shares("images moved", frame, still, f"less than {MOVED:g} ε away", fix, tolerated=package)
+    return _shares("images moved", frame, still, f"less than {MOVED:g} ε away", fix, tolerated=tolerated)
+
+
+def _keeps_clean(label: str) -> bool:
+    """Whether the attack of that label keeps clean images; one of a package that is not here is given the benefit."""
+    name = label.partition(":")[0]
+    try:
+        return ATTACKS.get(name).keeps_clean
+    except RobenchError:
+        return "/" in name
 
 
 def zero_gradients(outcomes: Outcomes) -> Check | None:

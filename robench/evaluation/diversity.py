@@ -152,13 +152,13 @@ class Tracking:
     """
 
     transfer_eps: float
-    diversity_eps: float = 0.07
+    diversity_eps: float
     images: int = 100
     steps: int = 10
     restarts: int = 1
 
     @classmethod
-    def full(cls, transfer_eps: float, diversity_eps: float = 0.07) -> Tracking:
+    def full(cls, transfer_eps: float, diversity_eps: float) -> Tracking:
         return cls(transfer_eps, diversity_eps, images=1000, steps=50, restarts=5)
 
     def on(self, data: Data, device: torch.device) -> Callable[[Ensemble], dict[str, float]]:

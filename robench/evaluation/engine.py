@@ -111,7 +111,7 @@ class _Work:
 
     def cost(self) -> int:
         """Gradient steps that the crafting takes at most."""
-        return len(self.pairs()[0]) * len(self.job.restarts) * steps_of(self.job.attack)
+        return len(self.pairs()[0]) * len(self.job.restarts) * self.job.attack.passes
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,6 @@ def _with_cw(threat: Threat) -> Threat:
 def surrogates_of(threat: Threat) -> tuple[Subject, ...]:
     """The surrogates of a black-box threat; none of any other."""
     return threat.surrogates if isinstance(threat, Blackbox) else ()
-
-
-def steps_of(attack: Attack) -> int:
-    """Gradient steps, or queries, per image and restart, for progress and plans; 1 where the attack does not say."""
-    return int(getattr(attack, "steps", getattr(attack, "queries", 1)))
 
 
 def correct_for_all(
@@ -388,7 +383,7 @@ class Evaluator:
             if self.settings.device.type == "cuda":
                 torch.cuda.synchronize(self.settings.device)
             times.append(time.perf_counter() - start)
-        return min(times) / len(chunk) / steps_of(attack)
+        return min(times) / len(chunk) / attack.passes
 
     def _open(
         self, targets: Sequence[Subject], threat: Threat, samples: Tensor | Callable[[Subject], Tensor]
@@ -629,10 +624,10 @@ class Evaluator:
                 restart_of[:, chunk] = np.where(update, restart, restart_of[:, chunk])
                 distance[:, chunk] = np.where(update, crafted.linf.cpu().numpy(), distance[:, chunk])
                 flat[:, chunk] = np.where(update, crafted.zero_gradient.cpu().numpy(), flat[:, chunk])
-                self._advance(len(chunk) * steps_of(job.attack), work)
+                self._advance(len(chunk) * job.attack.passes, work)
             fallen = alive[~verdict.correct[:, alive].any(axis=0)]
             left = len(job.restarts) - 1 - job.restarts.index(restart)
-            self._advance(len(fallen) * left * steps_of(job.attack), work)
+            self._advance(len(fallen) * left * job.attack.passes, work)
             alive = alive[verdict.correct[:, alive].any(axis=0)]
             if not len(alive):
                 break
@@ -674,7 +669,7 @@ class Evaluator:
                     parts.setdefault(self._kept_of(cell), []).append(
                         _rows(cell.key, judged[own], labels[own], verdict.at(own), distance[own], flat[own], restart)
                     )
-            self._advance(len(chunk) * steps_of(work.job.attack), work)
+            self._advance(len(chunk) * work.job.attack.passes, work)
         for rows, frames in parts.items():
             rows.append(pd.concat(frames, ignore_index=True))
 

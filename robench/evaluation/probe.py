@@ -19,7 +19,7 @@ from robench.core.plugins import construct
 from robench.core.progress import Progress, silent
 from robench.core.rng import Draws
 from robench.evaluation.checks import POINT, SURVIVORS, probed
-from robench.evaluation.engine import Evaluator, Settings, steps_of
+from robench.evaluation.engine import Evaluator, Settings
 from robench.evaluation.outcomes import ENSEMBLE, PROBE, Check, Outcomes
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Threat, Whitebox
@@ -89,7 +89,7 @@ def attack_again(evaluator: Evaluator, target: Subject, outcomes: Outcomes, thre
     tried = {attack.loss for attack in threat.attacks if isinstance(attack, PGD)}
     losses = [loss for loss in ("ce", "cw") if loss not in tried][:1]
     attacks = (*(PGD(loss=loss) for loss in losses), Square(queries=FEW_QUERIES))
-    cost = sum(steps_of(each) if isinstance(each, PGD) else QUERY * FEW_QUERIES for each in attacks)
+    cost = sum(each.passes if isinstance(each, PGD) else QUERY * FEW_QUERIES for each in attacks)
     budget = max(SHARE * _steps_taken(own, threat), FLOOR)
     count = min(len(survivors), MOST, int(budget / cost))
     samples = survivors[torch.linspace(0, len(survivors) - 1, count).long()]
@@ -105,7 +105,7 @@ def _steps_taken(outcomes: Outcomes, threat: Whitebox) -> float:
     for attack in threat.attacks:
         mine = rows[(rows["attack"] == attack.label) & (rows["loss"] == attack.loss)]
         starts = np.where(mine["correct"], threat.restarts if attack.stochastic else 1, mine["restart"] + 1)
-        taken += float(starts.sum()) * steps_of(attack)
+        taken += float(starts.sum()) * attack.passes
     return taken
 
 
@@ -164,7 +164,7 @@ def probe(
     attack = next((each for each in attacks if hasattr(each, "steps")), attacks[0])
     trials, checks = _trials(attack, eps, restarts or Whitebox.restarts)
     targets = {OTHERS[1][0]: data.num_classes - 1}
-    steps = sum(len(samples) * trial.restarts * steps_of(trial.attack) * targets.get(trial.name, 1) for trial in trials)
+    steps = sum(len(samples) * trial.restarts * trial.attack.passes * targets.get(trial.name, 1) for trial in trials)
     queries = len(samples) * QUERIES * any(trial.name == OTHERS[0][0] for trial in trials)
     notice(
         f"probing {len(samples)} of {len(survivors)} survivors of {target.name} at ε {eps:g}: "

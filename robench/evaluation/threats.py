@@ -80,8 +80,15 @@ class Threat(ABC):
     def jobs(self, target: Subject) -> Iterator[Job]:
         """What has to be crafted to judge ``target``."""
 
-    def _starts(self, attack: Attack) -> tuple[int, ...]:
-        return tuple(range(self.restarts)) if attack.stochastic else (0,)
+
+def starts(attack: Attack, restarts: int) -> tuple[int, ...]:
+    """The restarts that are worth making: one of an attack that draws nothing."""
+    return tuple(range(restarts if attack.stochastic else 1))
+
+
+def versions(attack: Attack, restarts: int) -> tuple[int, ...]:
+    """The restarts that are black-box versions of an image, each of which must be survived."""
+    return tuple(range(restarts if attack.restarts_are_versions else 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +101,8 @@ class Whitebox(Threat):
 
     def jobs(self, target: Subject) -> Iterator[Job]:
         for attack in self.attacks:
-            yield Job(self.name, target.ensemble, "", target.identity, attack, self._starts(attack), pooled=True)
+            restarts = starts(attack, self.restarts)
+            yield Job(self.name, target.ensemble, "", target.identity, attack, restarts, pooled=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +133,7 @@ class Transfer(Threat):
                     str(number),
                     f"{target.identity}/{number}",
                     attack,
-                    self._starts(attack),
+                    starts(attack, self.restarts),
                     pooled=True,
                     members_too=True,
                 )
@@ -167,11 +175,14 @@ class Blackbox(Threat):
             own = surrogate.defense == target.defense and target.defense not in ("baseline", "unknown")
             threat = "blackbox-related" if reason else "blackbox-own" if own else "blackbox"
             for attack in self.attacks:
-                # The study's 3 starts are of PGD alone: M-DI² draws too, but starts at the image.
-                started = bool(getattr(attack, "random_start", False))
-                for restart in range(self.restarts) if started else (0,):
+                for restart in versions(attack, self.restarts):
                     yield Job(threat, surrogate.ensemble, surrogate.name, surrogate.identity, attack, (restart,), False)
 
+
+#: By name, as rows and studies have it.
+THREATS: dict[str, type[Threat]] = {each.name: each for each in (Whitebox, Convergence, Transfer, Blackbox)}
+#: Starts of each where nobody says how many.
+RESTARTS: dict[str, int] = {name: vars(each)["restarts"] for name, each in THREATS.items()}
 
 #: Per threat: the attacks that are tried, with the fields that differ from the attacks' own defaults, and the losses.
 PROTOCOL: dict[str, tuple[tuple[tuple[str, dict[str, Any]], ...], tuple[str, ...]]] = {

@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import torch
 
-from robench.attacks import Attack
 from robench.core.data import DATASETS, Data, outline
 from robench.core.errors import RobenchError, unknown
 from robench.core.frozen import full_float32
@@ -24,16 +23,14 @@ from robench.core.models import MODELS, ModelSpec, build, parameter_count
 from robench.core.runs import Role
 from robench.core.store import content_key
 from robench.core.threads import SMALL, fitting_batch, fitting_threads
-from robench.defenses import Defense
 from robench.evaluation import words
+from robench.evaluation.threats import RESTARTS, starts, versions
 from robench.studies.study import Axis, Blackbox, BlackboxOwn, Diversity, Fields, Study, Threat, shipped
 from robench.training.recipes import recipe_file
 from robench.training.task import Task, resolve
 
 Kind = Literal["train", "craft", "judge", "report"]
 
-#: Starts where a study does not say: those of the threats in `robench.evaluation.threats`.
-RESTARTS = {"transfer": 5, "whitebox": 5, "blackbox": 3, "convergence": 1}
 #: A forward pass, in forward and backward passes.
 FORWARD = 1 / 3
 
@@ -196,7 +193,7 @@ class _Builder:
         images = task.recipe.epochs * (len(self.data.train) // task.recipe.batch_size) * task.recipe.batch_size
         return self.add(
             "train", f"train {task.name}", [task.name, task.key], needs=needs, task=task,
-            passes=images * task.n * step_passes(task.defense, task.n),
+            passes=images * task.n * task.defense.passes(task.n),
             disk=4 * sum(map(_parameters, task.members)),
         )  # fmt: skip
 
@@ -208,7 +205,7 @@ class _Builder:
         if isinstance(threat, Diversity):
             return [
                 self.judge(
-                    "judge", name, task, threat, {"eps": threat.eps, "steps": threat.steps},
+                    "judge", name, task, threat, {"eps": threat.eps or self.radii(name)[0], "steps": threat.steps},
                     images * task.n * (threat.steps + (task.n - 1) * FORWARD),
                 )
                 for task in targets
@@ -221,7 +218,7 @@ class _Builder:
                 self.judge(
                     "judge", name, task, threat, options,
                     cells * task.n * sum(
-                        starts(attack, family, options["restarts"]) * (steps_of(attack) + FORWARD)
+                        len(starts(attack, options["restarts"])) * (attack.passes + FORWARD)
                         for attack in options["attacks"]
                     ),
                 )
@@ -240,17 +237,17 @@ class _Builder:
             crafts = tuple(
                 self.judge(
                     "craft", name, group[0], threat, {**options, "attacks": (attack,)},
-                    cells * starts(attack, family, options["restarts"]) * steps_of(attack) * surrogate.n,
+                    cells * len(versions(attack, options["restarts"])) * attack.passes * surrogate.n,
                     surrogates=(surrogate,),
-                    disk=cells * starts(attack, family, options["restarts"]) * 4 * self.data.test.images[0].numel(),
+                    disk=cells * len(versions(attack, options["restarts"])) * 4 * self.data.test.images[0].numel(),
                 )
                 for surrogate in surrogates
                 for attack in options["attacks"]
             )  # fmt: skip
-            versions = sum(starts(attack, family, options["restarts"]) for attack in options["attacks"])
+            count = sum(len(versions(attack, options["restarts"])) for attack in options["attacks"])
             done += [
                 self.judge(
-                    "judge", name, task, threat, options, cells * versions * len(surrogates) * task.n * FORWARD,
+                    "judge", name, task, threat, options, cells * count * len(surrogates) * task.n * FORWARD,
                     surrogates=surrogates, needs=crafts,
                 )
                 for task in group
@@ -259,14 +256,16 @@ class _Builder:
 
     def options(self, name: str, family: str, threat: Threat) -> dict[str, Any]:
         """What `robench.studies.workbench.Workbench` is told."""
-        grid = recipe_file(self.data.recipe).evaluation
-        usual = {"transfer": grid.transfer_eps, "convergence": grid.eps[:1]}.get(family, grid.eps)
+        usual = self.radii(family)
         with self.at(f"threats.{name}"):
             return {
                 "eps": words.radii(threat.eps) if isinstance(threat.eps, str) else tuple(sorted(threat.eps or usual)),
                 "attacks": words.attacks(family, threat.attacks or (), threat.losses or (), threat.steps),
                 "restarts": threat.restarts or RESTARTS[family],
             }
+
+    def radii(self, threat: str) -> tuple[float, ...]:
+        return recipe_file(self.data.recipe).evaluation.radii(threat)
 
     def judge(
         self,
@@ -297,27 +296,6 @@ class _Builder:
             kind, title, identity, needs=(*map(self.train, (target, *surrogates)), *needs), task=target, threat=name,
             surrogates=surrogates, options=options, samples=samples, subset=subset, passes=passes, disk=disk,
         )  # fmt: skip
-
-
-def starts(attack: Attack, family: str, restarts: int) -> int:
-    """How often an attack is made: black-box, a start is a version of its own, and M-DI² has none."""
-    random = getattr(attack, "random_start", False) if family == "blackbox" else attack.stochastic
-    return restarts if random else 1
-
-
-def steps_of(attack: Attack) -> int:
-    return int(getattr(attack, "steps", 1))
-
-
-def step_passes(defense: Defense, n: int) -> float:
-    """Passes per image and member of one training step; a defense of others counts as a Baseline.
-
-    DVERGE distils each member's image once and learns from the n − 1 others'. GAL's gradient of a gradient takes about
-    three passes more.
-    """
-    crafting = float(getattr(defense, "steps", 0) + getattr(defense, "advt_steps", 0))
-    learning = (n - 1 if defense.paired else 1) + ("advt" in defense.name and defense.paired)
-    return crafting + learning + (3 if defense.name == "gal" else 0)
 
 
 @cache

@@ -74,9 +74,9 @@ class Blackbox(BlackboxOwn):
 
 
 class Diversity(_Table):
-    """Eq. 2 of the paper, of trained runs."""
+    """Eq. 2 of the paper, of trained runs; ε is the recipe's where there is none."""
 
-    eps: Radius = 0.07
+    eps: Radius | None = None
     steps: Count = 10
     samples: Count | None = None
     defenses: Names | None = None
@@ -109,7 +109,7 @@ class Track(_Table):
 
     defenses: Names = ("dverge",)
     transfer_eps: Radius
-    diversity_eps: Radius = 0.07
+    diversity_eps: Radius | None = None
     images: Count = 100
     steps: Count = 10
     restarts: Count = 1

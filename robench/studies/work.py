@@ -16,15 +16,14 @@ from robench.core.errors import RobenchError
 from robench.core.store import file_hash, write_record, write_text
 from robench.evaluation.diversity import Tracking
 from robench.evaluation.engine import Settings
-from robench.evaluation.threats import Convergence, Threat, Transfer, Whitebox
+from robench.evaluation.threats import THREATS
 from robench.studies.plan import Plan, Step, expand, with_recipe
 from robench.studies.state import DRAWN, Place, Progress
 from robench.studies.study import Study
 from robench.studies.summary import diversities
 from robench.studies.workbench import Workbench
 from robench.training.loop import ensure
-
-THREATS: dict[str, type[Threat]] = {each.name: each for each in (Transfer, Whitebox, Convergence)}
+from robench.training.recipes import recipe_file
 
 
 @lru_cache(maxsize=4)
@@ -102,7 +101,8 @@ def _do(plan: Plan, step: Step, place: Place, bench: Workbench) -> dict[str, Any
         asked = plan.study.track
         if asked is not None and step.task.name in plan.main and step.task.defense.name in asked.defenses:
             every = asked.every
-            fields = asked.model_dump(exclude={"defenses", "every"})
+            usual = recipe_file(bench.data.recipe).evaluation.diversity_eps
+            fields = {"diversity_eps": usual, **asked.model_dump(exclude={"defenses", "every"}, exclude_none=True)}
             track = Tracking(**fields).on(bench.data, bench.settings.device) if step.task.n > 1 else None
         run = ensure(
             step.task, bench.data, bench.store, device=bench.settings.device, track=track, track_every=every,

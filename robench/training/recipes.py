@@ -87,12 +87,18 @@ class _ForDefense(BaseModel):
 
 
 class Evaluation(BaseModel):
-    """A data set's ε grids: of the curves, and of the transferability matrix."""
+    """A data set's radii: of the curves, of the transferability matrix, and of the diversity (eq. 2)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     eps: tuple[float, ...]
     transfer_eps: tuple[float, ...]
+    diversity_eps: float
+
+    def radii(self, threat: str) -> tuple[float, ...]:
+        """Those of ``threat`` where nobody names any; the check of convergence is made at the smallest."""
+        special = {"transfer": self.transfer_eps, "diversity": (self.diversity_eps,), "convergence": self.eps[:1]}
+        return special.get(threat, self.eps)
 
 
 class RecipeFile(BaseModel):

@@ -13,7 +13,7 @@ from robench.cli import run
 from robench.core import data as data_module
 from robench.core.data import load, make, outline
 from robench.defenses import DEFENSES
-from robench.studies.plan import Plan, Step, bill, expand, makespan, pass_seconds, ranks, step_passes
+from robench.studies.plan import Plan, Step, bill, expand, makespan, pass_seconds, ranks
 from robench.studies.study import find, parse
 from robench.training.task import resolve
 from tests.studies import small
@@ -62,7 +62,7 @@ def test_the_paper_is_planned_whole() -> None:
 
 def test_passes_of_a_training_step() -> None:
     def passes(name: str, n: int = 5) -> float:
-        return step_passes(DEFENSES.get(name)(), n)
+        return DEFENSES.get(name)().passes(n)
 
     assert passes("baseline") == passes("adp") == 1
     assert passes("advt") == 10 + 1
