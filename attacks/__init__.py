@@ -1,5 +1,5 @@
 """Attacks: one file each. `ATTACKS` finds them."""
 
-from robench.attacks._base import ATTACKS, Attack, Crafted
+from robench.attacks.base import ATTACKS, Attack, Crafted
 
 __all__ = ["ATTACKS", "Attack", "Crafted"]

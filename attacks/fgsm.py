@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from robench.attacks._ascent import ascend
-from robench.attacks._base import ATTACKS, Attack
+from robench.attacks.ascent import ascend
+from robench.attacks.base import ATTACKS, Attack
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
 

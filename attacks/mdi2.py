@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._ascent import ascend, uniform_start
-from robench.attacks._base import ATTACKS, Attack
+from robench.attacks.ascent import ascend, uniform_start
+from robench.attacks.base import ATTACKS, Attack
 from robench.core.errors import RobenchError
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws

@@ -10,8 +10,8 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 
-from robench.attacks._ascent import ascend
-from robench.attacks._base import ATTACKS, Attack
+from robench.attacks.ascent import ascend
+from robench.attacks.base import ATTACKS, Attack
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.frozen import hooked

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._base import ATTACKS, Attack
+from robench.attacks.base import ATTACKS, Attack
 from robench.core import linf
 from robench.core.losses import margin
 from robench.core.rng import Draws

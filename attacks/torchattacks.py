@@ -13,7 +13,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._base import ATTACKS, Attack
+from robench.attacks.base import ATTACKS, Attack
 from robench.core.errors import RobenchError, out_of_memory, unknown
 from robench.core.rng import Draws, key
 

@@ -18,7 +18,7 @@ from speed import measure, published
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from robench.attacks._ascent import ascend
+from robench.attacks.ascent import ascend
 from robench.commands._shared import dataset_of, device_of
 from robench.core.data import load
 from robench.core.ensemble import Ensemble, mixture

@@ -1,5 +1,5 @@
 """Defenses: one file each. `DEFENSES` finds them."""
 
-from robench.defenses._base import DEFENSES, Batch, Defense, Terms
+from robench.defenses.base import DEFENSES, Batch, Defense, Terms
 
 __all__ = ["DEFENSES", "Batch", "Defense", "Terms"]

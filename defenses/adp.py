@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robench.core.ensemble import Ensemble, mixture
 from robench.core.errors import RobenchError
-from robench.defenses._base import DEFENSES, Batch, Defense, Terms
+from robench.defenses.base import DEFENSES, Batch, Defense, Terms
 
 #: Added to the diagonal, so that members that agree have a finite log-determinant (the authors' constant).
 _JITTER = 1e-6

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 
 from robench.core.ensemble import Ensemble
-from robench.defenses._base import DEFENSES, Batch, Defense, Terms
+from robench.defenses.base import DEFENSES, Batch, Defense, Terms
 
 
 @DEFENSES.register("baseline")

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robench.attacks._distill import distill
+from robench.attacks.distill import distill
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.features import depth
 from robench.core.frozen import BatchNormMode, batchnorm
-from robench.defenses._base import DEFENSES, Batch, Defense, Terms
+from robench.defenses.base import DEFENSES, Batch, Defense, Terms
 
 
 @DEFENSES.register("dverge")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
-from robench.attacks._training import check, craft
+from robench.attacks.training import check, craft
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
-from robench.defenses._base import DEFENSES, Batch, Terms
+from robench.defenses.base import DEFENSES, Batch, Terms
 from robench.defenses.dverge import Dverge, resistance
 
 

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
-from robench.defenses._base import DEFENSES, Batch, Defense, Terms
+from robench.defenses.base import DEFENSES, Batch, Defense, Terms
 
 
 @DEFENSES.register("gal")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robench.attacks._ascent import gradient
+from robench.attacks.ascent import gradient
 from robench.attacks.pgd import PGD
 from robench.attacks.sgm import skip_gradient
 from robench.core.ensemble import Ensemble

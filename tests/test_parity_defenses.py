@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._distill import distill
+from robench.attacks.distill import distill
 from robench.core.ensemble import Ensemble, mixture
 from robench.core.features import depth, features
 from robench.core.models import ModelSpec, build

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robench.attacks._distill import distill
+from robench.attacks.distill import distill
 from robench.attacks.pgd import PGD
 from robench.core.data import Data, to_images
 from robench.core.ensemble import Ensemble

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from robench.attacks._ascent import gradient
+from robench.attacks.ascent import gradient
 from robench.core.data import Data, to_images
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks import Attack, Crafted
-from robench.attacks._ascent import gradient
+from robench.attacks.ascent import gradient
 from robench.core import linf
 from robench.core.claims import PAUSE, Claims
 from robench.core.data import Data

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._ascent import gradient
+from robench.attacks.ascent import gradient
 from robench.core.data import Data, to_images
 from robench.core.errors import RobenchError, out_of_memory
 from robench.core.fast import ROUNDING, disagreement

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from robench.attacks._ascent import gradient
+from robench.attacks.ascent import gradient
 from robench.core.data import to_images
 from robench.core.errors import RobenchError
 from robench.core.frozen import frozen, full_float32

@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.resnet import ResNet as TorchvisionResNet
 
-from robench.attacks._ascent import gradient
+from robench.attacks.ascent import gradient
 from robench.attacks.pgd import PGD
 from robench.attacks.sgm import SGM, skip_gradient
 from robench.core.ensemble import Ensemble

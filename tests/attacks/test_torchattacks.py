@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import robench.attacks.torchattacks as adapter
 from robench.attacks import ATTACKS, Attack
-from robench.attacks._ascent import ascend
+from robench.attacks.ascent import ascend
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.losses import cross_entropy

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from robench.attacks._distill import distill
+from robench.attacks.distill import distill
 from robench.core.data import Data, to_images
 from robench.core.errors import RobenchError
 from robench.core.rng import Stream

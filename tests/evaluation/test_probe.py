@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks import Attack
-from robench.attacks._ascent import ascend
+from robench.attacks.ascent import ascend
 from robench.attacks.pgd import PGD
 from robench.core.data import Data
 from robench.core.errors import RobenchError

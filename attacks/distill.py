@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._ascent import ascend
+from robench.attacks.ascent import ascend
 from robench.core.features import features
 from robench.core.linf import as_eps
 

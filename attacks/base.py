@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._ascent import gradient
+from robench.attacks.ascent import gradient
 from robench.core import linf
 from robench.core.errors import RobenchError, out_of_memory
 from robench.core.frozen import frozen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robench.attacks._ascent import ascend, uniform_start
+from robench.attacks.ascent import ascend, uniform_start
 from robench.core.errors import RobenchError
 from robench.core.frozen import BatchNormMode, batchnorm
 from robench.core.linf import as_eps
