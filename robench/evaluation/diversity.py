@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ def measure(
     seed: int = 0,
     device: torch.device,
     progress: Progress = silent,
+    notice: Callable[[str], None] = lambda text: None,
 ) -> pd.DataFrame:
     """`diversity` of a run, kept in ``folder`` ten groups at a time: interrupted, it goes on.
 
@@ -107,7 +109,9 @@ def measure(
     key = content_key({**about, "target": target.identity, "data": data.identity, "samples": samples.tolist()})
     parts = {path: read_frame(path) for path in sorted(folder.glob("part-*.parquet"))}
     for path in (path for path, part in parts.items() if part is None):
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process did
+            path.rename(path.with_name(f"{path.name}.damaged"))
+        notice(f"{path} is damaged: it is set aside and its values are computed again")
     known = [part[part["key"] == key] for part in parts.values() if part is not None]
     done = {int(sample) for part in known for sample in part["sample"]}
     groups = [start for start in range(0, len(samples), GROUP) if int(samples[start]) not in done]

@@ -115,6 +115,7 @@ class Workbench:
                     measure(
                         target, self.data, right, folder,
                         eps=eps, steps=steps, seed=seed, device=device, progress=progress,
+                        notice=self.notice,
                     )
                 )  # fmt: skip
         return pd.concat(frames, ignore_index=True)

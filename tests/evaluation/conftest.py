@@ -32,6 +32,10 @@ def make_subject() -> Callable[[int], Subject]:
 
 @pytest.fixture(scope="session")
 def data() -> Data:
+    return noise()
+
+
+def noise() -> Data:
     """40 noise images of 8x8, labelled as subject 0 sees them."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
     with torch.no_grad():

@@ -66,7 +66,11 @@ def test_measured_on_a_run_it_is_kept_resumed_and_repaired(
     assert counted == [22, 24, 26, 28, 30]
     (part, *_) = sorted((tmp_path / "cut").glob("part-*"))
     part.write_bytes(part.read_bytes()[:-1])
-    pd.testing.assert_frame_equal(measure(target, data, samples, tmp_path / "cut", **options), whole)
+    told: list[str] = []
+    mended = measure(target, data, samples, tmp_path / "cut", notice=told.append, **options)
+    pd.testing.assert_frame_equal(mended, whole)
+    assert told == [f"{part} is damaged: it is set aside and its values are computed again"]
+    assert part.with_name(f"{part.name}.damaged").exists()
     counted.clear()
     other = measure(
         target, data, samples[:6], tmp_path / "cut", progress=lambda done, *_: counted.append(done), **options
