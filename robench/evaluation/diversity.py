@@ -24,6 +24,7 @@ from robench.core.frozen import frozen
 from robench.core.progress import Progress, silent
 from robench.core.rng import Draws, Stream
 from robench.core.store import content_key, read_frame, write_frame
+from robench.evaluation.predict import classes
 from robench.evaluation.subjects import Subject
 
 #: Images that share a feature layer.
@@ -141,8 +142,7 @@ def transfer_rate(
         for restart in range(restarts):
             draws = Draws.of(range(len(images)), seed=seed, restart=restart)
             crafted = attack(member, images, labels, eps, draws).images
-            with frozen(ensemble), torch.no_grad():
-                fooled[i] |= ensemble.logits(crafted).argmax(dim=2) != labels
+            fooled[i] |= classes(ensemble, crafted, members=True)[:-1] != labels
     off = ~torch.eye(count, dtype=torch.bool, device=images.device)
     return float(fooled[off].float().mean())
 
@@ -173,8 +173,7 @@ class Tracking:
 
         def measure(ensemble: Ensemble) -> dict[str, float]:
             images = to_images(pixels)
-            with frozen(ensemble), torch.no_grad():
-                right = (ensemble.logits(images).argmax(dim=2) == truth).all(dim=0)
+            right = (classes(ensemble, images, members=True)[:-1] == truth).all(dim=0)
             images, labels = images[right][: self.images], truth[right][: self.images]
             if len(images) < 2:
                 return {"images": float(len(images))}

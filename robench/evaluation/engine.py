@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +20,7 @@ from robench.attacks.ascent import gradient
 from robench.core import linf
 from robench.core.claims import PAUSE, Claims
 from robench.core.data import Data
-from robench.core.ensemble import Ensemble, mixture
+from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError, out_of_memory
 from robench.core.fast import ROUNDING, Precision, attackable, compiled, crafting_dtype, disagreement, slow_precision
 from robench.core.frozen import frozen
@@ -32,6 +32,7 @@ from robench.core.threads import USUAL, fitting_batch, fitting_threads, judging_
 from robench.evaluation.checks import stands_for, surrogates_work
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import ASIDE, ENSEMBLE, SURROGATE, Check, Outcomes
+from robench.evaluation.predict import Indices, Predictions, classes, predict
 from robench.evaluation.rows import Rows
 from robench.evaluation.soundness import GRADIENT, REPEAT, changed, examine, keyed_torch
 from robench.evaluation.subjects import Subject
@@ -47,11 +48,6 @@ TOLD_AFTER = 120
 #: same gradient but for rounding (measured on three ResNet-20: .9999, in bfloat16 .98).
 GRADIENTS = 8
 SAME_GRADIENT: dict[Precision, float] = {"float32": 0.95, "bfloat16": 0.8, "float64": 0.95}
-
-#: Leads of a class over the others within which float32 decides as float64 does.
-USUAL_LEADS = (1e-2, 1e4)
-
-Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -157,19 +153,18 @@ def correct_for_all(
     The transferability matrix and the diversity are measured on these (protocol §3); RobenchError where there is none.
     """
     right = []
-    with frozen(target.ensemble), torch.no_grad():
-        for at in _chunks(len(order), judging_batch(data.test.images[0].numel(), batch_size)):
-            chunk = order[at]
-            images = _images(data, chunk.numpy(), device, torch.float32)
-            predictions = target.ensemble.logits(images).argmax(dim=2).cpu()
-            right.append((predictions == data.test.labels[chunk]).all(dim=0))
-    found = order[torch.cat(right)][:samples]
-    if not len(found):
+    for at in _chunks(len(order), judging_batch(data.test.images[0].numel(), batch_size)):
+        chunk = order[at]
+        images = _images(data, chunk.numpy(), device, torch.float32)
+        found = classes(target.ensemble, images, members=True)[:-1].cpu()
+        right.append((found == data.test.labels[chunk]).all(dim=0))
+    chosen = order[torch.cat(right)][:samples]
+    if not len(chosen):
         raise RobenchError(
             f"no image of {data.name} is classified right by every member of {target.name!r}, and these alone are "
             f"attacked here; robench doctor looks at what is wrong with it"
         )
-    return found.sort().values
+    return chosen.sort().values
 
 
 class Evaluator:
@@ -517,7 +512,7 @@ class Evaluator:
         for chunk in _chunks(len(pending), judging_batch(self._numbers, self.settings.batch_size)):
             images = self._batch_of(pending[chunk])
             try:
-                verdict = _judge(judge, images, self._labels(pending[chunk]), members_too=False)
+                verdict = predict(judge, images, self._labels(pending[chunk]))
             except RobenchError:
                 raise
             except Exception as error:  # whatever a user's module may raise
@@ -610,14 +605,14 @@ class Evaluator:
         judge = judges[target.name]
         labels = self._labels(samples)
         count, judged = len(samples), (target.n if job.members_too else 0) + 1
-        verdict = _Verdict.empty(judged, count)
+        verdict = Predictions.empty(judged, count)
         restart_of = np.zeros((judged, count), dtype=np.int16)
         distance, flat = np.zeros((judged, count), dtype=np.float32), np.zeros((judged, count), dtype=bool)
         alive = np.arange(count)
         for restart in job.restarts:
             standing = verdict.correct if restart != job.restarts[0] else np.ones((judged, count), dtype=bool)
             for chunk, crafted in self._crafts(source, job.attack, samples, eps, alive, restart):
-                found = _judge(judge, crafted.images, labels[chunk], members_too=job.members_too)
+                found = predict(judge, crafted.images, labels[chunk], members=job.members_too)
                 update = standing[:, chunk]
                 for mine, theirs in zip(verdict.arrays(), found.arrays(), strict=True):
                     mine[:, chunk] = np.where(update, theirs, mine[:, chunk])
@@ -662,7 +657,7 @@ class Evaluator:
                 at = torch.from_numpy(order).to(crafted.images.device)
                 judged, radii = samples[chunk][order], eps[chunk][order]
                 labels = self._labels(judged)
-                verdict = _judge(judge, crafted.images[at], labels, members_too=False)
+                verdict = predict(judge, crafted.images[at], labels)
                 distance, flat = crafted.linf[at].cpu().numpy(), crafted.zero_gradient[at].cpu().numpy()
                 for cell in cells:
                     own = np.flatnonzero(radii == cell.eps)
@@ -801,26 +796,6 @@ class Evaluator:
         self._progress(self._done, self._total, f"{work.job.threat}: {work.job.attack.label} on {source}")
 
 
-@dataclass(frozen=True)
-class _Verdict:
-    """Per judge and image, (J,B): the last judge is the ensemble."""
-
-    prediction: npt.NDArray[np.int16]
-    correct: npt.NDArray[np.bool_]
-    margin: npt.NDArray[np.float32]
-
-    @classmethod
-    def empty(cls, judges: int, count: int) -> _Verdict:
-        shape = (judges, count)
-        return cls(np.zeros(shape, np.int16), np.ones(shape, np.bool_), np.zeros(shape, np.float32))
-
-    def arrays(self) -> Iterable[npt.NDArray[Any]]:
-        return self.prediction, self.correct, self.margin
-
-    def at(self, columns: Indices) -> _Verdict:
-        return _Verdict(self.prediction[:, columns], self.correct[:, columns], self.margin[:, columns])
-
-
 @dataclass
 class _Source:
     """Whom an attack follows, and the faster copy of it that is attacked for as long as it proves to be the same
@@ -890,40 +865,11 @@ class _Source:
         return float(torch.cosine_similarity(mine[usable], theirs[usable]).mean())
 
 
-#: Below this lead of logits log p̄ is their mean up to a constant, to float64's last digit but some: a softmax loses it.
-FIRST_ORDER = 1e-10
-
-
-def _judge(ensemble: Ensemble, images: Tensor, labels: Indices, *, members_too: bool) -> _Verdict:
-    """Verdicts of the ensemble, or of each member and then the ensemble."""
-    truth = torch.from_numpy(labels).to(images.device)
-    with keyed_torch(images.device, "judge"), frozen(ensemble), torch.no_grad():
-        logits = ensemble.logits(images)
-        if labels.max() >= logits.shape[-1]:  # on a GPU torch would end the process over it
-            raise RobenchError(f"expected logits of more than {labels.max()} classes, got {logits.shape[-1]}")
-        outputs = [*logits, mixture(logits)] if members_too else [mixture(logits)]
-        prediction = torch.stack([output.argmax(dim=1) for output in outputs])
-        margins = torch.stack([margin(output, truth) for output in outputs])
-        # Of tiny logits float32 loses the differences in a softmax, of huge ones the rest.
-        lead = (logits.amax(dim=2) - logits.median(dim=2).values).amax(dim=0)
-        odd = (lead < USUAL_LEADS[0]) | (lead > USUAL_LEADS[1])
-        if bool(odd.any()):
-            exact = logits[:, odd].double()
-            mixed = torch.where(lead[odd, None] < FIRST_ORDER, exact.mean(dim=0), mixture(exact))
-            outputs = [*exact, mixed] if members_too else [mixed]
-            prediction[:, odd] = torch.stack([output.argmax(dim=1) for output in outputs])
-            margins[:, odd] = torch.stack([margin(output, truth[odd]) for output in outputs]).to(margins.dtype)
-    predicted = prediction.cpu().numpy()
-    if not bool(torch.isfinite(logits).all()):
-        raise RobenchError("the model returned NaN or infinity; `robench doctor` looks for the reason")
-    return _Verdict(predicted.astype(np.int16), predicted == labels, margins.float().cpu().numpy())
-
-
 def _rows(
     cell: str,
     samples: Indices,
     labels: Indices,
-    verdict: _Verdict,
+    verdict: Predictions,
     distance: npt.NDArray[Any],
     flat: npt.NDArray[Any],
     restart: Any,

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from robench.attacks import ATTACKS, Attack
-from robench.core.ensemble import Ensemble, mixture
+from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.fast import attackable, crafting_dtype
-from robench.core.frozen import frozen, full_float32
+from robench.core.frozen import full_float32
 from robench.core.plugins import construct
 from robench.core.rng import Draws
 from robench.core.runs import Run
@@ -24,6 +24,7 @@ from robench.core.store import content_key
 from robench.core.threads import fitting_batch, fitting_threads
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
+from robench.evaluation.predict import classes
 from robench.evaluation.subjects import Subject
 from robench.reports.pictures import Picture, choose
 from robench.studies.drawing import cells_of
@@ -82,9 +83,7 @@ def _seen(bench: Workbench, rows: pd.DataFrame, cells: Sequence[Manifest], cache
     if images is None:
         images = _crafted(bench, target, rows, cells[0], clean)
     judge = copy.deepcopy(target.ensemble).double() if precision == "float64" else target.ensemble
-    with frozen(judge), torch.no_grad():
-        logits = judge.logits(images)
-        predictions = torch.stack([*logits, mixture(logits)]).argmax(dim=2).cpu()
+    predictions = classes(judge, images, members=True).cpu()
     places = [target.n if member == ENSEMBLE else int(member) - 1 for member in rows["member"]]
     right = predictions[places, range(len(rows))].numpy() == rows["prediction"].to_numpy()
     shown = [part.float().cpu().numpy() for part in (clean, images)]

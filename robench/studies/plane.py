@@ -13,6 +13,7 @@ from robench.core.frozen import frozen, full_float32
 from robench.core.losses import cross_entropy
 from robench.core.rng import Draws
 from robench.core.runs import Run
+from robench.evaluation.predict import classes
 from robench.reports import regions, style
 from robench.studies.workbench import Workbench
 
@@ -34,8 +35,7 @@ def decision_regions(
     labels = data.test.labels[:500].to(device)
     right = torch.ones(len(images), dtype=torch.bool, device=device)
     for subject in subjects:
-        with frozen(subject.ensemble), torch.no_grad():
-            right &= subject.ensemble(images).argmax(dim=1) == labels
+        right &= classes(subject.ensemble, images) == labels
     if not bool(right.any()):
         raise RobenchError("none of the first 500 test images is classified correctly by all ensembles")
     sample = int(right.nonzero()[0])

@@ -95,7 +95,7 @@ def test_what_lacks_memory_is_one_line(
     def failing(*arguments: Any, **options: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
-    monkeypatch.setattr("robench.evaluation.engine._judge", failing)
+    monkeypatch.setattr("robench.evaluation.engine.predict", failing)
     assert run(["eval", "adp0", "--threat", "whitebox", "--eps", "0.02", *EVAL]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("Error: the memory does not suffice (CUDA out of memory. Tried to allocate); try a smaller")

@@ -396,13 +396,13 @@ def test_clean_images_are_judged_within_the_batch_size(
     make_subject: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    original = engine._judge
+    original = engine.predict
 
     def recording(judge: Any, images: Tensor, *rest: Any, **options: Any) -> Any:
         sizes.append(len(images))
         return original(judge, images, *rest, **options)
 
-    monkeypatch.setattr(engine, "_judge", recording)
+    monkeypatch.setattr(engine, "predict", recording)
     rows(data, Whitebox(eps=(0.05,), attacks=(FAST,)), [make_subject(0)], batch_size=7)
     assert max(sizes) == 7
     assert cpu.judging_batch(3 * 32 * 32) == 500

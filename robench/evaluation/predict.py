@@ -1,0 +1,99 @@
+"""What an ensemble says of images: the one place that decides whether it is right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from robench.core.ensemble import Ensemble, mixture
+from robench.core.errors import RobenchError
+from robench.core.frozen import frozen
+from robench.core.losses import margin
+from robench.evaluation.soundness import keyed_torch
+
+#: Leads of a class over the others within which float32 decides as float64 does.
+USUAL_LEADS = (1e-2, 1e4)
+#: Below this lead of logits log p̄ is their mean up to a constant, to float64's last digit but some: a softmax loses it.
+FIRST_ORDER = 1e-10
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Per judge and image, (J,B): the last judge is the ensemble."""
+
+    prediction: npt.NDArray[np.int16]
+    correct: npt.NDArray[np.bool_]
+    margin: npt.NDArray[np.float32]
+
+    @classmethod
+    def empty(cls, judges: int, count: int) -> Predictions:
+        """Of nothing yet: all are right."""
+        shape = (judges, count)
+        return cls(np.zeros(shape, np.int16), np.ones(shape, np.bool_), np.zeros(shape, np.float32))
+
+    def arrays(self) -> Iterable[npt.NDArray[Any]]:
+        return self.prediction, self.correct, self.margin
+
+    def at(self, columns: Indices) -> Predictions:
+        """Of some of the images."""
+        return Predictions(self.prediction[:, columns], self.correct[:, columns], self.margin[:, columns])
+
+
+def predict(ensemble: Ensemble, images: Tensor, labels: Indices, *, members: bool = False) -> Predictions:
+    """Predictions of the ensemble, or of each member and then of the ensemble.
+
+    Args:
+        images: (B,C,H,W) in [0, 1]; labels: (B,).
+
+    Raises:
+        RobenchError: labels beyond the classes, NaN or infinity.
+    """
+    logits = _logits(ensemble, images)
+    if labels.max() >= logits.shape[-1]:  # on a GPU torch would end the process over it
+        raise RobenchError(f"expected logits of more than {labels.max()} classes, got {logits.shape[-1]}")
+    truth = torch.from_numpy(labels).to(images.device)
+    shape = (len(ensemble) + 1 if members else 1, len(images))
+    prediction, margins = truth.new_empty(shape), logits.new_empty(shape)
+    for at, outputs in _decisive(logits, members):
+        prediction[:, at] = torch.stack([output.argmax(dim=1) for output in outputs])
+        margins[:, at] = torch.stack([margin(output, truth[at]) for output in outputs]).to(margins.dtype)
+    predicted = prediction.cpu().numpy()
+    if not bool(torch.isfinite(logits).all()):
+        raise RobenchError("the model returned NaN or infinity; `robench doctor` looks for the reason")
+    return Predictions(predicted.astype(np.int16), predicted == labels, margins.float().cpu().numpy())
+
+
+def classes(ensemble: Ensemble, images: Tensor, *, members: bool = False) -> Tensor:
+    """The predicted classes, on the device of ``images``: (B,), or with ``members`` (N+1,B), the ensemble last."""
+    logits = _logits(ensemble, images)
+    found = torch.empty((len(ensemble) + 1 if members else 1, len(images)), dtype=torch.int64, device=images.device)
+    for at, outputs in _decisive(logits, members):
+        found[:, at] = torch.stack([output.argmax(dim=1) for output in outputs])
+    return found if members else found[0]
+
+
+def _logits(ensemble: Ensemble, images: Tensor) -> Tensor:
+    with keyed_torch(images.device, "judge"), frozen(ensemble), torch.no_grad():
+        return ensemble.logits(images)
+
+
+def _decisive(logits: Tensor, members: bool) -> Iterator[tuple[Any, list[Tensor]]]:
+    """Outputs of each judge, (B,K), for all images; then in float64 for those whose logits float32 does not decide.
+
+    Of tiny logits float32 loses the differences in a softmax, of huge ones the rest.
+    """
+    yield slice(None), [*logits, mixture(logits)] if members else [mixture(logits)]
+    lead = (logits.amax(dim=2) - logits.median(dim=2).values).amax(dim=0)
+    odd = (lead < USUAL_LEADS[0]) | (lead > USUAL_LEADS[1])
+    if bool(odd.any()):
+        exact = logits[:, odd].double()
+        mixed = torch.where(lead[odd, None] < FIRST_ORDER, exact.mean(dim=0), mixture(exact))
+        yield odd, [*exact, mixed] if members else [mixed]
