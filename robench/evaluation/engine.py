@@ -26,10 +26,10 @@ from robench.core.fast import ROUNDING, Precision, attackable, compiled, craftin
 from robench.core.frozen import frozen
 from robench.core.losses import margin
 from robench.core.progress import Progress, silent
-from robench.core.rng import Draws
 from robench.core.store import content_key
 from robench.core.threads import USUAL, fitting_batch, fitting_threads, judging_batch
 from robench.evaluation.checks import stands_for, surrogates_work
+from robench.evaluation.craft import craft
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import ASIDE, ENSEMBLE, SURROGATE, Check, Outcomes
 from robench.evaluation.predict import Indices, Predictions, classes, predict
@@ -758,22 +758,9 @@ class Evaluator:
         eps: npt.NDArray[np.float64],
         restart: int,
     ) -> Crafted:
-        # Convolution kernels for a batch of one round differently: never craft alone.
-        padded = len(samples) == 1
-        order = np.array([0, 0]) if padded else np.arange(len(samples))
-        at = torch.from_numpy(order).to(images.device)
-        labels = torch.from_numpy(self._labels(samples)).to(images.device)
-        radius = torch.from_numpy(eps).to(images)
-        # A model that draws takes the same draws whatever torch's seed is.
-        with keyed_torch(images.device, "craft", self.settings.seed, restart, int(samples[0])):
-            crafted = attack(
-                model,
-                images[at].contiguous(memory_format=torch.channels_last),
-                labels[at],
-                radius[at],
-                Draws.of(samples[order], seed=self.settings.seed, restart=restart),
-            )
-        return Crafted(*(value[:1] for value in crafted)) if padded else crafted
+        return craft(
+            model, attack, images, self._labels(samples), samples, eps, seed=self.settings.seed, restart=restart
+        )
 
     def _judge_of(self, target: Subject) -> Ensemble:
         """The original weights, in the dtype of verdicts."""

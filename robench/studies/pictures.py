@@ -12,16 +12,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from robench.attacks import ATTACKS, Attack
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.fast import attackable, crafting_dtype
 from robench.core.frozen import full_float32
-from robench.core.plugins import construct
-from robench.core.rng import Draws
 from robench.core.runs import Run
 from robench.core.store import content_key
 from robench.core.threads import fitting_batch, fitting_threads
+from robench.evaluation.craft import attack_of, craft
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
 from robench.evaluation.predict import classes
@@ -110,26 +108,17 @@ def _cached(rows: pd.DataFrame, cells: Sequence[Manifest], clean: Tensor, cache:
 
 def _crafted(bench: Workbench, target: Subject, rows: pd.DataFrame, cell: Manifest, clean: Tensor) -> Tensor:
     """The images, (B,C,H,W), crafted as the manifest of one of their cells says."""
-    craft = cell["recipe"]["craft"]
-    if craft["batch"] is not None:
+    recipe = cell["recipe"]["craft"]
+    if recipe["batch"] is not None:
         raise RobenchError(f"images of {cell['attack']} depend on the batch that they were crafted in")
-    fields = {name: value for name, value in craft["attack"].items() if name not in ("name", "version")}
-    attack: Attack = construct(ATTACKS.get(craft["attack"]["name"]), fields, f"attack {cell['attack']!r}")
-    if content_key(attack.manifest()) != content_key(craft["attack"]):
+    attack = attack_of(recipe["attack"], f"attack {cell['attack']!r}")
+    if content_key(attack.manifest()) != content_key(recipe["attack"]):
         raise RobenchError(f"attack {cell['attack']!r} has changed since")
     with full_float32():
-        model = attackable(_source(bench, target, cell), clean[:1], craft["precision"])
-    # Convolution kernels for a batch of one round differently.
-    order = list(range(len(rows))) if len(rows) > 1 else [0, 0]
-    part = rows.iloc[order]
-    crafted = attack(
-        model,
-        clean[order].contiguous(memory_format=torch.channels_last),
-        torch.tensor(part["label"].tolist(), device=clean.device),
-        torch.tensor(part["eps"].tolist()).to(clean),
-        Draws.of(part["sample"].to_numpy(np.int64), seed=craft["seed"], restart=int(part["restart"].iloc[0])),
-    )
-    return crafted.images[: len(rows)]
+        model = attackable(_source(bench, target, cell), clean[:1], recipe["precision"])
+    labels, samples = (rows[name].to_numpy(np.int64) for name in ("label", "sample"))
+    eps, restart = rows["eps"].to_numpy(np.float64), int(rows["restart"].iloc[0])
+    return craft(model, attack, clean, labels, samples, eps, seed=recipe["seed"], restart=restart).images
 
 
 def _source(bench: Workbench, target: Subject, cell: Manifest) -> Ensemble:

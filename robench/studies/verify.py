@@ -16,9 +16,9 @@ from robench.attacks import ATTACKS
 from robench.core.data import DATASETS, load
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
-from robench.core.plugins import construct
 from robench.core.runs import Run, Runs
 from robench.core.store import content_key, read_frame, read_json, read_record
+from robench.evaluation.craft import attack_of
 from robench.evaluation.engine import Evaluator, Settings
 from robench.evaluation.fingerprint import judged_identity
 from robench.evaluation.outcomes import CELL_COLUMNS, ROW_COLUMNS, Outcomes, empty_rows
@@ -214,8 +214,7 @@ def _rows_again(bench: Workbench, run: Run, cell: str, manifest: dict[str, Any],
     settings = Settings(bench.settings.device, precision, craft.get("batch"), craft.get("seed", 0))
     threat: Threat = _Clean()
     if craft:
-        fields = {name: value for name, value in craft["attack"].items() if name not in ("name", "version")}
-        attack = construct(ATTACKS.get(craft["attack"]["name"]), fields, f"the attack of cell {cell}")
+        attack = attack_of(craft["attack"], f"the attack of cell {cell}")
         job = _job(bench, target, recipe, craft, attack)
         threat = _Again(eps=(craft["eps"],), attacks=(attack,), job=job)
     outcomes = Evaluator(bench.data, settings).run([target], threat, torch.tensor(samples))

@@ -1,0 +1,57 @@
+"""One batch of adversarial images: the one place that calls an attack outside the contract's checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from robench.attacks import ATTACKS, Attack, Crafted
+from robench.core.plugins import construct
+from robench.core.rng import Draws
+from robench.evaluation.predict import Indices
+from robench.evaluation.soundness import keyed_torch
+
+
+def craft(
+    model: nn.Module,
+    attack: Attack,
+    images: Tensor,
+    labels: Indices,
+    samples: Indices,
+    eps: npt.NDArray[np.float64],
+    *,
+    seed: int,
+    restart: int,
+) -> Crafted:
+    """Attacks ``model`` on a batch, with draws that are keyed by sample.
+
+    Args:
+        images: (B,C,H,W) in [0, 1], of the dtype that is crafted in; labels, samples, eps: (B,).
+        samples: indices in the data set.
+    """
+    # Convolution kernels for a batch of one round differently: never craft alone.
+    padded = len(samples) == 1
+    order = np.array([0, 0]) if padded else np.arange(len(samples))
+    at = torch.from_numpy(order).to(images.device)
+    # A model that draws takes the same draws whatever torch's seed is.
+    with keyed_torch(images.device, "craft", seed, restart, int(samples[0])):
+        crafted = attack(
+            model,
+            images[at].contiguous(memory_format=torch.channels_last),
+            torch.tensor(labels, device=images.device)[at],
+            torch.tensor(eps).to(images)[at],
+            Draws.of(samples[order], seed=seed, restart=restart),
+        )
+    return Crafted(*(value[:1] for value in crafted)) if padded else crafted
+
+
+def attack_of(manifest: Mapping[str, Any], owner: str) -> Attack:
+    """The attack that `Attack.manifest` describes; RobenchError, naming ``owner``, where there is no such one."""
+    values = {name: value for name, value in manifest.items() if name not in ("name", "version")}
+    made: Attack = construct(ATTACKS.get(manifest["name"]), values, owner)
+    return made
