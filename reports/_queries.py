@@ -54,16 +54,9 @@ def survived(frame: pd.DataFrame, *threats: str) -> pd.DataFrame:
     Only rows that are `robench.evaluation.outcomes.counted`.
     """
     rows = tidy(frame)
-    judged = verdicts(rows[rows["threat"].isin(threats)], _RUN)
+    judged = outcomes.robust(rows[rows["threat"].isin(threats)], _RUN)
     # Of no rows at all, pandas makes columns of strings.
     return judged.astype({"n": "int64", "seed": "int64", "eps": "float64", "correct": "bool", "versions": "int64"})
-
-
-def verdicts(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """As `survived`, per group of ``by`` and sample."""
-    rows = rows[outcomes.counted(rows, by)]
-    judged = rows.groupby([*by, "sample"], observed=True)["correct"].agg(["all", "size"]).reset_index()
-    return judged.rename(columns={"all": "correct", "size": "versions"})
 
 
 def accuracies(verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -114,7 +107,7 @@ def transfer_rates(frame: pd.DataFrame) -> pd.DataFrame:
     rows = tidy(frame)
     rows = rows[rows["threat"] == "transfer"]
     pair = ["defense", "n", "seed", "target", "eps", "surrogate", "member"]
-    rates = verdicts(rows, pair).groupby(pair, observed=True)["correct"].agg(["mean", "size"]).reset_index()
+    rates = outcomes.robust(rows, pair).groupby(pair, observed=True)["correct"].agg(["mean", "size"]).reset_index()
     rates["rate"] = 1 - rates.pop("mean")
     rates = rates.rename(columns={"surrogate": "source", "size": "samples"})
     return rates[["defense", "n", "seed", "target", "eps", "source", "member", "rate", "samples"]]

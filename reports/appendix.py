@@ -8,9 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from robench.core.errors import RobenchError
+from robench.evaluation.outcomes import robust
 from robench.evaluation.words import steps
 from robench.reports import style
-from robench.reports._queries import survived, tidy, verdicts, wilson
+from robench.reports._queries import survived, tidy, wilson
 from robench.reports.lines import Look, lines, look
 
 _LABELS = {"clean": "clean", "blackbox": "black-box", "whitebox": "white-box"}
@@ -29,7 +30,7 @@ def convergence_values(frame: pd.DataFrame) -> pd.DataFrame:
         raise RobenchError("no convergence check in these outcomes; run `robench eval --threat convergence`")
     point = ["defense", "n", "eps", "attack"]
     runs = (
-        verdicts(rows, [*point, "seed", "target"])
+        robust(rows, [*point, "seed", "target"])
         .groupby([*point, "seed"], observed=True)["correct"]
         .agg(["mean", "size"])
         .reset_index()

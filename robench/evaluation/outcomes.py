@@ -122,6 +122,17 @@ def left_out(frame: pd.DataFrame) -> list[str]:
     return found
 
 
+def robust(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """All-or-nothing: per group of ``by`` and sample, whether it is right in every row that is `counted`.
+
+    Returns:
+        Columns ``by``, sample, correct, and versions: in how many rows.
+    """
+    by = list(by)
+    groups = frame[counted(frame, by)].groupby([*by, "sample"], sort=True, observed=True)["correct"]
+    return groups.agg(["all", "size"]).reset_index().rename(columns={"all": "correct", "size": "versions"})
+
+
 class Outcomes:
     """A table of outcomes.
 
@@ -175,19 +186,11 @@ class Outcomes:
         return Outcomes(self.frame[mask].reset_index(drop=True), self.checks)
 
     def verdicts(self, by: Sequence[str]) -> pd.DataFrame:
-        """All-or-nothing: per group of ``by`` and sample, whether it is right in every row.
-
-        Of the group's rows, those that are `counted`.
-
-        Returns:
-            Columns ``by``, sample, correct.
-        """
+        """`robust`, without the column versions."""
         for name in by:
             if name not in self.frame:
                 raise unknown("column", name, self.frame.columns)
-        by = list(by)
-        rows = self.frame[counted(self.frame, by)]
-        return rows.groupby([*by, "sample"], sort=True, observed=True)["correct"].all().reset_index()
+        return robust(self.frame, by).drop(columns="versions")
 
     def accuracy(self, by: Sequence[str] = ("target", "threat", "eps")) -> pd.DataFrame:
         """Share of samples right in every row of their group, with its 95 % Wilson interval.
