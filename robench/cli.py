@@ -22,7 +22,7 @@ def run(arguments: Sequence[str], program: click.Command | None = None, name: st
     for before, text in zip((name, *arguments), arguments, strict=False):
         # Else it would be taken for absent.
         if not text.strip() or (text.startswith("--") and text.endswith("=")):
-            click.echo(f"Error: nothing is said after {text.strip() or before}; say it, or leave it away", err=True)
+            click.echo(f"Error: nothing is said after {text.strip() or before}; say it, or omit it", err=True)
             return 2
     try:
         called = program or cli

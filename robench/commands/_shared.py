@@ -123,7 +123,7 @@ def device_of(name: str) -> torch.device:
             raise RuntimeError("it computes nothing")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise RobenchError(f"device {name!r} is not to be had here ({str(error).splitlines()[0]}); try cpu") from error
+        raise RobenchError(f"device {name!r} is not available ({str(error).splitlines()[0]}); try cpu") from error
     return device
 
 
@@ -133,7 +133,7 @@ def refuse_unneeded(given: Sequence[str], runs: Sequence[Run]) -> None:
 
     needed = {spec.name for run in runs for spec in run.specs if ":" in spec.name}
     if unneeded := [name for name in given if name not in needed]:
-        which = f"they need {', '.join(sorted(needed))}" if needed else "they need none; leave it away"
+        which = f"they need {', '.join(sorted(needed))}" if needed else "they need none; omit it"
         raise RobenchError(f"--model {unneeded[0]} is no code of these runs; {which}")
 
 
@@ -152,7 +152,7 @@ def refuse_given(names: set[str], reason: str) -> None:
     context = click.get_current_context()
     for name in sorted(names):
         if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
-            raise RobenchError(f"--{name.replace('_', '-')} {reason}; leave it away")
+            raise RobenchError(f"--{name.replace('_', '-')} {reason}; omit it")
 
 
 def notice(text: str) -> None:

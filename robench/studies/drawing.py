@@ -54,7 +54,7 @@ def draw(
     if paper is not None:
         same = facts["data"] == [against.PAPERS[paper].data]
         if same and same_data:
-            raise RobenchError("--same-data has no effect: the images are those of the paper already; leave it away")
+            raise RobenchError("--same-data has no effect: the images are those of the paper already; omit it")
         shown["data"] = "same" if same else "vouched" if same_data else "different"
     files, notices = build.write(outcomes.frame, out, facts, **shown)
     for text in notices:

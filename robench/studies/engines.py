@@ -102,7 +102,7 @@ class Ray:
         share = gpus if gpus is not None else 0.25 if there.get("GPU") else 0.0
         if share and not there.get("GPU"):
             ray.shutdown()
-            raise RobenchError(f"--gpus {share:g}: the Ray cluster has no GPU; leave it away")
+            raise RobenchError(f"--gpus {share:g}: the Ray cluster has no GPU; omit it")
         self.slots = max(1, int(there["GPU"] / share) if share else int(there["CPU"]))
         self._perform = ray.remote(perform).options(num_cpus=0 if share else 1, num_gpus=share, max_retries=TRIES - 1)
         self._ray = ray

@@ -41,7 +41,8 @@ class Step:
 
     Attributes:
         needs: keys of the tasks that are done before.
-        passes: forward and backward passes of one image through one member, at most: fallen images are let alone.
+        passes: forward and backward passes of one image through one member, at most: an image that fell is not attacked
+            again.
         disk: bytes that it leaves.
         task: what is trained, or who is judged: under ``threat`` with its ``options``, from ``surrogates``.
     """

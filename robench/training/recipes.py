@@ -146,7 +146,7 @@ class RecipeFile(BaseModel):
         }
         for name, reason in without_effect.items():
             if reason and name in overrides and name not in own:
-                raise RobenchError(f"`{name}` of the recipe has no effect with {reason}; leave it away")
+                raise RobenchError(f"`{name}` of the recipe has no effect with {reason}; omit it")
         return recipe, construct(cls, values, f"defense {defense!r}")
 
 

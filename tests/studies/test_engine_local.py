@@ -482,7 +482,7 @@ def test_wrong_options_end_in_one_line(study: Path, capsys: pytest.CaptureFixtur
         (["run", "demo", "--address", "x"], "only with --engine ray"),
         (["run", "demo", "--set", "sample=3"], "did you mean samples"),
         (["status", "demo", "--set", "samples"], "KEY=VALUE"),
-        (["run", "demo", "--dry-run", "--device", "foo"], "device 'foo' is not to be had here"),
+        (["run", "demo", "--dry-run", "--device", "foo"], "device 'foo' is not available"),
     ):
         assert run(arguments) == 2, arguments
         assert expected in capsys.readouterr().err

@@ -196,3 +196,14 @@ def test_a_plug_in_is_not_made_of_other_words(values: dict[str, Any], message: s
 def test_milestones_are_fractions_of_the_epochs() -> None:
     recipe = settings_of(CIFAR10, "baseline", epochs=10, milestones=(0.5, 0.75), gamma=0.5, lr=1)
     assert [recipe.rate(epoch) for epoch in range(10)] == [1.0] * 5 + [0.5] * 3 + [0.25] * 2
+
+
+def test_radii_of_a_threat_that_nobody_names() -> None:
+    usual = recipe_file("digits").evaluation
+    assert usual.radii("whitebox") == usual.radii("blackbox") == usual.eps
+    assert usual.radii("transfer") == (0.2,)
+    # The study's convergence check is at the smallest, its diversity at DVERGE's own.
+    assert usual.radii("convergence") == (0.05,)
+    for name in ("digits", "cifar10", "cifar10-fast", "generic"):
+        file = recipe_file(name)
+        assert file.evaluation.radii("diversity") == (file.resolve("dverge", 3, {})[1].eps,)  # type: ignore[attr-defined]
