@@ -24,8 +24,11 @@ from robench.commands._tables import diversity, formatted
 if TYPE_CHECKING:
     from robench.core.data import Data
     from robench.core.fast import Precision
-    from robench.core.runs import Run
+    from robench.core.runs import Run, Runs
     from robench.evaluation.engine import Forecast
+    from robench.evaluation.outcomes import Check
+    from robench.evaluation.threats import Threat
+    from robench.studies.workbench import Workbench
 
 
 #: Options that have an effect under some threats alone.
@@ -121,14 +124,13 @@ def command(
 ) -> int:
     """Judge RUNs, or every target run of the data set, under a threat; says what speaks against the result."""
     from robench.commands._helpers import end_with_caller, helpers, places_of
-    from robench.core.data import load
     from robench.core.errors import RobenchError
     from robench.core.runs import Runs
     from robench.evaluation import checks, words
     from robench.evaluation.engine import Settings
-    from robench.evaluation.outcomes import Check, Outcomes
+    from robench.evaluation.outcomes import Outcomes
     from robench.evaluation.probe import probe as attacked_again
-    from robench.evaluation.threats import Convergence, Threat, Transfer, Whitebox
+    from robench.evaluation.threats import THREATS
     from robench.studies.workbench import Workbench, stored
     from robench.training.recipes import recipe_file
 
@@ -141,28 +143,10 @@ def command(
         refuse_given({"workers"}, "has no effect with --dry-run")
     places = [device] if dry_run or helper or threat == "diversity" else places_of(device, workers)
     store = Runs(runs)
-    chosen = [store.get(name) for name in names]
-    there = chosen or [run for run in store.all() if run.role == "target"]
-    if not there:
-        raise RobenchError(f"{runs} holds no target run; robench train or robench import makes one")
-    data = load(dataset or dataset_of(there), data_dir, notice)
-    chosen = chosen or _targets(there, data, runs)
+    chosen, data = _judged(names, store, dataset, data_dir)
     refuse_unneeded(model, chosen if threat != "blackbox" else store.all())
-    for run in chosen:
-        if said := run.manifest.get("normalisation"):
-            notice(f"{run.name}: normalisation {said}")
-        made_for = (run.manifest["data"] or {}).get("name") or run.manifest.get("dataset")
-        if made_for and made_for not in (data.label, data.name):
-            notice(
-                f"{run.name} was made for {made_for} and is judged on {data.label}: whether classes and normalisation "
-                f"are the same, only you know"
-            )
-    if samples > len(data.test):
-        notice(f"{data.label} has {len(data.test)} test images: all of them are taken instead of {samples}")
-    if subset != data.resolved(subset, samples):
-        subset = data.resolved(subset, samples)
-        if subset == "random":
-            notice(f"{data.label} is ordered by class: random test images are taken (--subset first takes the first)")
+    _tell(chosen, data)
+    subset = _subset(data, samples, subset)
     radii = words.radii(eps) if eps else recipe_file(data.recipe).evaluation.radii(threat)
     bench = Workbench(
         store,
@@ -187,23 +171,12 @@ def command(
     if restarts is not None:
         options["restarts"] = restarts
     found: list[Check] = []
-    plans: list[tuple[list[Run], Threat]] = []
-    if threat != "blackbox":
-        known: dict[str, type[Threat]] = {"whitebox": Whitebox, "transfer": Transfer, "convergence": Convergence}
-        plans.append((chosen, known[threat](**options)))
+    if threat == "blackbox":
+        plans, found = _blackbox(
+            bench, chosen, options, surrogates, surrogate_defense, allow_related, no_train=no_train, dry_run=dry_run
+        )
     else:
-        for defense in sorted({run.defense if surrogate_defense == "same" else surrogate_defense for run in chosen}):
-            group = [run for run in chosen if surrogate_defense != "same" or run.defense == defense]
-            sizes, others = _surrogates(surrogates)
-            if not sizes:
-                refuse_given({"surrogate_defense"}, "is of surrogates that --surrogates gives by size")
-            tasks = bench.surrogate_tasks(sizes, defense)
-            if dry_run and (missing := [task.name for task in tasks if task.name not in store.names()]):
-                click.echo(f"missing surrogates, trained first: {', '.join(missing)}, {bench.estimate(tasks)}")
-                continue
-            hold_outs = bench.train(tasks, allowed=not no_train, ask_beyond=600) + list(map(store.get, others))
-            plans.append((group, bench.hold_out(hold_outs, allow_related=allow_related, **options)))
-            found.append(checks.kin(map(bench.subject, group), [*map(bench.subject, hold_outs)]))
+        plans = [(chosen, THREATS[threat](**options))]
     if dry_run:
         for group, made in plans:
             click.echo(_bill(bench.forecast(group, made, cache=not no_cache)))
@@ -233,6 +206,74 @@ def command(
     for each in found:
         click.echo(each, err=style != "table")
     return int(strict and checks.failed(found))
+
+
+def _judged(names: Sequence[str], store: Runs, dataset: str | None, data_dir: str) -> tuple[list[Run], Data]:
+    """The runs that are judged, and the data."""
+    from robench.core.data import load
+    from robench.core.errors import RobenchError
+
+    chosen = [store.get(name) for name in names]
+    there = chosen or [run for run in store.all() if run.role == "target"]
+    if not there:
+        raise RobenchError(f"{store.root} holds no target run; robench train or robench import makes one")
+    data = load(dataset or dataset_of(there), data_dir, notice)
+    chosen = chosen or _targets(there, data, str(store.root))
+    return chosen, data
+
+
+def _tell(chosen: Sequence[Run], data: Data) -> None:
+    """What is special about these runs on these data."""
+    for run in chosen:
+        if said := run.manifest.get("normalisation"):
+            notice(f"{run.name}: normalisation {said}")
+        made_for = (run.manifest["data"] or {}).get("name") or run.manifest.get("dataset")
+        if made_for and made_for not in (data.label, data.name):
+            notice(
+                f"{run.name} was made for {made_for} and is judged on {data.label}: whether classes and normalisation "
+                f"are the same, only you know"
+            )
+
+
+def _subset(data: Data, samples: int, subset: str) -> str:
+    """Which images ``auto`` means here; what is not as it was asked for is told."""
+    if samples > len(data.test):
+        notice(f"{data.label} has {len(data.test)} test images: all of them are taken instead of {samples}")
+    resolved = data.resolved(subset, samples)
+    if resolved == "random" != subset:
+        notice(f"{data.label} is ordered by class: random test images are taken (--subset first takes the first)")
+    return resolved
+
+
+def _blackbox(
+    bench: Workbench,
+    chosen: Sequence[Run],
+    options: dict[str, Any],
+    surrogates: str,
+    surrogate_defense: str,
+    allow_related: bool,
+    *,
+    no_train: bool,
+    dry_run: bool,
+) -> tuple[list[tuple[list[Run], Threat]], list[Check]]:
+    """Who is judged on which hold-out surrogates, which are trained first where they are missing."""
+    from robench.evaluation import checks
+
+    plans: list[tuple[list[Run], Threat]] = []
+    found = []
+    for defense in sorted({run.defense if surrogate_defense == "same" else surrogate_defense for run in chosen}):
+        group = [run for run in chosen if surrogate_defense != "same" or run.defense == defense]
+        sizes, others = _surrogates(surrogates)
+        if not sizes:
+            refuse_given({"surrogate_defense"}, "is of surrogates that --surrogates gives by size")
+        tasks = bench.surrogate_tasks(sizes, defense)
+        if dry_run and (missing := [task.name for task in tasks if task.name not in bench.store.names()]):
+            click.echo(f"missing surrogates, trained first: {', '.join(missing)}, {bench.estimate(tasks)}")
+            continue
+        hold_outs = bench.train(tasks, allowed=not no_train, ask_beyond=600) + list(map(bench.store.get, others))
+        plans.append((group, bench.hold_out(hold_outs, allow_related=allow_related, **options)))
+        found.append(checks.kin(map(bench.subject, group), [*map(bench.subject, hold_outs)]))
+    return plans, found
 
 
 def _bill(parts: Sequence[Forecast]) -> str:
