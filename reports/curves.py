@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from robench.core.errors import RobenchError
 from robench.reports import style
 from robench.reports._queries import accuracies, survived
-from robench.reports.lines import lines, look
+from robench.reports.lines import by_defense, lines
 
 #: The link of a point, from (defense, n, ε).
 Link = Callable[[str, int, float], str]
@@ -54,9 +54,7 @@ def curves(frame: pd.DataFrame, ax: Axes, *, threat: str, link: Link | None = No
         link: the address that a point leads to, for SVG.
     """
     points = values(frame, threat)
-    points["line"] = [f"{style.label(name)}/{n}" for name, n in zip(points["defense"], points["n"], strict=True)]
-    drawn = points[["line", "defense", "n"]].drop_duplicates().itertuples(index=False)
-    lines(points, ax, x="eps", y="accuracy", looks={line: look(defense, n) for line, defense, n in drawn})
+    lines(points, ax, x="eps", y="accuracy", looks=by_defense(points))
     if link is not None:
         # Larger than the marker, and not seen: what a mouse can hit.
         places = zip(points["defense"], points["n"], points["eps"], strict=True)

@@ -26,6 +26,16 @@ def look(defense: str, n: int) -> Look:
     return Look(style.color(defense), style.marker(defense), style.dash(n))
 
 
+def by_defense(points: pd.DataFrame) -> dict[str, Look]:
+    """Names the line of each point, such as DVERGE/3, in a column ``line``; the looks of the lines, in their order."""
+    points["line"] = [f"{style.label(name)}/{n}" for name, n in zip(points["defense"], points["n"], strict=True)]
+    rank = {name: place for place, name in enumerate(style.order(points["defense"]))}
+    drawn = sorted(
+        set(zip(points["defense"], points["n"], points["line"], strict=True)), key=lambda one: (rank[one[0]], one[1])
+    )
+    return {line: look(name, n) for name, n, line in drawn}
+
+
 def lines(
     points: pd.DataFrame,
     ax: Axes,

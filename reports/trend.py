@@ -7,9 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from robench.core.errors import RobenchError
-from robench.reports import style
 from robench.reports._queries import wilson
-from robench.reports.lines import lines, look
+from robench.reports.lines import by_defense, lines
 
 TITLES = {"diversity": "Diversity", "transferability": "Transferability"}
 UNITS = {"diversity": "cross-entropy", "transferability": "success rate, %"}
@@ -59,12 +58,7 @@ def trend(history: pd.DataFrame, ax: Axes, *, quantity: str, share: float = SHAR
     if quantity not in TITLES:
         raise RobenchError(f"expected `quantity` of {', '.join(TITLES)}, got {quantity!r}")
     points = values(history, share)
-    points["line"] = [f"{style.label(name)}/{n}" for name, n in zip(points["defense"], points["n"], strict=True)]
-    looks = {
-        f"{style.label(name)}/{n}": look(name, n)
-        for name in style.order(points["defense"])
-        for n in sorted(points.loc[points["defense"] == name, "n"].unique())
-    }
+    looks = by_defense(points)
     if quantity == "transferability" and "images" in points:
         points["low"], points["high"] = wilson(points[quantity], points["images"])
     scale, every = (100 if quantity == "transferability" else 1), max(1, points["epoch"].nunique() // 8)

@@ -206,4 +206,4 @@ def test_radii_of_a_threat_that_nobody_names() -> None:
     assert usual.radii("convergence") == (0.05,)
     for name in ("digits", "cifar10", "cifar10-fast", "generic"):
         file = recipe_file(name)
-        assert file.evaluation.radii("diversity") == (file.resolve("dverge", 3, {})[1].eps,)  # type: ignore[attr-defined]
+        assert file.evaluation.radii("diversity") == (file.resolve("dverge", 3, {})[1].manifest()["eps"],)
