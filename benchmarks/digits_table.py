@@ -36,11 +36,8 @@ EPS = (0.1, 0.2)
 @click.option("--runs", default="runs/digits-table", show_default=True)
 @click.option("--out", default="results/digits", show_default=True, type=click.Path(path_type=Path))
 def main(craft_bn: bool, seeds: int, samples: int, runs: str, out: Path) -> None:
-    def notice(text: str) -> None:
-        click.echo(text, err=True)
-
     data = load("digits")
-    bench = Workbench(Runs(runs), data, Settings(torch.device("cpu"), batch_size=samples), samples, notice=notice)
+    bench = Workbench(Runs(runs), data, Settings(torch.device("cpu"), batch_size=samples), samples)
     surrogates = bench.train(bench.surrogate_tasks((3, 5), "baseline"))
     variants: dict[str, tuple[str, dict[str, Any]]] = (
         {f"craft_bn={mode}": ("dverge", {} if mode == "train" else {"craft_bn": mode}) for mode in MODES}
@@ -65,7 +62,7 @@ def main(craft_bn: bool, seeds: int, samples: int, runs: str, out: Path) -> None
             ).accuracy(["threat", "eps"])
             found = {f"{row['threat']} {row['eps']:g}": row["accuracy"] for row in judged.to_dict("records")}
             rows.append({"variant": label, "seed": seed, "transfer 0.2": off["success"].mean(), **found})
-            notice(str(rows[-1]))
+            click.echo(rows[-1], err=True)
     frame = pd.DataFrame(rows)
     columns = ["clean 0", "transfer 0.2", *(f"{t} {e:g}" for t in ("whitebox", "blackbox") for e in EPS)]
     lines = ["| | " + " | ".join(columns).replace("clean 0", "clean") + " |", "|---" * (len(columns) + 1) + "|"]

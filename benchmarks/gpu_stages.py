@@ -32,6 +32,7 @@ from robench.core.data import Data, load, make
 from robench.core.ensemble import Ensemble
 from robench.core.fast import Precision, attackable, compiled, has_bfloat16
 from robench.core.frozen import full_float32
+from robench.core.logs import Lines, logged
 from robench.core.models import ModelSpec, build
 from robench.core.rng import Draws, Stream
 from robench.core.runs import Run, Runs
@@ -197,9 +198,8 @@ def works(plan: Plan) -> Rows:
 
         def compiled_training() -> str:
             task = _small(few, "dverge", overrides={"layer": 4, "layer_per": "epoch"})
-            run = ensure(
-                task, few, Runs(Path(folder) / "compiled"), device=plan.device, compile=True, notice=told.append
-            )
+            with logged(Lines(told)):
+                run = ensure(task, few, Runs(Path(folder) / "compiled"), device=plan.device, compile=True)
             assert run.manifest.get("compiled"), "; ".join(told)
             return "same steps"
 
@@ -317,8 +317,9 @@ def _out_of_memory(plan: Plan, digits: Data, run: Run) -> str:
         from robench.evaluation.subjects import Subject
 
         how = Settings(plan.device, batch_size=len(many.test))
-        evaluator = Evaluator(many, how, notice=told.append)
-        found = evaluator.run([Subject.of_model(model, plan.device)], threat, torch.arange(len(many.test)))
+        evaluator = Evaluator(many, how)
+        with logged(Lines(told)):
+            found = evaluator.run([Subject.of_model(model, plan.device)], threat, torch.arange(len(many.test)))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, plan.device)
     halved = [text for text in told if "out of memory" in text]
@@ -465,7 +466,7 @@ def crafting(plan: Plan) -> Rows:
                 ensemble=ensemble, data=data, device=plan.device, images=size, steps=steps, rounds=rounds
             )
             with full_float32():
-                rows = measure.PARTS[part](how, roof, lambda text: None)
+                rows = measure.PARTS[part](how, roof)
             for each in rows:
                 if each.seconds is None:
                     yield row(f"{part}, {each.variant}, {size} images", each.note)
@@ -498,7 +499,7 @@ def _whitebox(plan: Plan, data: Data, ensemble: Ensemble, roof: measure.Roof) ->
     fields = {"whitebox_steps": 2, "restarts": 1} if plan.tiny else {}
     images = 4 if plan.tiny else 500 if plan.cuda else 20
     how = measure.Plan(ensemble=ensemble, data=data, device=plan.device, whitebox_images=images, **fields)
-    for each in measure.PARTS["whitebox"](how, roof, lambda text: None):
+    for each in measure.PARTS["whitebox"](how, roof):
         said = f"{each.seconds:.1f} s, {each.ratio:.2f} x the authors' way; {each.note}"
         yield row(f"white-box protocol, {each.variant}", said)
 
@@ -611,7 +612,7 @@ def _step_seconds(
     if not compiling:
         return measured()
     make_one = partial(make_optimizer, task.recipe)
-    with compiled_if_same(ensemble, make_one, step, precision, told.append) as fast:
+    with logged(Lines(told)), compiled_if_same(ensemble, make_one, step, precision) as fast:
         return measured() if fast else (0.0, "; ".join(told))
 
 
@@ -662,8 +663,8 @@ def cifar10(plan: Plan) -> Rows:
             task = resolve(data, defense, 3, **small if plan.tiny else {"recipe": "cifar10-fast"})  # type: ignore[arg-type]
             began = time.monotonic()
             try:
-                run = ensure(task, data, store, device=plan.device, compile=plan.cuda, progress=progress,
-                             notice=told.append)  # fmt: skip
+                with logged(Lines(told)):
+                    run = ensure(task, data, store, device=plan.device, compile=plan.cuda, progress=progress)
             except TimeIsUp as error:
                 yield row(f"{defense}/3", f"{time.monotonic() - began:.0f} s: {error}")
                 return

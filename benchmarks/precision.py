@@ -60,7 +60,7 @@ def main(
     verdicts: dict[str, pd.Series] = {}
     for kind in ("float32", precision):
         settings = Settings(device_of(device), precision=kind, batch_size=batch_size)
-        bench = Workbench(store, data, settings, samples, notice=lambda text: click.echo(text, err=True))
+        bench = Workbench(store, data, settings, samples)
         found = [
             bench.whitebox(targets, eps=radii, restarts=1, attacks=words.attacks("whitebox", steps=steps)),
             bench.blackbox(

@@ -59,6 +59,17 @@ class Links:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A figure that is not drawn, and why."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} skipped: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Studies:
     """Ablations.
 
@@ -110,7 +121,10 @@ def write(
     files: list[Path] = []
     notices = cautions(frame)
     with style.context():
-        for sheet in sheets(frame, history=history, images=images, studies=studies, notice=notices.append):
+        for sheet in sheets(frame, history=history, images=images, studies=studies):
+            if isinstance(sheet, Skipped):
+                notices.append(str(sheet))
+                continue
             # Laid out once: every format shows the same figure.
             sheet.figure.draw_without_rendering()
             sheet.figure.set_layout_engine("none")
@@ -143,23 +157,22 @@ def sheets(
     images: regions.Regions | None = None,
     studies: Studies | None = None,
     links: Links | None = None,
-    notice: Callable[[str], None],
-) -> Iterator[Sheet]:
-    """Every figure that there is data for, within `style.context`; the others go to ``notice``."""
+) -> Iterator[Sheet | Skipped]:
+    """Every figure that there is data for, within `style.context`, and which are skipped."""
     if images is None:
-        notice("fig1_regions skipped: no decision regions were computed")
+        yield Skipped("fig1_regions", "no decision regions were computed")
     else:
         yield _regions(images)
     if history is None or history.empty:
-        notice("fig2_trend skipped: no diversity was recorded in training")
+        yield Skipped("fig2_trend", "no diversity was recorded in training")
     else:
         yield _trend(history)
-    yield from _transferability(frame, links, notice)
+    yield from _transferability(frame, links)
     main, title = ("blackbox", "whitebox"), "Accuracy against ε"
     combined = tidy(frame)["defense"].isin(COMBINATIONS)
-    yield from _accuracy(frame[~combined], "fig4_accuracy", title, main, links, notice)
+    yield from _accuracy(frame[~combined], "fig4_accuracy", title, main, links)
     yield from _accuracy(
-        frame[combined], "fig5_adversarial_training", f"{title}, with adversarial training", main, links, notice
+        frame[combined], "fig5_adversarial_training", f"{title}, with adversarial training", main, links
     )
     for threat, whose in (
         ("blackbox-own", "surrogates of the target's own defense"),
@@ -167,11 +180,11 @@ def sheets(
     ):
         if (frame["threat"] == threat).any():
             name = f"figA_{threat.replace('-', '_')}"
-            yield from _accuracy(frame, name, f"{title}, {whose}", (threat,), links, notice)
+            yield from _accuracy(frame, name, f"{title}, {whose}", (threat,), links)
     if (frame["threat"] == "convergence").any():
         yield _convergence(frame)
     else:
-        notice("figA_convergence skipped: no convergence check in these outcomes")
+        yield Skipped("figA_convergence", "no convergence check in these outcomes")
     if studies is not None:
         for name, settings in studies.settings.items():
             yield _study(studies.frame, checked_name(name, "study"), settings)
@@ -228,10 +241,10 @@ def _trend(history: pd.DataFrame) -> Sheet:
     )  # fmt: skip
 
 
-def _transferability(frame: pd.DataFrame, links: Links | None, notice: Callable[[str], None]) -> Iterator[Sheet]:
+def _transferability(frame: pd.DataFrame, links: Links | None) -> Iterator[Sheet | Skipped]:
     rates = transfer_rates(frame) if (frame["threat"] == "transfer").any() else pd.DataFrame()
     if rates.empty:
-        notice("fig3_transferability skipped: no transferability in these outcomes")
+        yield Skipped("fig3_transferability", "no transferability in these outcomes")
         return
     radii = sorted(rates["eps"].unique(), key=lambda eps: (abs(eps - TRANSFER_EPS), eps))
     sizes = sorted(rates["n"].unique())
@@ -256,11 +269,10 @@ def _accuracy(
     title: str,
     panels: Collection[str],
     links: Links | None,
-    notice: Callable[[str], None],
-) -> Iterator[Sheet]:
+) -> Iterator[Sheet | Skipped]:
     threats = [threat for threat in panels if (own["threat"] == threat).any()]
     if not threats:
-        notice(f"{name} skipped: no black-box or white-box accuracy in these outcomes")
+        yield Skipped(name, "no black-box or white-box accuracy in these outcomes")
         return
     figure = style.figure(style.TEXT if len(threats) > 1 else style.TEXT / 2 + 0.6, 2.4)
     axes = figure.subplots(1, len(threats), squeeze=False, sharey=True)[0]

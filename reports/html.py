@@ -162,7 +162,9 @@ def write(
     links = build.Links(cell=drills.cell, point=drills.point)
     notices = build.cautions(frame)
     with style.context():
-        figures = [_figure(sheet, links) for sheet in build.sheets(frame, links=links, notice=notices.append, **more)]
+        drawn = list(build.sheets(frame, links=links, **more))
+        figures = [_figure(sheet, links) for sheet in drawn if isinstance(sheet, build.Sheet)]
+    notices += [str(sheet) for sheet in drawn if isinstance(sheet, build.Skipped)]
     if len(encoded) < len(pictures):
         missing = len(pictures) - len(encoded)
         notices.append(f"{missing} pictures left out: the report holds what fits in {_IMAGE_LIMIT // 1_000_000} MB")

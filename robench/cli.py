@@ -1,7 +1,8 @@
-"""The command line: parses, calls, prints. Results go to stdout; bars and notices to stderr."""
+"""The command line: parses, calls, prints. Results go to stdout; bars and what is logged to stderr."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -10,6 +11,7 @@ from pkgutil import iter_modules
 import click
 
 from robench import commands
+from robench.core.logs import logged
 
 
 def main() -> None:
@@ -25,8 +27,9 @@ def run(arguments: Sequence[str], program: click.Command | None = None, name: st
             click.echo(f"Error: nothing is said after {text.strip() or before}; say it, or omit it", err=True)
             return 2
     try:
-        called = program or cli
-        result = called.main(args=list(arguments), prog_name=name, standalone_mode=False, obj=tuple(arguments))
+        with logged(_Echo()):
+            called = program or cli
+            result = called.main(args=list(arguments), prog_name=name, standalone_mode=False, obj=tuple(arguments))
     except click.exceptions.Abort:
         click.echo("interrupted; what is finished is kept: run the same command to go on", err=True)
         return 130
@@ -53,6 +56,13 @@ def run(arguments: Sequence[str], program: click.Command | None = None, name: st
         )
         return 2
     return result if isinstance(result, int) else 0
+
+
+class _Echo(logging.Handler):
+    """Lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(record.getMessage(), err=True)
 
 
 class _Commands(click.Group):

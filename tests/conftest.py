@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from robench.core.logs import Lines, logged
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +18,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} does not exist; set ROBENCH_DATA to the folder with parity.npz and checkpoints/")
     return folder
+
+
+@pytest.fixture
+def told() -> Iterator[list[str]]:
+    """What robench logs from INFO on while the test runs."""
+    lines: list[str] = []
+    with logged(Lines(lines)):
+        yield lines

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from robench import cli
-from robench.commands._shared import dataset_of, device_of, folder_of, notice, refuse_given, shared, split
+from robench.commands._shared import dataset_of, device_of, folder_of, refuse_given, shared, split
 from robench.commands._tables import drawn
 from robench.core.data import load
 from robench.core.errors import RobenchError
@@ -55,7 +55,7 @@ def command(
         refuse_given({"runs"}, "has no effect without --run")
     run: Run | None = Runs(runs).get(name) if name else None
     folder_of(out)
-    data = load(dataset or (dataset_of([run]) if run else "digits"), data_dir, notice)
+    data = load(dataset or (dataset_of([run]) if run else "digits"), data_dir)
     place = device_of(device)
     try:
         chosen = [int(layer) for layer in split(layers)]
@@ -63,13 +63,13 @@ def command(
         raise RobenchError(f"expected --layers such as 1,10,20, got {layers!r}") from error
     ensemble = run.load().to(place) if run else measure.subject(data, place)
     plan = measure.Plan(ensemble=ensemble, data=data, device=place, layers=chosen, **amounts)
-    rows = measure.bench(plan, split(parts), notice)
+    rows = measure.bench(plan, split(parts))
     report: dict[str, Any] = measure.report(plan, rows, run.name if run else "a Baseline/3, 3 epochs")
     if out:
         write_json(out / "bench.json", report)
         write_text(out / "bench.md", table.markdown(report))
         for path in table.write(report, out):
-            notice(f"wrote {path}")
+            click.echo(f"wrote {path}", err=True)
     click.echo(
         json.dumps(report, indent=2)
         if style == "json"

@@ -4,6 +4,7 @@ how near the limit of the machine it comes."""
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -41,11 +42,11 @@ from robench.training.task import Task, resolve
 
 from . import published
 
+log = logging.getLogger("robench.benchmarks.speed")
+
 AUTHORS = "authors' way"
 WHOLE = "no early exit"
 OURS: dict[str, Precision] = {"robench float32": "float32", "robench bfloat16": "bfloat16"}
-
-Notice = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def subject(data: Data, device: torch.device, epochs: int = 3) -> Ensemble:
     return ensemble.eval()
 
 
-def bench(plan: Plan, parts: Sequence[str] = (), notice: Notice = lambda text: None) -> list[Row]:
+def bench(plan: Plan, parts: Sequence[str] = ()) -> list[Row]:
     """The machine's limit, then ``parts``, all by default; on one thread of the CPU, or on the GPU.
 
     Raises:
@@ -175,15 +176,15 @@ def bench(plan: Plan, parts: Sequence[str] = (), notice: Notice = lambda text: N
         if part not in PARTS:
             raise unknown("part of the bench", part, PARTS)
     with fitting_threads(plan.device, 0), full_float32():
-        notice("roof")
+        log.info("roof")
         roof = measure_roof(plan.device)
         rows = [
             Row("roof", f"arithmetic, {kind}", note=f"{rate / 1e9:.0f} GFLOP/s") for kind, rate in roof.flops.items()
         ]
         rows.append(Row("roof", "copy", note=f"{roof.bandwidth / 1e9:.0f} GB/s"))
         for part in parts or PARTS:
-            notice(part)
-            rows += PARTS[part](plan, roof, notice)
+            log.info(part)
+            rows += PARTS[part](plan, roof)
             missing = OURS.keys() - native(plan.device).keys()
             rows += [Row(part, name, note="no instructions for it here") for name in sorted(missing)]
     return rows
@@ -297,14 +298,14 @@ def _steps(
     return [*rows, *(Row(part, name, note="not installed") for name, peer in peers.items() if not peer)]
 
 
-def _pgd(plan: Plan, roof: Roof, notice: Notice) -> list[Row]:
+def _pgd(plan: Plan, roof: Roof) -> list[Row]:
     """From the image itself, so that all make the same images up to rounding."""
     attack = PGD(steps=plan.steps, random_start=False)
     peers = {"torchattacks PGD": _torchattacks("PGD", plan), "foolbox LinfPGD": _foolbox(plan)}
     return _steps("pgd", attack, published.ascend, peers, plan, roof)
 
 
-def _mdi2(plan: Plan, roof: Roof, notice: Notice) -> list[Row]:
+def _mdi2(plan: Plan, roof: Roof) -> list[Row]:
     """torchattacks resizes a batch alike, and bilinearly."""
     attack = MDI2(steps=plan.steps)
     images, _ = plan.batch(plan.images)
@@ -318,7 +319,7 @@ def _mdi2(plan: Plan, roof: Roof, notice: Notice) -> list[Row]:
     return _steps("mdi2", attack, authors, {"torchattacks DIFGSM": _torchattacks("DIFGSM", plan, **fields)}, plan, roof)
 
 
-def _sgm(plan: Plan, roof: Roof, notice: Notice) -> list[Row]:
+def _sgm(plan: Plan, roof: Roof) -> list[Row]:
     attack = SGM(steps=plan.steps)
 
     def authors(model: nn.Module, *args: Any, **more: Any) -> Tensor:
@@ -360,7 +361,7 @@ def _foolbox(plan: Plan) -> Peer | None:
     return peer if package else None
 
 
-def _whitebox(plan: Plan, roof: Roof, notice: Notice) -> list[Row]:
+def _whitebox(plan: Plan, roof: Roof) -> list[Row]:
     """Every start on every image, beside survivors only on the faster model."""
     images, labels = plan.batch(plan.whitebox_images)
     averaged = published.Averaged(plan.ensemble)
@@ -382,7 +383,7 @@ def _whitebox(plan: Plan, roof: Roof, notice: Notice) -> list[Row]:
     seconds: dict[str, float] = {}
     rows = []
     for name, call in calls.items():
-        notice(f"whitebox, {name}: {note}")
+        log.info(f"whitebox, {name}: {note}")
         began = _clock(plan.device)
         accuracy = call()
         seconds[name] = _clock(plan.device) - began
@@ -393,14 +394,14 @@ def _whitebox(plan: Plan, roof: Roof, notice: Notice) -> list[Row]:
     return rows
 
 
-def _dverge(plan: Plan, roof: Roof, notice: Notice) -> list[Row]:
+def _dverge(plan: Plan, roof: Roof) -> list[Row]:
     """Distillation on every member, then one update of all, at each layer; each variant trains weights of its own."""
     layers = list(plan.layers) or list(range(1, plan.depth + 1))
     rows: list[Row] = []
     kinds = native(plan.device)
     trained = {name: copy.deepcopy(plan.ensemble).train() for name in (AUTHORS, WHOLE, *kinds)}
     for layer in layers:
-        notice(f"dverge: layer {layer} of {plan.depth}")
+        log.info(f"dverge: layer {layer} of {plan.depth}")
         calls: dict[str, Callable[[], object]] = {AUTHORS: _plain_step(trained[AUTHORS], plan, layer, early=True)}
         calls[WHOLE] = _plain_step(trained[WHOLE], plan, layer, early=False)
         calls |= {name: _own_step(trained[name], plan, layer, precision) for name, precision in kinds.items()}
@@ -463,7 +464,7 @@ def _over_layers(rows: Sequence[Row], images: int) -> list[Row]:
     return found
 
 
-PARTS: dict[str, Callable[[Plan, Roof, Notice], list[Row]]] = {
+PARTS: dict[str, Callable[[Plan, Roof], list[Row]]] = {
     "pgd": _pgd,
     "mdi2": _mdi2,
     "sgm": _sgm,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import IO
 
-from robench.commands._shared import notice
+log = logging.getLogger(__name__)
 
 #: What a helper is called with, before the arguments of `robench`: nothing is imported from the current folder.
 PROGRAM = (sys.executable, "-P", "-m", "robench")
@@ -56,10 +57,10 @@ def helpers(arguments: Sequence[str], places: Sequence[str]) -> Iterator[None]:
                 own = ["--workers", str(len(places)), "--helper", "--device", place]
                 end = arguments.index("--") if "--" in arguments else len(arguments)
                 command = [*PROGRAM, *arguments[:end], *own, *arguments[end:]]
-                log = files.enter_context(tempfile.TemporaryFile())
+                output = files.enter_context(tempfile.TemporaryFile())
                 pipe, null = subprocess.PIPE, subprocess.DEVNULL
-                process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=null, stderr=log)
-                started.append((process, place, log))
+                process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=null, stderr=output)
+                started.append((process, place, output))
                 # One that is killed would else stay as a zombie, alive to those that look at its claim.
                 threading.Thread(target=process.wait, daemon=True).start()
             torch.set_num_threads(threads)
@@ -68,7 +69,8 @@ def helpers(arguments: Sequence[str], places: Sequence[str]) -> Iterator[None]:
                 if code := process.poll():
                     told.seek(0)
                     last = told.read().decode(errors="replace").strip().rpartition("\n")[2]
-                    notice(f"a helper on {place} ended early, its share was done here: {last or f'exit code {code}'}")
+                    said = last or f"exit code {code}"
+                    log.warning(f"a helper on {place} ended early, its share was done here: {said}")
         finally:
             torch.set_num_threads(before)
             for process, _, _ in started:

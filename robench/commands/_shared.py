@@ -1,13 +1,16 @@
-"""What commands have in common: options, results as text, bars and notices on stderr."""
+"""What commands have in common: options, results as text, bars on stderr."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,12 +92,12 @@ def judged(
     from robench.studies.drawing import by_data
     from robench.studies.workbench import stored
 
-    parts = by_data(stored(runs, notice), runs)
+    parts = by_data(stored(runs), runs)
     found = ", ".join(sorted(parts))
     if not parts:
         raise RobenchError("nothing was measured on these runs; robench eval does it")
     if dataset is not None:
-        data = load(dataset, data_dir, notice)
+        data = load(dataset, data_dir)
         if data.identity not in parts:
             raise RobenchError(f"nothing was measured on {data.label}, but on data {found}; choose another --dataset")
         return parts[data.identity], data
@@ -104,9 +107,9 @@ def judged(
     if needed and identity not in DATASETS.names():
         raise RobenchError(f"the images are of data {identity}, which has no name; --dataset npz:PATH or folder:PATH")
     if needed or (needed is None and at_hand(identity, data_dir)):
-        return outcomes, load(identity, data_dir, notice)
+        return outcomes, load(identity, data_dir)
     if needed is None:
-        notice(f"no pictures of what fell: data {identity} is not at hand; --dataset or --data-dir says where it is")
+        log.info(f"no pictures of what fell: data {identity} is not at hand; --dataset or --data-dir says where it is")
     return outcomes, None
 
 
@@ -127,14 +130,18 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def refuse_unneeded(given: Sequence[str], runs: Sequence[Run]) -> None:
-    """--model allows to import code that a run needs; one that none needs is a mistake."""
+def import_models(given: Sequence[str], runs: Sequence[Run] | None = None) -> None:
+    """Imports the code that the user typed as --model; code that none of ``runs`` needs is a mistake."""
     from robench.core.errors import RobenchError
+    from robench.core.models import import_model
 
-    needed = {spec.name for run in runs for spec in run.specs if ":" in spec.name}
-    if unneeded := [name for name in given if name not in needed]:
-        which = f"they need {', '.join(sorted(needed))}" if needed else "they need none; omit it"
-        raise RobenchError(f"--model {unneeded[0]} is no code of these runs; {which}")
+    if runs is not None:
+        needed = {spec.name for run in runs for spec in run.specs if ":" in spec.name}
+        if unneeded := [name for name in given if name not in needed]:
+            which = f"they need {', '.join(sorted(needed))}" if needed else "they need none; omit it"
+            raise RobenchError(f"--model {unneeded[0]} is no code of these runs; {which}")
+    for name in given:
+        import_model(name)
 
 
 def folder_of(out: Path | None) -> None:
@@ -153,10 +160,6 @@ def refuse_given(names: set[str], reason: str) -> None:
     for name in sorted(names):
         if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
             raise RobenchError(f"--{name.replace('_', '-')} {reason}; omit it")
-
-
-def notice(text: str) -> None:
-    click.echo(text, err=True)
 
 
 def confirm(yes: bool) -> Callable[[str], bool]:

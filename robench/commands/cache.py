@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from robench.commands._shared import notice, shared
+from robench.commands._shared import shared
 
 
 @click.command("cache")
@@ -17,7 +17,7 @@ def command(action: str, runs: str) -> int:
     from robench.evaluation.images import Images
     from robench.studies.workbench import CRAFTED
 
-    images = Images(Path(runs) / CRAFTED, notice)
+    images = Images(Path(runs) / CRAFTED)
     if action == "clear":
         click.echo(f"freed {images.clear() / 1e6:.1f} MB")
         return 0

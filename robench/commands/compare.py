@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robench.commands._shared import as_text, notice, refuse_given, shared
+from robench.commands._shared import as_text, refuse_given, shared
 from robench.commands._tables import drawn, interval
 
 if TYPE_CHECKING:
@@ -39,14 +39,14 @@ def command(
     radii = words.radii(eps) if eps else ()
 
     def measured(run: Run) -> comparison.Measured:
-        return comparison.Measured.of_folder(run.name, run.folder / OUTCOMES, notice, identity=judged_identity(run))
+        return comparison.Measured.of_folder(run.name, run.folder / OUTCOMES, identity=judged_identity(run))
 
     if defenses:
         sides = [(each, [*map(measured, comparison.of_defense(store.all(), each, n))]) for each in (first, second)]
-        rows = comparison.compare_defenses(sides[0], sides[1], threat, radii, notice)
+        rows = comparison.compare_defenses(sides[0], sides[1], threat, radii)
     else:
         one, other = measured(store.get(first)), measured(store.get(second))
-        rows = comparison.compare(one, other, threat, radii, notice)
+        rows = comparison.compare(one, other, threat, radii)
     click.echo(as_text(rows, style) or _compared(rows))
 
 

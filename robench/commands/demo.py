@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from robench.commands import run
-from robench.commands._shared import folder_of, notice
+from robench.commands._shared import folder_of
 from robench.commands._tables import formatted
 
 
@@ -24,7 +24,7 @@ def command(context: click.Context, out: Path) -> int:
     from robench.studies.workbench import stored
 
     place = Place(out)
-    outcomes = stored([each for each in place.runs.all() if each.role == "target"], notice)
+    outcomes = stored([each for each in place.runs.all() if each.role == "target"])
     for threat in ("transfer", "whitebox", "blackbox"):
         click.echo(formatted(outcomes.where(threat=["clean", threat]), threat, "table"))
     for path in sorted(place.report.glob("*.pdf")):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from robench.commands._shared import dataset_of, device_of, notice, refuse_given, refuse_unneeded, shared
+from robench.commands._shared import dataset_of, device_of, import_models, refuse_given, shared
 
 
 @click.command("doctor")
@@ -17,7 +17,7 @@ def command(what: str, dataset: str | None, model: tuple[str, ...], data_dir: st
     from robench.core.data import load
     from robench.core.ensemble import Ensemble
     from robench.core.errors import RobenchError
-    from robench.core.models import build
+    from robench.core.models import build, import_model
     from robench.core.runs import Runs
     from robench.evaluation.doctor import diagnose
 
@@ -25,14 +25,14 @@ def command(what: str, dataset: str | None, model: tuple[str, ...], data_dir: st
         refuse_given({"model", "runs"}, "has no effect for a MODEL")
         if dataset is None:
             raise RobenchError("a MODEL is examined on data: add --dataset")
-        data = load(dataset, data_dir, notice)
-        ensemble = Ensemble([build(data.model(what), 0, trusted=True)]).eval()
+        data = load(dataset, data_dir)
+        import_model(what)
+        ensemble = Ensemble([build(data.model(what), 0)]).eval()
     else:
         run = Runs(runs).get(what)
-        data = load(dataset or dataset_of([run]), data_dir, notice)
-        refuse_unneeded(model, [run])
-        code = {spec.name for spec in run.specs if ":" in spec.name}
-        ensemble = run.load(trusted=bool(code) and code <= set(model))
+        data = load(dataset or dataset_of([run]), data_dir)
+        import_models(model, [run])
+        ensemble = run.load()
     findings = diagnose(ensemble.to(device_of(device)), data)
     for finding in findings:
         click.echo(finding)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,14 @@ from robench.commands._shared import (
     confirm,
     dataset_of,
     device_of,
-    notice,
+    import_models,
     refuse_given,
-    refuse_unneeded,
     shared,
     split,
 )
 from robench.commands._tables import diversity, formatted
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from robench.core.data import Data
@@ -144,7 +146,7 @@ def command(
     places = [device] if dry_run or helper or threat == "diversity" else places_of(device, workers)
     store = Runs(runs)
     chosen, data = _judged(names, store, dataset, data_dir)
-    refuse_unneeded(model, chosen if threat != "blackbox" else store.all())
+    import_models(model, chosen if threat != "blackbox" else store.all())
     _tell(chosen, data)
     subset = _subset(data, samples, subset)
     radii = words.radii(eps) if eps else recipe_file(data.recipe).evaluation.radii(threat)
@@ -154,9 +156,7 @@ def command(
         Settings(device_of(places[0]), precision, batch_size, seed, compiling, workers or len(places)),
         samples,
         subset,
-        frozenset(model),
         bar=bar,
-        notice=notice,
         confirm=confirm(yes),
     )
     if threat == "diversity":
@@ -189,7 +189,7 @@ def command(
     if helper:
         return 0
     click.echo(formatted(outcomes, threat, style))
-    found += checks.check(outcomes, stored(chosen, notice))
+    found += checks.check(outcomes, stored(chosen))
     if probe:
         for run in chosen:
             with bar() as progress:
@@ -201,7 +201,6 @@ def command(
                     restarts,
                     replace(bench.settings, workers=1),
                     progress=progress,
-                    notice=notice,
                 )
     for each in found:
         click.echo(each, err=style != "table")
@@ -217,7 +216,7 @@ def _judged(names: Sequence[str], store: Runs, dataset: str | None, data_dir: st
     there = chosen or [run for run in store.all() if run.role == "target"]
     if not there:
         raise RobenchError(f"{store.root} holds no target run; robench train or robench import makes one")
-    data = load(dataset or dataset_of(there), data_dir, notice)
+    data = load(dataset or dataset_of(there), data_dir)
     chosen = chosen or _targets(there, data, str(store.root))
     return chosen, data
 
@@ -226,10 +225,10 @@ def _tell(chosen: Sequence[Run], data: Data) -> None:
     """What is special about these runs on these data."""
     for run in chosen:
         if said := run.manifest.get("normalisation"):
-            notice(f"{run.name}: normalisation {said}")
+            log.info(f"{run.name}: normalisation {said}")
         made_for = (run.manifest["data"] or {}).get("name") or run.manifest.get("dataset")
         if made_for and made_for not in (data.label, data.name):
-            notice(
+            log.warning(
                 f"{run.name} was made for {made_for} and is judged on {data.label}: whether classes and normalisation "
                 f"are the same, only you know"
             )
@@ -238,10 +237,10 @@ def _tell(chosen: Sequence[Run], data: Data) -> None:
 def _subset(data: Data, samples: int, subset: str) -> str:
     """Which images ``auto`` means here; what is not as it was asked for is told."""
     if samples > len(data.test):
-        notice(f"{data.label} has {len(data.test)} test images: all of them are taken instead of {samples}")
+        log.info(f"{data.label} has {len(data.test)} test images: all of them are taken instead of {samples}")
     resolved = data.resolved(subset, samples)
     if resolved == "random" != subset:
-        notice(f"{data.label} is ordered by class: random test images are taken (--subset first takes the first)")
+        log.info(f"{data.label} is ordered by class: random test images are taken (--subset first takes the first)")
     return resolved
 
 

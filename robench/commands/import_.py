@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from robench.commands._shared import notice, shared
+from robench.commands._shared import shared
 
 
 @click.command("import")
@@ -41,9 +41,12 @@ def command(
     runs: str,
 ) -> None:
     """Make a run of WEIGHTS that others trained: .pth without code, or safetensors; one file or several members."""
+    from robench.core.models import import_model
     from robench.core.runs import Runs
     from robench.training.importing import import_weights
 
+    if ":" in model:
+        import_model(model)
     store = Runs(runs)
     run = import_weights(
         weights,
@@ -56,10 +59,8 @@ def command(
         name=name,
         parent=store.get(derived_from) if derived_from else None,
         data_folder=Path(data_dir),
-        trusted=":" in model,
         key=key,
         normalisation=_normalisation(mean, std, dataset, data_dir),
-        notice=notice,
     )
     click.echo(run.name)
 

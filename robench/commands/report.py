@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from robench.commands._shared import bar, device_of, judged, notice, refuse_given, shared
+from robench.commands._shared import bar, device_of, judged, refuse_given, shared
 
 #: Images that fell, shown in the page unless another number is asked for.
 IMAGES = 100
@@ -56,7 +56,7 @@ def command(
     chosen = [run for run in chosen if run.name in set(outcomes.frame["target"])]
     plane, seen = None, []
     if data is not None:
-        bench = Workbench(store, data, Settings(device_of(device)), bar=bar, notice=notice)
+        bench = Workbench(store, data, Settings(device_of(device)), bar=bar)
         if regions is not None:
             hold_outs = [run for run in store.all() if run.role == "surrogate"]
             if not hold_outs:
@@ -64,7 +64,7 @@ def command(
             plane = decision_regions(bench, chosen, hold_outs[0], resolution=regions)
         seen = pictures(bench, outcomes, chosen, IMAGES if images is None else images)
     files = draw(
-        outcomes, chosen, out, regions=plane, pictures=seen, paper=against, same_data=same_data, notice=notice
+        outcomes, chosen, out, regions=plane, pictures=seen, paper=against, same_data=same_data
     )  # fmt: skip
     for path in files:
         click.echo(path)

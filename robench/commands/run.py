@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from robench.commands._shared import notice, refuse_given, shared
+from robench.commands._shared import refuse_given, shared
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from robench.studies.plan import Plan
@@ -59,7 +62,7 @@ def command(
     limit = None if budget is None else _seconds(budget)
     told = [text, *settings]
     if not dry_run and sealed(folder, told):
-        notice(f"{name} is complete in {folder}: nothing to do")
+        log.info(f"{name} is complete in {folder}: nothing to do")
         click.echo(folder / "report" / "report.html")
         return 0
 
@@ -71,7 +74,7 @@ def command(
     from robench.studies.state import Place, Progress
 
     place = Place(folder)
-    progress = Progress(plan, place, notice)
+    progress = Progress(plan, place)
     if dry_run:
         _forecast(plan, progress, ONLY[only], device, workers)
         return 0
@@ -99,7 +102,6 @@ def command(
             only=ONLY[only],
             budget=limit,
             pass_seconds=passes,
-            notice=notice,
         )
     if not result.left and not result.failed:
         seal(folder, told, parsed.dataset)

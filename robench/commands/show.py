@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from robench.commands._shared import bar, device_of, judged, notice, refuse_given, shared
+from robench.commands._shared import bar, device_of, judged, refuse_given, shared
 from robench.commands._tables import drawn, interval
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from robench.core.runs import Run, Runs
@@ -83,13 +86,13 @@ def _write(path: Path, store: Runs, run: Run, count: int, dataset: str | None, d
         raise RobenchError(f"expected --images as the name of a .png file, got {str(path)!r}")
     outcomes, data = judged([run], dataset, data_dir, needed=True)
     assert data is not None
-    bench = Workbench(store, data, Settings(device_of(device)), bar=bar, notice=notice)
+    bench = Workbench(store, data, Settings(device_of(device)), bar=bar)
     seen = pictures(bench, outcomes, [run], count)
     if not seen:
         raise RobenchError(f"no image that an attack took from {run.name!r} can be shown; robench eval {run.name}")
     with style.context():
         build.save(sheet(seen), f"Images that fell: {run.name}", path, provenance(outcomes, [run]))
-    notice(f"{path}: {len(seen)} images that fell")
+    log.info(f"{path}: {len(seen)} images that fell")
 
 
 def _about(run: Run) -> dict[str, Any]:
@@ -128,9 +131,9 @@ def _scores(run: Run) -> list[dict[str, Any]]:
     from robench.studies.workbench import stored
 
     found: list[dict[str, Any]] = []
-    for data, outcomes in by_data(stored([run], notice), [run]).items():
+    for data, outcomes in by_data(stored([run]), [run]).items():
         for text in left_out(outcomes.frame):
-            notice(text)
+            log.warning(text)
         pairs: dict[float, list[dict[str, Any]]] = {}
         for row in objects(outcomes):
             if "success" in row:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from robench.commands._shared import notice, shared
+from robench.commands._shared import shared
 
 
 @click.command("status")
@@ -22,7 +22,7 @@ def command(study: str, out: Path | None, settings: tuple[str, ...], data_dir: s
 
     name, text = find(study)
     plan, place = expand(name, parse(name, text, settings), data_dir), Place(out or Path(name))
-    progress = Progress(plan, place, notice)
+    progress = Progress(plan, place)
     states = {key: progress.state(step) for key, step in plan.steps.items()}
     for state in ("done", "running", "failed", "left"):
         click.echo(f"{state:<8} {list(states.values()).count(state):>5}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from robench.commands._shared import bar, device_of, notice, pairs, shared
+from robench.commands._shared import bar, device_of, import_models, pairs, shared
 
 
 @click.command("train")
@@ -63,7 +63,7 @@ def command(
 
     overrides = {key: value for key, value in values.items() if value is not None} | pairs(settings)
     place = device_of(device)
-    data = load(dataset, data_dir, notice)
+    data = load(dataset, data_dir)
     models = model.split(",") if model else []
     task = resolve(
         data,
@@ -77,7 +77,7 @@ def command(
         init=init,
         name=name,
     )
-    trusted = any(":" in each for each in models)
+    import_models([each for each in models if ":" in each])
     tracking = None
     if track is not None:
         usual = recipe_file(recipe or data.recipe).evaluation
@@ -90,11 +90,9 @@ def command(
             data,
             Runs(runs),
             device=place,
-            trusted=trusted,
             compile=compiling,
             track=tracking,
             track_every=1 if track == "full" else None,
             progress=progress,
-            notice=notice,
         )
     click.echo(finished.name)

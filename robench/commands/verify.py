@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from robench.commands._shared import notice, shared
+from robench.commands._shared import shared
 
 
 @click.command("verify")
@@ -29,7 +29,7 @@ def command(
     found = []
     for each in verify(
         result, cells=cells, seed=seed, tolerance=tolerance, dataset=dataset, data_dir=data_dir,
-        device=device_of(device), notice=notice,
+        device=device_of(device),
     ):  # fmt: skip
         found.append(each)
         click.echo(f"{'same' if each.good else 'REFUSED'}  {each.what}: {each.evidence}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import random
 from collections.abc import Callable, Iterable
@@ -22,6 +23,8 @@ from robench.core.models import ModelSpec
 from robench.core.registry import Registry
 from robench.core.rng import Stream
 from robench.core.store import read_tensors, tensors_hash, write_tensors
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -159,19 +162,18 @@ MAX_CLASSES = 1 << 16
 DATASETS: Registry[Loader] = Registry("dataset", group="robench.datasets")
 
 
-def load(name: str, folder: Path | str = "data", notice: Callable[[str], None] = lambda text: None) -> Data:
+def load(name: str, folder: Path | str = "data") -> Data:
     """A registered data set, ``folder:PATH`` or ``npz:PATH``.
 
     Args:
         folder: where official data sets are kept and downloaded to.
-        notice: receives what was left out, in a line.
 
     Raises:
         RobenchError: unknown name, missing or damaged files, no network.
     """
     kind, colon, path = name.partition(":")
     if colon and kind == "folder":
-        return _folder(Path(path), Place(Path(folder)), notice)
+        return _folder(Path(path), Place(Path(folder)))
     if colon and kind == "npz":
         return _npz(Path(path))
     if colon:
@@ -352,7 +354,7 @@ def _npz(path: Path) -> Data:
     return make(f"npz:{path}", (arrays[0], arrays[1]), (arrays[2], arrays[3]))
 
 
-def _folder(path: Path, place: Place, notice: Callable[[str], None]) -> Data:
+def _folder(path: Path, place: Place) -> Data:
     """``train/<class>/*`` and ``test/<class>/*``, images of one size, decoded once; hidden ones are left out."""
     listing: dict[str, list[tuple[Path, int]]] = {}
     for part in ("train", "test"):
@@ -379,7 +381,7 @@ def _folder(path: Path, place: Place, notice: Callable[[str], None]) -> Data:
     hidden = [each for part in listing for depth in ("*", "*/*") for each in sorted((path / part).glob(depth))]
     hidden = [each for each in hidden if _hidden(each.name)]
     if hidden:
-        notice(f"{path}: {len(hidden)} hidden files or folders left out, such as {hidden[0].relative_to(path)}")
+        log.warning(f"{path}: {len(hidden)} hidden files or folders left out, such as {hidden[0].relative_to(path)}")
     cache = place.cache / f"folder-{digest.hexdigest()[:24]}.safetensors"
     tensors = _cached(cache)
     if not tensors:

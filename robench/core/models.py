@@ -268,18 +268,15 @@ class ModelSpec:
         return asdict(self)
 
 
-def build(spec: ModelSpec, key: int, *, trusted: bool = False) -> Normalized:
+def build(spec: ModelSpec, key: int) -> Normalized:
     """A member with initial weights drawn from ``key`` alone; torch's global generator is left as it was.
 
-    Args:
-        trusted: allow ``package.module:factory``, which imports and runs that code. True only for names that the
-            user typed; a manifest is data and may not name code.
-
     Raises:
-        RobenchError: unknown name, a factory that does not take ``num_classes`` and ``in_channels``, or an untrusted
-            ``package.module:factory``; a slope for a network without ReLU modules.
+        RobenchError: unknown name, a factory that does not take ``num_classes`` and ``in_channels``, or a
+            ``package.module:factory`` that `import_model` was not called with; a slope for a network without ReLU
+            modules.
     """
-    factory = _imported(spec.name, trusted) if ":" in spec.name else MODELS.get(spec.name)
+    factory = _imported(spec.name) if ":" in spec.name else MODELS.get(spec.name)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(key)  # torch.manual_seed would reseed the GPUs too
         try:
@@ -313,12 +310,27 @@ def _leak(model: nn.Module, slope: float) -> int:
     return len(places)
 
 
-def _imported(name: str, trusted: bool) -> Callable[..., nn.Module]:
-    if not trusted:
+#: Factories by ``package.module:factory``, see `import_model`.
+_IMPORTED: dict[str, Callable[..., nn.Module]] = {}
+
+
+def _imported(name: str) -> Callable[..., nn.Module]:
+    if name not in _IMPORTED:
         raise RobenchError(
             f"model {name!r} names code, which a file may not; type it yourself: --model {name}, or register it under "
             f"the entry point `robench.models`"
         )
+    return _IMPORTED[name]
+
+
+def import_model(name: str) -> None:
+    """Imports ``package.module:factory``, which runs that code; from now on `build` finds it under this name.
+
+    To be called with names that the user typed alone: a manifest is data and may not name code.
+
+    Raises:
+        RobenchError: there is no such factory.
+    """
     module_name, _, attribute = name.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
@@ -326,4 +338,4 @@ def _imported(name: str, trusted: bool) -> Callable[..., nn.Module]:
         raise RobenchError(f"model {name!r} cannot be imported ({error}); expected package.module:factory") from error
     if not callable(factory):
         raise RobenchError(f"model {name!r} is a {type(factory).__name__}, expected a factory that can be called")
-    return factory  # type: ignore[no-any-return]
+    _IMPORTED[name] = factory

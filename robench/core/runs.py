@@ -110,11 +110,8 @@ class Run:
     def specs(self) -> list[ModelSpec]:
         return [ModelSpec.of(values) for values in self.manifest["members"]]
 
-    def load(self, *, trusted: bool = False) -> Ensemble:
+    def load(self) -> Ensemble:
         """The ensemble, in eval mode on the CPU.
-
-        Args:
-            trusted: see `robench.core.models.build`.
 
         Raises:
             RobenchError: weights that are absent, damaged, or not those that the manifest names.
@@ -125,7 +122,7 @@ class Run:
                 f"the weights of run {self.name!r} are not those that its manifest names; "
                 f"remove {self.folder} and train or import again"
             )
-        ensemble = Ensemble(build(spec, 0, trusted=trusted) for spec in self.specs)
+        ensemble = Ensemble(build(spec, 0) for spec in self.specs)
         load_state(ensemble, tensors, self.name)
         return ensemble.eval()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,6 +26,8 @@ from robench.evaluation.statistics import (
     mcnemar,
     over_seeds,
 )
+
+log = logging.getLogger(__name__)
 
 #: Trainings of each that a claim about defenses, not ensembles, rests on.
 SEEDS = 3
@@ -76,11 +79,9 @@ class Measured:
         return cls(name, frame.assign(version=frame["cell"].map(versions)))
 
     @classmethod
-    def of_folder(
-        cls, name: str, folder: Path, notice: Notice = lambda text: None, *, identity: str | None = None
-    ) -> Measured:
+    def of_folder(cls, name: str, folder: Path, *, identity: str | None = None) -> Measured:
         """The rows that `FolderRows` keeps in ``folder``; with ``identity`` those of the target that has it."""
-        outcomes = FolderRows(folder, notice, repair=False).outcomes(identity)
+        outcomes = FolderRows(folder, repair=False).outcomes(identity)
         cells = outcomes.frame["cell"].unique()
         recipes = {str(cell): read_cell(folder, str(cell))["recipe"] for cell in cells}
         return cls.of(name, outcomes, recipes)
@@ -96,15 +97,12 @@ class _Point:
     second: npt.NDArray[np.bool_]
 
 
-def compare(
-    first: Measured, second: Measured, threat: str, eps: Sequence[float] = (), notice: Notice = lambda text: None
-) -> list[dict[str, Any]]:
+def compare(first: Measured, second: Measured, threat: str, eps: Sequence[float] = ()) -> list[dict[str, Any]]:
     """Two ensembles on the images, ε and versions of images that both were judged on; one object per ε.
 
     Args:
         threat: clean, whitebox or blackbox.
         eps: all that both have by default.
-        notice: receives what was left out.
 
     Returns:
         Objects with a, b, threat, eps, samples, versions; accuracy_a, low_a, high_a and the same of b (Wilson);
@@ -114,7 +112,7 @@ def compare(
     Raises:
         RobenchError: nothing in common.
     """
-    points = _common([first], [second], threat, eps, notice)
+    points = _common([first], [second], threat, eps)
     rows = []
     for point in points:
         one, other = point.first[0], point.second[0]
@@ -136,7 +134,6 @@ def compare_defenses(
     second: tuple[str, Sequence[Measured]],
     threat: str,
     eps: Sequence[float] = (),
-    notice: Notice = lambda text: None,
 ) -> list[dict[str, Any]]:
     """Two defenses over their training seeds: each a name and at least three ensembles.
 
@@ -156,7 +153,7 @@ def compare_defenses(
                 f"ensembles without --defenses"
             )
     rows = []
-    for point in _common(first[1], second[1], threat, eps, notice):
+    for point in _common(first[1], second[1], threat, eps):
         value, low, high, p = difference_over_seeds(point.first, point.second)
         row = _head(first[0], second[0], threat, point)
         for which, verdicts in (("a", point.first), ("b", point.second)):
@@ -198,9 +195,7 @@ def of_defense(runs: Sequence[Run], defense: str, n: int | None = None) -> list[
     return chosen
 
 
-def _common(
-    first: Sequence[Measured], second: Sequence[Measured], threat: str, eps: Sequence[float], notice: Notice
-) -> list[_Point]:
+def _common(first: Sequence[Measured], second: Sequence[Measured], threat: str, eps: Sequence[float]) -> list[_Point]:
     """What all ensembles have in common; what some have beyond it is said."""
     everyone = [*first, *second]
     twice = {each.name for each in first} & {each.name for each in second}
@@ -240,7 +235,7 @@ def _common(
         )
     for text, where in told.items():
         at = "" if threat == "clean" else f" at ε {', '.join(f'{radius:g}' for radius in where)}"
-        notice(f"{text}: left out{at}")
+        log.warning(f"{text}: left out{at}")
     return points
 
 

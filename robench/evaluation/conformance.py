@@ -27,7 +27,7 @@ from robench.core.errors import RobenchError, unknown
 from robench.core.features import depth, features
 from robench.core.frozen import frozen
 from robench.core.losses import LOSSES
-from robench.core.models import MODELS, ModelSpec, Normalized, ResNet, build
+from robench.core.models import MODELS, ModelSpec, Normalized, ResNet, build, import_model
 from robench.core.registry import Registry
 from robench.core.rng import Draws, Stream
 from robench.defenses import DEFENSES, Batch, Defense
@@ -480,7 +480,9 @@ def _spec(name: str, classes: int, channels: int) -> ModelSpec:
 
 def _model(name: str, classes: int = 10, channels: int = 3, key: int = 0) -> Normalized:
     """In eval mode. The user typed the name, so it may name code."""
-    return build(_spec(name, classes, channels), key, trusted=True).eval()
+    if ":" in name:
+        import_model(name)
+    return build(_spec(name, classes, channels), key).eval()
 
 
 def _pictures(count: int = 4, channels: int = 3) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -26,6 +27,8 @@ from robench.core.rng import Draws, Stream
 from robench.core.store import content_key, read_frame, write_frame
 from robench.evaluation.predict import classes
 from robench.evaluation.subjects import Subject
+
+log = logging.getLogger(__name__)
 
 #: Images that share a feature layer.
 GROUP = 10
@@ -89,7 +92,6 @@ def measure(
     seed: int = 0,
     device: torch.device,
     progress: Progress = silent,
-    notice: Callable[[str], None] = lambda text: None,
 ) -> pd.DataFrame:
     """`diversity` of a run, kept in ``folder`` ten groups at a time: interrupted, it goes on.
 
@@ -112,7 +114,7 @@ def measure(
     for path in (path for path, part in parts.items() if part is None):
         with suppress(FileNotFoundError):  # another process did
             path.rename(path.with_name(f"{path.name}.damaged"))
-        notice(f"{path} is damaged: it is set aside and its values are computed again")
+        log.warning(f"{path} is damaged: it is set aside and its values are computed again")
     known = [part[part["key"] == key] for part in parts.values() if part is not None]
     done = {int(sample) for part in known for sample in part["sample"]}
     groups = [start for start in range(0, len(samples), GROUP) if int(samples[start]) not in done]

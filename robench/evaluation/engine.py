@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -38,6 +39,8 @@ from robench.evaluation.soundness import GRADIENT, REPEAT, changed, examine, key
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Blackbox, Job, Threat
 
+log = logging.getLogger(__name__)
+
 #: Raise it when the meaning of rows changes; cells of the old version are not reused.
 ROWS_VERSION = 1
 
@@ -61,7 +64,7 @@ class Settings:
             large, which is faster; halved by itself when memory runs out.
         seed: of the attacks' draws.
         compile: crafts on a model that went through torch.compile, where no attack hooks its modules; without a
-            compiler, as usual and with a notice.
+            compiler, as usual, and a warning says so.
         workers: processes with these settings that share the work, which is cut so that there is enough for all.
     """
 
@@ -187,7 +190,6 @@ class Evaluator:
         images: Images | None = None,
         claims: Claims | None = None,
         progress: Progress = silent,
-        notice: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.data = data
         self.settings = settings or Settings()
@@ -197,14 +199,13 @@ class Evaluator:
         self._images = images
         self._claims = claims or Claims(None)
         self._progress = progress
-        self._notice = notice
         self._batch = self.settings.batch_size
         self._drawing: set[str] = set()
         self._done = 0
         self._total = 0
         self._told_why = False
         if slow := slow_precision(self.settings.precision, self.settings.device):
-            notice(slow)
+            log.warning(slow)
 
     def run(
         self, targets: Sequence[Subject], threat: Threat, samples: Tensor | Callable[[Subject], Tensor]
@@ -230,7 +231,7 @@ class Evaluator:
                 self._clean(target, indices[target.name], threat.name)
         for attack in dict.fromkeys(attack for each in threats.values() for attack in each.attacks):
             if attack.batch_dependent:
-                self._notice(
+                log.warning(
                     f"{attack.label}: an image depends on the others in its batch, so other samples, another "
                     f"--batch-size or an interruption give other rows"
                 )
@@ -249,7 +250,7 @@ class Evaluator:
                 time.sleep(PAUSE)
                 waits += 1
                 if waits == TOLD_AFTER:
-                    self._notice(f"waiting for what other processes have in hand ({self._claims.terms})")
+                    log.info(f"waiting for what other processes have in hand ({self._claims.terms})")
             left = now if shared else None
             for rows in self._rows.values():
                 rows.refresh()
@@ -304,7 +305,7 @@ class Evaluator:
                     own.append(replace(sound.blind, evidence=f"{why}; every attack is made with CW too"))
                     threats[target.name] = _with_cw(threat)
                     if why not in told:
-                        self._notice(f"{why}: attacking with CW too")
+                        log.warning(f"{why}: attacking with CW too")
                     told.add(why)
         return threats, found
 
@@ -585,13 +586,13 @@ class Evaluator:
                 if self.settings.compile and not job.attack.hooks and not plain:
                     model, why = compiled(model, image)
                     if why and not self._told_why:
-                        self._notice(f"torch.compile failed, going on without: {why}")
+                        log.warning(f"torch.compile failed, going on without: {why}")
                         self._told_why = True
                 return model
 
         name = job.source_name if not job.pooled else work.cells[0].target.name
         draws = job.source_key.partition("/")[0] in self._drawing
-        return _Source(name, job.source, copied, self.settings.precision, draws, self._notice)
+        return _Source(name, job.source, copied, self.settings.precision, draws)
 
     def _pooled(
         self,
@@ -725,7 +726,7 @@ class Evaluator:
                         f"its batch: choose a smaller --batch-size"
                     ) from error
                 self._batch = max(1, len(chunk) // 2)
-                self._notice(f"out of memory with {len(chunk)} images: going on with {self._batch}")
+                log.warning(f"out of memory with {len(chunk)} images: going on with {self._batch}")
                 continue
             if not same:  # once more, on a plain copy
                 continue
@@ -793,7 +794,6 @@ class _Source:
     copied: Callable[[bool], nn.Module]
     precision: Precision
     draws: bool
-    notice: Callable[[str], None]
     _plain: bool = False
     _model: nn.Module | None = None
     _followed: bool = False
@@ -835,7 +835,7 @@ class _Source:
                 f"{self.name} is another function where it is attacked than where it is judged: {why}; its output must "
                 f"depend on its weights and the image alone, and --precision float32 rounds least"
             )
-        self.notice(f"the faster copy of {self.name} is another function ({why}): attacking a plain copy instead")
+        log.warning(f"the faster copy of {self.name} is another function ({why}): attacking a plain copy instead")
         self._plain, self._model = True, None
         return False
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from robench.core.errors import RobenchError
 from robench.core.store import checked_name, read_record, read_tensors, tensors_hash, write_record, write_tensors
+
+log = logging.getLogger(__name__)
 
 #: Where each sample of a craft is: file, and row in it.
 Kept = dict[int, tuple[Path, int]]
@@ -38,9 +41,8 @@ class Craft(NamedTuple):
 class Images:
     """A folder per craft, in it parts of images with their samples: lossless, verified when read."""
 
-    def __init__(self, root: Path, notice: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
-        self._notice = notice
         self._read = lru_cache(maxsize=8)(self._verified)
         self._kept: dict[str, Kept] = {}
         self._known: set[Path] = set()
@@ -121,7 +123,7 @@ class Images:
         except RobenchError:
             good = False
         if not good:
-            self._notice(f"{path} is damaged and was removed; its images are crafted again")
+            log.warning(f"{path} is damaged and was removed; its images are crafted again")
             path.unlink(missing_ok=True)
             return None
         return tensors

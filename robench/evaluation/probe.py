@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
@@ -15,6 +16,7 @@ from robench.attacks.pgd import PGD
 from robench.attacks.square import Square
 from robench.core.data import Data
 from robench.core.errors import RobenchError
+from robench.core.logs import logged
 from robench.core.plugins import construct
 from robench.core.progress import Progress, silent
 from robench.core.rng import Draws
@@ -23,6 +25,8 @@ from robench.evaluation.engine import Evaluator, Settings
 from robench.evaluation.outcomes import ENSEMBLE, PROBE, Check, Outcomes
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Threat, Whitebox
+
+log = logging.getLogger(__name__)
 
 #: Of what is always done: share of the result's gradient steps that it may take, and steps that it may take anyhow;
 #: survivors at most; queries of each; what a query costs in gradient steps, measured on a few images.
@@ -141,7 +145,6 @@ def probe(
     *,
     limit: int = LIMIT,
     progress: Progress = silent,
-    notice: Callable[[str], None] = lambda text: None,
 ) -> list[Check]:
     """Attacks some survivors again: in a ball of 0.5, with ten times the steps and twice the restarts, with random sign
     noise, with Square (Andriushchenko et al. 2020) and towards every other class (Croce & Hein 2020). The last finds
@@ -154,7 +157,6 @@ def probe(
         attacks, restarts: what the result was measured with (by default the protocol's restarts); of several attacks
             the first that takes steps is strengthened.
         limit: survivors at most.
-        notice: receives the cost before it is paid.
     """
     chosen = _survivors(outcomes.where(target=target.name, member=ENSEMBLE))
     if chosen is None:
@@ -166,15 +168,17 @@ def probe(
     targets = {OTHERS[1][0]: data.num_classes - 1}
     steps = sum(len(samples) * trial.restarts * trial.attack.passes * targets.get(trial.name, 1) for trial in trials)
     queries = len(samples) * QUERIES * any(trial.name == OTHERS[0][0] for trial in trials)
-    notice(
+    log.info(
         f"probing {len(samples)} of {len(survivors)} survivors of {target.name} at ε {eps:g}: "
         f"at most {steps:,} gradient steps" + (f" and {queries:,} queries" if queries else "")
     )
     for trial in trials:
-        evaluator = Evaluator(data, settings, progress=progress)
         threat = Whitebox(eps=(trial.eps,), attacks=(trial.attack,), restarts=trial.restarts)
         try:
-            rows = evaluator.run([target], threat, samples).where(threat="whitebox")
+            # What the evaluator warns of concerns rows that are kept, and these are not.
+            with logged(logging.NullHandler()):
+                outcomes = Evaluator(data, settings, progress=progress).run([target], threat, samples)
+            rows = outcomes.where(threat="whitebox")
         except RobenchError as error:
             checks.append(Check(trial.name, "warn", f"skipped: {error}"))
             continue

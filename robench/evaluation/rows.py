@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from robench.core.errors import RobenchError
 from robench.core.store import checked_name, content_key, read_frame, read_record, write_frame, write_record
 from robench.evaluation.outcomes import Check, Outcomes, empty_rows
+
+log = logging.getLogger(__name__)
 
 
 class Cell(BaseModel):
@@ -120,10 +123,10 @@ class FolderRows(Rows):
         repair: False, for whoever only reads, leaves such a part where it is.
     """
 
-    def __init__(self, folder: Path, notice: Callable[[str], None] = lambda text: None, *, repair: bool = True) -> None:
+    def __init__(self, folder: Path, *, repair: bool = True) -> None:
         super().__init__()
         self.folder = folder
-        self._notice, self._repair = notice, repair
+        self._repair = repair
         self._checks = self._read_checks()
         self.refresh()
 
@@ -159,7 +162,7 @@ class FolderRows(Rows):
                 for key, own in read_record(path).items()
             }
         except (RobenchError, TypeError, AttributeError):
-            self._notice(f"{path} is damaged: what it says of these rows is lost; robench eval finds it again")
+            log.warning(f"{path} is damaged: what it says of these rows is lost; robench eval finds it again")
             return {}
 
     def refresh(self) -> None:
@@ -179,7 +182,7 @@ class FolderRows(Rows):
                     with suppress(FileNotFoundError):  # another process did
                         path.rename(path.with_name(f"{path.name}.damaged"))
                 then = "is set aside and its rows are judged again" if self._repair else "its rows do not count here"
-                self._notice(f"{path} is damaged: {then}")
+                log.warning(f"{path} is damaged: {then}")
             else:
                 self._add(path.name, part)
         return None
@@ -198,7 +201,7 @@ class FolderRows(Rows):
         if identity is not None:
             others = [cell for cell, manifest in cells.items() if manifest["recipe"]["target"] != identity]
             if others:
-                self._notice(f"{len(others)} of {len(cells)} cells in {self.folder} are of other weights: left out")
+                log.warning(f"{len(others)} of {len(cells)} cells in {self.folder} are of other weights: left out")
                 cells = {cell: manifest for cell, manifest in cells.items() if cell not in others}
         self._tell_lost(identity, cells)
         found = Outcomes.join(rows, cells)
@@ -214,7 +217,7 @@ class FolderRows(Rows):
                     lost.append(manifest)
         if lost:
             which = sorted({f"{each['threat']} {each['attack']} {each['loss']}".rstrip() for each in lost})
-            self._notice(
+            log.warning(
                 f"{len(lost)} cells in {self.folder} have no rows: {', '.join(which)}; an evaluation was cut off, or "
                 f"files are gone: run the same robench eval again"
             )

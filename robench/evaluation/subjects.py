@@ -41,11 +41,11 @@ class Subject:
         return len(self.ensemble)
 
     @classmethod
-    def of_run(cls, run: Run, device: torch.device, *, trusted: bool = False) -> Subject:
+    def of_run(cls, run: Run, device: torch.device) -> Subject:
         ancestors = {value for entry in run.manifest["ancestors"] for value in (entry["weights"], *entry["members"])}
         return cls(
             run.name,
-            run.load(trusted=trusted).to(device),
+            run.load().to(device),
             run.identity,
             tuple(run.manifest["member_weights"]),
             run.defense,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from robench.reports.pictures import Picture
 from robench.reports.regions import Regions
 from robench.studies.workbench import OUTCOMES
 
+log = logging.getLogger(__name__)
+
 #: What a tracked training records, see `robench.evaluation.diversity.Tracking`.
 TRACKED = ("diversity", "diversity_eps", "transferability", "transferability_eps", "images")
 
@@ -35,7 +38,6 @@ def draw(
     same_data: bool = False,
     studies: build.Studies | None = None,
     more: Mapping[str, str] | None = None,
-    notice: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
     """Every figure and table that the rows have data for, and ``report.html``, in ``out``; the files.
 
@@ -58,7 +60,7 @@ def draw(
         shown["data"] = "same" if same else "vouched" if same_data else "different"
     files, notices = build.write(outcomes.frame, out, facts, **shown)
     for text in notices:
-        notice(text)
+        log.warning(text)
     checks = [{"name": each.name, "status": each.status, "evidence": each.evidence} for each in check(outcomes)]
     page = html.write(outcomes.frame, out / "report.html", facts, checks=checks, pictures=pictures, **shown)
     return [*files, page]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import threading
@@ -17,6 +18,8 @@ from robench.core.errors import RobenchError
 from robench.studies.plan import Kind, Plan, Step, ranks
 from robench.studies.state import Progress
 from robench.studies.work import perform
+
+log = logging.getLogger(__name__)
 
 #: How often a task is begun whose worker dies.
 TRIES = 3
@@ -183,7 +186,6 @@ def run(
     only: Collection[Kind] = (),
     budget: float | None = None,
     pass_seconds: float = 0.0,
-    notice: Callable[[str], None] = lambda text: None,
 ) -> Result:
     """Does what is missing of a plan; a task that fails stops those alone that need it.
 
@@ -246,24 +248,24 @@ def run(
                 record = future.result()
             except BrokenExecutor:
                 if tries[step.key] < TRIES:
-                    notice(f"a worker died during {step.title}: begun again")
+                    log.warning(f"a worker died during {step.title}: begun again")
                     todo[step.key] = step
                     continue
                 record = {"state": "failed", "error": f"its worker died {TRIES} times"}
             except Exception as error:  # whatever an engine raises for a task that it gave up
                 record = {"state": "failed", "error": " ".join(str(error).split())[:500]}
             if _lacked_memory(record) and tries[step.key] < TRIES:
-                notice(f"no memory for {step.title} beside the others: begun again")
+                log.warning(f"no memory for {step.title} beside the others: begun again")
                 todo[step.key] = step
                 continue
             if record["state"] == "done":
                 result.done.add(step.key)
                 spent, expected = spent + record["seconds"], expected + step.passes * pass_seconds
-                notice(f"[{len(result.done)}/{total}] {step.title}: {record['seconds']:.1f} s")
+                log.info(f"[{len(result.done)}/{total}] {step.title}: {record['seconds']:.1f} s")
             else:
                 result.failed[step.key] = record["error"]
                 progress.place.keep_failure(step, record["error"])
-                notice(f"failed: {step.title}")
+                log.warning(f"failed: {step.title}")
     for key, step in todo.items():
         late = ready(step) and not in_time(step)
         result.left[key] = "beyond the budget" if late else "waits for what failed or is left"

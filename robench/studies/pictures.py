@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +29,8 @@ from robench.reports.pictures import Picture, choose
 from robench.studies.drawing import cells_of
 from robench.studies.workbench import CRAFTED, Workbench
 
+log = logging.getLogger(__name__)
+
 Manifest = Mapping[str, Any]
 
 
@@ -41,7 +44,7 @@ def pictures(bench: Workbench, outcomes: Outcomes, runs: Sequence[Run], count: i
         outcomes: rows of ``runs`` on the data of ``bench``.
     """
     rows = choose(outcomes.frame, count)
-    cells, cache = cells_of(runs), Images(bench.store.root / CRAFTED, bench.notice)
+    cells, cache = cells_of(runs), Images(bench.store.root / CRAFTED)
     # What one call of an attack gives, whatever its ε values; one target judges it.
     same = rows["cell"].map({cell: _without_eps(cells[cell]) for cell in rows["cell"].unique()})
     numbers = bench.data.test.images[0].numel()
@@ -64,7 +67,7 @@ def pictures(bench: Workbench, outcomes: Outcomes, runs: Sequence[Run], count: i
     if missing:
         left_out["made again here, they get another prediction than their rows have (other hardware?)"] = missing
     for reason, number in left_out.items():
-        bench.notice(f"{number} of {len(rows)} pictures left out: {reason}")
+        log.warning(f"{number} of {len(rows)} pictures left out: {reason}")
     return [found[row] for row in range(len(rows)) if row in found]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from robench.studies.study import find, parse
 from robench.studies.summary import objects, of_judgements
 from robench.studies.workbench import Workbench, stored
 
+log = logging.getLogger(__name__)
+
 #: Threats that the figure of an axis shows.
 VARIED = ("clean", "whitebox", "blackbox")
 
@@ -34,7 +37,7 @@ def publish(plan: Plan, runs: Runs, out: Path, bench: Workbench, basis: Basis) -
     there = set(runs.names())
     main = [runs.get(name) for name in plan.main if name in there]
     varied = sorted({name for values in plan.axes.values() for name in values} & there)
-    frame = stored([*main, *(runs.get(name) for name in varied if name not in plan.main)], bench.notice).frame
+    frame = stored([*main, *(runs.get(name) for name in varied if name not in plan.main)]).frame
     frame = of_judgements(frame, basis.judged)
     judged = set(frame["target"])
     axes = {name: {run: v for run, v in values.items() if run in judged} for name, values in plan.axes.items()}
@@ -52,10 +55,10 @@ def publish(plan: Plan, runs: Runs, out: Path, bench: Workbench, basis: Basis) -
         more[f"unlike {study.report.like}"] = "; ".join(smaller)
     if basis.missing:
         more["incomplete"] = f"{basis.missing} of the study's judgements are not done"
-        bench.notice(more["incomplete"])
+        log.warning(more["incomplete"])
     if untracked := _untracked(plan, main):
         more["not tracked"] = f"{', '.join(untracked)} trained without it; remove their folders in runs to have it"
-        bench.notice(f"{more['not tracked']}: not in Figure 2")
+        log.warning(f"{more['not tracked']}: not in Figure 2")
     shown = [run for run in main if run.name in judged]
     outcomes = Outcomes(frame[frame["target"].isin(plan.main)].reset_index(drop=True))
     files = draw(
@@ -69,7 +72,6 @@ def publish(plan: Plan, runs: Runs, out: Path, bench: Workbench, basis: Basis) -
             frame[frame["threat"].isin(VARIED)], {name: values for name, values in axes.items() if values}
         ),
         more=more,
-        notice=bench.notice,
     )
     rows = [*objects(Outcomes(frame.reset_index(drop=True))), *basis.diversities]
     write_json(out / "summary.json", rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -95,14 +95,10 @@ class Basis:
 
 
 class Progress:
-    """What of a plan is done: a run that is there, rows that are there. Looked up once.
+    """What of a plan is done: a run that is there, rows that are there. Looked up once."""
 
-    Args:
-        notice: told of damaged files, which are left where they are.
-    """
-
-    def __init__(self, plan: Plan, place: Place, notice: Callable[[str], None] = lambda text: None) -> None:
-        self.plan, self.place, self._notice = plan, place, notice
+    def __init__(self, plan: Plan, place: Place) -> None:
+        self.plan, self.place = plan, place
         self._names = set(place.runs.names())
         self._keys: dict[str, tuple[str | None, str]] = {}
         self._rows: dict[str, FolderRows] = {}
@@ -162,7 +158,7 @@ class Progress:
 
         if name not in self._rows:
             folder = self.place.runs.folder(name) / OUTCOMES
-            self._rows[name] = FolderRows(folder, self._notice, repair=False)
+            self._rows[name] = FolderRows(folder, repair=False)
         return self._rows[name]
 
     def _run(self, name: str) -> tuple[str | None, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from robench.evaluation.threats import BLACKBOX, Job, Threat
 from robench.studies.state import DRAWN
 from robench.studies.summary import objects, of_judgements
 from robench.studies.workbench import OUTCOMES, Workbench
+
+log = logging.getLogger(__name__)
 
 #: Beyond this, a margin or a distance is another one: rounding moves margins by a few millionths.
 CLOSE = 1e-4
@@ -85,7 +88,6 @@ def verify(
     dataset: str | None = None,
     data_dir: str = "data",
     device: torch.device | None = None,
-    notice: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Finding]:
     """Tries ``cells`` random cells again; nothing is written, and no code but registered plug-ins is imported.
 
@@ -123,7 +125,9 @@ def verify(
         else:
             possible.append((name, cell))
     if passed:
-        notice(f"cells of {', '.join(sorted(passed))} are left out: an image there depends on the others in its batch")
+        log.warning(
+            f"cells of {', '.join(sorted(passed))} are left out: an image there depends on the others in its batch"
+        )
     if passed and not possible:
         raise RobenchError(f"no cell of {result} can be tried again: images of all depend on their batch")
     benches: dict[str, Workbench] = {}
@@ -145,7 +149,7 @@ def verify(
         if dataset is None and label not in DATASETS.names():
             raise RobenchError(f"data set {label!r} is not a registered one; say where it is: --dataset")
         data = load(label, data_dir)
-        benches[label] = Workbench(store, data, Settings(device or torch.device("cpu")), notice=notice)
+        benches[label] = Workbench(store, data, Settings(device or torch.device("cpu")))
     for name, cell in possible:
         yield _guarded(f"{name} {cell}", partial(tried, name, cell))
     if (result / SUMMARY).exists():

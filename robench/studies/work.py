@@ -13,6 +13,7 @@ import torch
 from robench.core.claims import owner
 from robench.core.data import Data, load
 from robench.core.errors import RobenchError
+from robench.core.logs import Lines, logged
 from robench.core.store import file_hash, write_record, write_text
 from robench.evaluation.diversity import Tracking
 from robench.evaluation.engine import Settings
@@ -59,16 +60,16 @@ def perform(name: str, study: str, out: str, key: str, data_dir: str, device: st
         # Rounding depends on the number of threads: one, so that every engine gives the same rows.
         torch.set_num_threads(1)
     try:
-        # A fresh one for every task: no process keeps the networks of all runs.
-        bench = Workbench(
-            place.runs,
-            with_recipe(_data(plan.study.dataset, data_dir), plan.study),
-            Settings(torch.device(device), plan.study.precision, plan.study.batch_size, plan.study.seed),
-            step.samples,
-            step.subset,
-            notice=lines.append,
-        )
-        found: dict[str, Any] = {"state": "done", **_do(plan, step, place, bench)}
+        with logged(Lines(lines)):
+            # A fresh one for every task: no process keeps the networks of all runs.
+            bench = Workbench(
+                place.runs,
+                with_recipe(_data(plan.study.dataset, data_dir), plan.study),
+                Settings(torch.device(device), plan.study.precision, plan.study.batch_size, plan.study.seed),
+                step.samples,
+                step.subset,
+            )
+            found: dict[str, Any] = {"state": "done", **_do(plan, step, place, bench)}
     except Exception as error:
         lines.append(traceback.format_exc())
         reason = str(error) if isinstance(error, RobenchError) else f"{type(error).__name__}: {error}"
@@ -90,7 +91,7 @@ def _do(plan: Plan, step: Step, place: Place, bench: Workbench) -> dict[str, Any
         from robench.studies.publish import publish
 
         (place.report / DRAWN).unlink(missing_ok=True)
-        basis = Progress(plan, place, bench.notice).basis()
+        basis = Progress(plan, place).basis()
         files = {path.name: file_hash(path) for path in publish(plan, place.runs, place.report, bench, basis)}
         shown = {"step": step.key, "basis": basis.key, "judged": basis.judged, "files": files}
         write_record(place.report / DRAWN, shown)
@@ -106,7 +107,6 @@ def _do(plan: Plan, step: Step, place: Place, bench: Workbench) -> dict[str, Any
             track = Tracking(**fields).on(bench.data, bench.settings.device) if step.task.n > 1 else None
         run = ensure(
             step.task, bench.data, bench.store, device=bench.settings.device, track=track, track_every=every,
-            notice=bench.notice,
         )  # fmt: skip
         return {"weights": {run.name: run.weights}}
     target = bench.store.get(step.task.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,8 @@ from robench.training.estimate import seconds
 from robench.training.loop import Track, ensure
 from robench.training.task import Task, resolve
 
+log = logging.getLogger(__name__)
+
 #: Folders of a run that hold its rows, those that serve checks alone, and its diversity; folder of all runs that holds
 #: the adversarial images.
 OUTCOMES = "outcomes"
@@ -46,9 +49,7 @@ class Workbench:
     """A store of runs, a data set, and how to compute.
 
     Attributes:
-        trusted: names ``package.module:factory`` that the user typed: runs may import these.
         bar: makes a progress bar for one job.
-        notice: receives one-line messages.
         confirm: asks whether to go on with what takes long; False ends the job.
     """
 
@@ -57,9 +58,7 @@ class Workbench:
     settings: Settings
     samples: int = 1000
     subset: str = "auto"
-    trusted: frozenset[str] = frozenset()
     bar: Bar = lambda: nullcontext(silent)
-    notice: Callable[[str], None] = lambda text: None
     confirm: Callable[[str], bool] = lambda question: True
     _subjects: dict[str, Subject] = field(default_factory=dict)
     _recognised: dict[str, Recognised] = field(default_factory=dict)
@@ -78,11 +77,10 @@ class Workbench:
                         f"{self.data.label} has {self.data.test.images.shape[1]} and {self.data.num_classes}; "
                         f"choose another --dataset"
                     )
-            code = {spec.name for spec in run.specs if ":" in spec.name}
-            subject = Subject.of_run(run, self.settings.device, trusted=bool(code) and code <= self.trusted)
+            subject = Subject.of_run(run, self.settings.device)
             found = recognise(run, subject.ensemble, self.data.test.images.shape[1:], self.settings.device)
             if found.changed:
-                self.notice(
+                log.info(
                     f"run {run.name!r} is another function than the one that was judged: for the same images its "
                     f"outputs differ by {found.changed:.1%} of their scale, so its code, a library or the precision of "
                     f"its weights has changed; it is judged anew"
@@ -115,7 +113,6 @@ class Workbench:
                     measure(
                         target, self.data, right, folder,
                         eps=eps, steps=steps, seed=seed, device=device, progress=progress,
-                        notice=self.notice,
                     )
                 )  # fmt: skip
         return pd.concat(frames, ignore_index=True)
@@ -156,7 +153,7 @@ class Workbench:
             )
         if missing and ask_beyond is not None:
             estimate = sum(seconds(task, self.data, self.settings.device) for task in missing)
-            self.notice(f"training {', '.join(task.name for task in missing)}: about {duration(estimate)}")
+            log.info(f"training {', '.join(task.name for task in missing)}: about {duration(estimate)}")
             if estimate > ask_beyond and not self.confirm(f"That is about {duration(estimate)}. Train them?"):
                 raise RobenchError(
                     f"surrogates are missing and would take about {duration(estimate)}; "
@@ -171,10 +168,8 @@ class Workbench:
                         self.data,
                         self.store,
                         device=self.settings.device,
-                        trusted=any(spec.name in self.trusted for spec in task.members),
                         track=track if task.n > 1 else None,
                         progress=progress,
-                        notice=self.notice,
                     )
                 )
         return finished
@@ -191,7 +186,7 @@ class Workbench:
             if cache and isinstance(threat, Blackbox):
                 size = sum(part.disk for part in evaluator.forecast(targets, threat, samples, calibrate=False))
                 if size > LARGE:
-                    self.notice(f"adversarial images: up to {size / 1e9:.1f} GB in {self.store.root / CRAFTED}")
+                    log.info(f"adversarial images: up to {size / 1e9:.1f} GB in {self.store.root / CRAFTED}")
             for subject in (*targets, *surrogates_of(threat)):
                 if subject.name in self._recognised:
                     self._recognised[subject.name].keep()
@@ -214,18 +209,17 @@ class Workbench:
         evaluator = Evaluator(
             self.data,
             self.settings,
-            rows=lambda subject: FolderRows(self.store.folder(subject.name) / OUTCOMES, self.notice, repair=repair),
-            aside=lambda subject: FolderRows(self.store.folder(subject.name) / ASIDE, self.notice, repair=repair),
-            images=Images(self.store.root / CRAFTED, self.notice) if cache and isinstance(threat, Blackbox) else None,
+            rows=lambda subject: FolderRows(self.store.folder(subject.name) / OUTCOMES, repair=repair),
+            aside=lambda subject: FolderRows(self.store.folder(subject.name) / ASIDE, repair=repair),
+            images=Images(self.store.root / CRAFTED) if cache and isinstance(threat, Blackbox) else None,
             claims=self.store.claims(),
             progress=progress,
-            notice=self.notice,
         )
         return evaluator, targets, chosen_samples(self.data, threat, self.samples, self.subset, self.settings)
 
 
-def stored(runs: Sequence[Run], notice: Callable[[str], None] = lambda text: None) -> Outcomes:
+def stored(runs: Sequence[Run]) -> Outcomes:
     """All rows that were ever measured on ``runs`` as they are now; changes nothing."""
     return Outcomes.concat(
-        FolderRows(run.folder / OUTCOMES, notice, repair=False).outcomes(judged_identity(run)) for run in runs
+        FolderRows(run.folder / OUTCOMES, repair=False).outcomes(judged_identity(run)) for run in runs
     )

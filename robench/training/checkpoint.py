@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.store import content_key, read_tensors, tensors_hash, write_tensors
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -59,7 +62,7 @@ class Checkpoint:
         metadata = {"key": self.key, "progress": progress, "hash": _hash(tensors, self.key, progress)}
         write_tensors(self.path, tensors, metadata)
 
-    def load(self, ensemble: Ensemble, optimizer: torch.optim.Optimizer, notice: Callable[[str], None]) -> State:
+    def load(self, ensemble: Ensemble, optimizer: torch.optim.Optimizer) -> State:
         """Restores weights and optimiser in place; the state from the start where there is no usable file.
 
         Raises:
@@ -70,10 +73,10 @@ class Checkpoint:
         try:
             tensors, metadata = read_tensors(self.path)
         except RobenchError as error:
-            notice(f"{error}: starting over")
+            log.warning(f"{error}: starting over")
             return State()
         if metadata.get("hash") != _hash(tensors, metadata.get("key"), metadata.get("progress")):
-            notice(f"{self.path} is damaged: starting over")
+            log.warning(f"{self.path} is damaged: starting over")
             return State()
         if metadata["key"] != self.key:
             raise RobenchError(

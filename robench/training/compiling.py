@@ -7,6 +7,7 @@ The step is the same up to rounding, which the first steps prove on the device a
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -18,6 +19,8 @@ from robench.core.ensemble import Ensemble
 from robench.core.errors import out_of_memory
 from robench.core.fast import Precision
 from robench.core.features import parted
+
+log = logging.getLogger(__name__)
 
 #: A step through torch.compile is the plain one where the loss differs by at most this part, and the updates of weights
 #: and of statistics have at least this cosine. The sign of a gradient in a crafted image may be that of rounding.
@@ -64,15 +67,14 @@ def compiled_if_same(
     make: Callable[[Ensemble], torch.optim.Optimizer],
     step: Step,
     precision: Precision,
-    notice: Callable[[str], None],
 ) -> Iterator[bool]:
-    """`compiled`, where that gives the steps of `differs`; else as usual and with a notice. Whether it is."""
+    """`compiled`, where that gives the steps of `differs`; else as usual, and a warning says so. Whether it is."""
     with ExitStack() as stack:
         stack.enter_context(compiled(ensemble))
         why = differs(ensemble, make, step, precision)
         if why:
             stack.close()
-            notice(f"training goes on without torch.compile: {why}")
+            log.warning(f"training goes on without torch.compile: {why}")
         yield not why
 
 

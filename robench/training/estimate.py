@@ -14,10 +14,10 @@ from robench.training.loop import batches, check_networks, make_optimizer, train
 from robench.training.task import Task
 
 
-def seconds(task: Task, data: Data, device: torch.device, *, trusted: bool = False, steps: int = 2) -> float:
+def seconds(task: Task, data: Data, device: torch.device, *, steps: int = 2) -> float:
     """Estimated seconds of ``task``, and of the Baseline that it starts from, measured over a few steps here."""
     stream = Stream(("estimate",))
-    ensemble = Ensemble(build(spec, i, trusted=trusted) for i, spec in enumerate(task.members)).to(device)
+    ensemble = Ensemble(build(spec, i) for i, spec in enumerate(task.members)).to(device)
     check_networks(ensemble, task, data)
     optimizer = make_optimizer(task.recipe, ensemble.train())
     source = batches(data.train.to(device), task.recipe, stream, 0, task.defense.paired)
@@ -31,4 +31,4 @@ def seconds(task: Task, data: Data, device: torch.device, *, trusted: bool = Fal
         times.append(time.perf_counter() - start)
     # The first step warms up.
     own = min(times[1:] or times) * per_epoch * task.recipe.epochs
-    return own + (seconds(task.start, data, device, trusted=trusted, steps=steps) if task.start else 0.0)
+    return own + (seconds(task.start, data, device, steps=steps) if task.start else 0.0)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from robench.core.models import ModelSpec, build
 from robench.core.runs import Role, Run, Runs, lineage, load_state
 from robench.core.store import checked_name, read_tensors
 from robench.training.normalisation import better, find
+
+log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 Values = tuple[float, ...]
@@ -149,10 +152,8 @@ def import_weights(
     name: str | None,
     parent: Run | None,
     data_folder: Path,
-    trusted: bool = False,
     key: str | None = None,
     normalisation: tuple[Values, Values] | None = None,
-    notice: Callable[[str], None] = lambda text: None,
 ) -> Run:
     """A run from files of others: one file with several members, or one file each.
 
@@ -162,7 +163,6 @@ def import_weights(
         key: which of several state dicts in each file.
         normalisation: mean and standard deviation per channel; (0, …) and (1, …) for none. By default the file's own,
             or what `robench.training.normalisation.find` finds on the data.
-        notice: receives what was read, and which normalisation was found.
 
     Raises:
         RobenchError: unreadable files, weights that do not fit the architecture, a name that is taken, a normalisation
@@ -170,7 +170,7 @@ def import_weights(
     """
     read = [read_states(path, key) for path in paths]
     for path, each in zip(paths, read, strict=True):
-        notice(f"{path.name}: {each.said}")
+        log.info(f"{path.name}: {each.said}")
     states = [state for each in read for state in each.states]
     name = checked_name(name or re.sub(r"[^A-Za-z0-9._-]", "-", paths[0].stem))
     if name in runs.names():
@@ -186,7 +186,7 @@ def import_weights(
         spec = ModelSpec(
             name=model, num_classes=facts.num_classes, in_channels=channels, mean=neutral[0], std=neutral[1]
         )
-        network = build(spec, 0, trusted=trusted).model
+        network = build(spec, 0).model
         weights, found = _split_normalisation(state, network, channels)
         load_state(network, weights, paths[0].name)
         networks.append(network.eval())
@@ -199,18 +199,18 @@ def import_weights(
                     f"each file once"
                 )
     told = _normalisation(networks, own, normalisation, dataset, data_folder)
-    notice(f"normalisation: {told[1]}")
+    log.info(f"normalisation: {told[1]}")
     if normalisation is not None and (":" in dataset or at_hand(dataset, data_folder)):
         doubt = better(networks, load(dataset, data_folder), normalisation)
         if doubt:
-            notice(f"is --mean right? {doubt}")
+            log.warning(f"is --mean right? {doubt}")
     specs = [
         ModelSpec(name=model, num_classes=facts.num_classes, in_channels=channels, mean=mean, std=std)
         for mean, std in told[0]
     ]
     members = []
     for spec, network in zip(specs, networks, strict=True):
-        member = build(spec, 0, trusted=trusted)
+        member = build(spec, 0)
         member.model.load_state_dict(network.state_dict())
         members.append(member)
     return runs.save(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,8 @@ from robench.training.compiling import COMPARED, begin_step, compiled_if_same
 from robench.training.recipes import Recipe
 from robench.training.task import Task
 
+log = logging.getLogger(__name__)
+
 #: Seconds between checkpoints: what a kill costs at most, beyond one step.
 CHECKPOINT_SECONDS = 30.0
 CHECKPOINT = "checkpoint.safetensors"
@@ -47,12 +50,10 @@ def ensure(
     runs: Runs,
     *,
     device: torch.device,
-    trusted: bool = False,
     compile: bool = False,
     track: Track | None = None,
     track_every: int | None = None,
     progress: Progress = silent,
-    notice: Callable[[str], None] = lambda text: None,
 ) -> Run:
     """The finished run of ``task``: reused where it is complete, resumed where it was cut off, else trained.
 
@@ -68,7 +69,7 @@ def ensure(
         RobenchError: the name is taken by another task, or the loss is no longer finite.
     """
     if task.name in runs.names():
-        return _finished(task, runs, notice)
+        return _finished(task, runs)
     parallel.join(device)
     claims = runs.claims()
 
@@ -81,34 +82,32 @@ def ensure(
     def waiting(terms: str) -> None:
         if not told:
             told.append(f"another process trains {task.name}: waiting for it ({terms})")
-            notice(told[0])
+            log.info(told[0])
         progress(0, 1, f"waiting for {task.name}")  # which is a sign of life of what waits for this one
 
     # Processes of torchrun would not wait as long for each other as a training takes.
     with claims.hold(f"train-{task.name}", waiting) if parallel.place()[1] == 1 else nullcontext():
         if task.name in runs.names():
-            return _finished(task, runs, notice)
+            return _finished(task, runs)
         parent = None
         if task.start is not None:
             if task.start.name not in runs.names():
-                _rehearse(task, data, device, trusted)
+                _rehearse(task, data, device)
             parent = ensure(
                 task.start,
                 data,
                 runs,
                 device=device,
-                trusted=trusted,
                 compile=compile,
                 progress=advance,
-                notice=notice,
             )
         elif task.init != "scratch":
             parent = runs.get(task.init)
         with fitting_threads(device, task.recipe.batch_size * data.train.images[0].numel()):
-            return _train(task, data, runs, parent, device, trusted, compile, track, track_every, advance, notice)
+            return _train(task, data, runs, parent, device, compile, track, track_every, advance)
 
 
-def _finished(task: Task, runs: Runs, notice: Callable[[str], None]) -> Run:
+def _finished(task: Task, runs: Runs) -> Run:
     """The run of that name; RobenchError where it is another task's."""
     run = runs.get(task.name)
     if run.manifest["key"] != task.key:
@@ -125,16 +124,16 @@ def _finished(task: Task, runs: Runs, notice: Callable[[str], None]) -> Run:
             )
     # A kill between the manifest and this leaves one.
     (run.folder / CHECKPOINT).unlink(missing_ok=True)
-    notice(f"{task.name} is complete")
+    log.info(f"{task.name} is complete")
     return run
 
 
-def _rehearse(task: Task, data: Data, device: torch.device, trusted: bool) -> None:
+def _rehearse(task: Task, data: Data, device: torch.device) -> None:
     """One step on a few images with weights that are thrown away: what it refuses is not found hours later, when the
     Baseline is trained.
     """
     stream = Stream((task.key, "rehearsal"))
-    ensemble = Ensemble(build(spec, stream.key("weights", i), trusted=trusted) for i, spec in enumerate(task.members))
+    ensemble = Ensemble(build(spec, stream.key("weights", i)) for i, spec in enumerate(task.members))
     ensemble.to(device)
     check_networks(ensemble, task, data)
     ensemble.train()
@@ -184,25 +183,21 @@ def _train(
     runs: Runs,
     parent: Run | None,
     device: torch.device,
-    trusted: bool,
     compile: bool,
     track: Track | None,
     track_every: int | None,
     progress: Progress,
-    notice: Callable[[str], None],
 ) -> Run:
     stream = Stream((task.role, task.defense.name, task.n, task.seed))
-    ensemble = Ensemble(build(spec, stream.key("weights", i), trusted=trusted) for i, spec in enumerate(task.members))
+    ensemble = Ensemble(build(spec, stream.key("weights", i)) for i, spec in enumerate(task.members))
     if parent is not None:
-        # A manifest names no code but what the user typed for this run.
-        known = {spec.name for spec in parent.specs} <= {spec.name for spec in task.members}
-        load_state(ensemble, parent.load(trusted=trusted and known).state_dict(), parent.name)
+        load_state(ensemble, parent.load().state_dict(), parent.name)
     ensemble.to(device)
     check_networks(ensemble, task, data)
     if task.recipe.precision == "bfloat16":
         widen_heads(ensemble, task.members[0].num_classes)
     if slow := slow_precision(task.recipe.precision, device):
-        notice(slow)
+        log.warning(slow)
     parallel.share_batchnorm(ensemble)
     writes = parallel.place()[0] == 0
     if not writes:
@@ -210,9 +205,9 @@ def _train(
     train = data.train.to(device)
     optimizer = make_optimizer(task.recipe, ensemble)
     checkpoint = Checkpoint(runs.folder(task.name) / CHECKPOINT, task.key)
-    state = checkpoint.load(ensemble, optimizer, notice)
+    state = checkpoint.load(ensemble, optimizer)
     if state.step:
-        notice(f"{task.name} resumes at epoch {state.epoch + 1} of {task.recipe.epochs}")
+        log.info(f"{task.name} resumes at epoch {state.epoch + 1} of {task.recipe.epochs}")
     steps = len(train) // task.recipe.batch_size
     total = task.recipe.epochs * steps
     saved = time.monotonic()
@@ -221,7 +216,7 @@ def _train(
         fast = False
         if compile and state.epoch < task.recipe.epochs:
             few = list(islice(batches(train, task.recipe, stream, state.epoch, task.defense.paired), COMPARED))
-            fast = stack.enter_context(_through_compiler(ensemble, task, few, device, notice))
+            fast = stack.enter_context(_through_compiler(ensemble, task, few, device))
         while state.epoch < task.recipe.epochs:
             began, first = time.monotonic(), state.step
             for batch in batches(train, task.recipe, stream, state.epoch, task.defense.paired, state.step):
@@ -273,12 +268,10 @@ def _train(
 
 
 @contextmanager
-def _through_compiler(
-    ensemble: Ensemble, task: Task, few: Sequence[Batch], device: torch.device, notice: Callable[[str], None]
-) -> Iterator[bool]:
+def _through_compiler(ensemble: Ensemble, task: Task, few: Sequence[Batch], device: torch.device) -> Iterator[bool]:
     """Within, the ensemble's members go through torch.compile, where ``few`` batches show that steps stay the same."""
     if parallel.place()[1] > 1:
-        notice("training goes on without torch.compile: it is for one process")
+        log.warning("training goes on without torch.compile: it is for one process")
         yield False
         return
 
@@ -287,7 +280,7 @@ def _through_compiler(
         return train_step(each, optimizer, task, few[number % len(few)])
 
     make = partial(make_optimizer, task.recipe)
-    with compiled_if_same(ensemble, make, step, task.recipe.precision, notice) as fast:
+    with compiled_if_same(ensemble, make, step, task.recipe.precision) as fast:
         yield fast
 
 

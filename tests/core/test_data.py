@@ -235,17 +235,17 @@ def test_a_random_order_is_seldom_taken_for_an_ordered_one(classes: int, samples
     assert improbability(labels, interleaved) > 0.5
 
 
-def test_hidden_files_and_folders_are_left_out_and_told(folder: Path) -> None:
+def test_hidden_files_and_folders_are_left_out_and_told(folder: Path, told: list[str]) -> None:
     plain = load(f"folder:{folder}")
     (folder / "train/.ipynb_checkpoints").mkdir()
     (folder / "__MACOSX").mkdir()
     (folder / "test/ant/.DS_Store").write_text("x")
-    notices: list[str] = []
-    data = load(f"folder:{folder}", notice=notices.append)
+    told.clear()
+    data = load(f"folder:{folder}")
     assert data.classes == plain.classes
     assert data.fingerprint == plain.fingerprint
-    (notice,) = notices
-    assert notice.endswith("2 hidden files or folders left out, such as train/.ipynb_checkpoints")
+    (line,) = told
+    assert line.endswith("2 hidden files or folders left out, such as train/.ipynb_checkpoints")
 
 
 @pytest.mark.parametrize(("samples", "kind"), [(0, "first"), (-3, "random"), (5, "last"), (5, "")])

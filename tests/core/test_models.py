@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robench.core import models
 from robench.core.errors import RobenchError
 from robench.core.fast import attackable
-from robench.core.models import MODELS, ModelSpec, Normalized, build, parameter_count
+from robench.core.models import MODELS, ModelSpec, Normalized, build, import_model, parameter_count
 
 Factory = Callable[..., Any]
 
@@ -31,9 +32,16 @@ def code(monkeypatch: pytest.MonkeyPatch) -> Callable[[Factory], str]:
         module = ModuleType("someones_code")
         module.factory = factory  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "someones_code", module)
+        monkeypatch.setattr(models, "_IMPORTED", {})
         return "someones_code:factory"
 
     return add
+
+
+def typed(made: ModelSpec, key: int) -> Normalized:
+    """As `build`, of code that the user typed."""
+    import_model(made.name)
+    return build(made, key)
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -178,7 +186,7 @@ def test_building_leaves_the_generator_alone_when_it_fails(code: Callable[[Facto
 
     before = torch.get_rng_state()
     with pytest.raises(RobenchError, match="must take `num_classes` and `in_channels`"):
-        build(spec(code(factory)), 3, trusted=True)
+        typed(spec(code(factory)), 3)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -189,7 +197,7 @@ def test_normalisation_is_inside() -> None:
     assert model.double()(image.double()).dtype == torch.float64
 
 
-def test_code_is_refused_unless_trusted(code: Callable[[Factory], str]) -> None:
+def test_code_that_the_user_did_not_type_is_refused(code: Callable[[Factory], str]) -> None:
     name = code(lambda **_: pytest.fail("ran"))
     with pytest.raises(RobenchError, match="names code, which a file may not") as caught:
         build(spec(name), 0)
@@ -204,25 +212,25 @@ def test_code_is_refused_without_being_imported(monkeypatch: pytest.MonkeyPatch,
     assert "evil_module" not in sys.modules
 
 
-def test_trusted_code_is_built_from_the_key(code: Callable[[Factory], str]) -> None:
+def test_code_that_the_user_typed_is_built_from_the_key(code: Callable[[Factory], str]) -> None:
     def factory(*, num_classes: int, in_channels: int) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * 4, num_classes))
 
     name = code(factory)
-    model = build(spec(name), 1, trusted=True)
+    model = typed(spec(name), 1)
     assert model(torch.rand(2, 3, 2, 2)).shape == (2, 10)
-    assert same(model, build(spec(name), 1, trusted=True))
+    assert same(model, build(spec(name), 1))
 
 
 @pytest.mark.parametrize("name", ["no_such_module_xyz:factory", "math:factory", "math:pi", ":", "math:", ".math:pi"])
 def test_what_cannot_be_imported_is_named(name: str) -> None:
     with pytest.raises(RobenchError, match=r"cannot be imported|must take|is a float"):
-        build(spec(name), 0, trusted=True)
+        typed(spec(name), 0)
 
 
 def test_a_factory_without_our_arguments_is_an_error(code: Callable[[Factory], str]) -> None:
     with pytest.raises(RobenchError, match="must take `num_classes` and `in_channels`"):
-        build(spec(code(lambda: nn.Identity())), 0, trusted=True)
+        typed(spec(code(lambda: nn.Identity())), 0)
 
 
 def test_an_unknown_model_lists_its_neighbours() -> None:
@@ -244,14 +252,14 @@ def test_a_slope_replaces_a_relu_that_stands_in_two_places(code: Callable[[Facto
         shared = nn.ReLU(inplace=True)
         return nn.Sequential(nn.BatchNorm2d(in_channels), shared, nn.BatchNorm2d(in_channels), shared)
 
-    model = build(spec(code(factory), negative_slope=0.1), 0, trusted=True)
+    model = typed(spec(code(factory), negative_slope=0.1), 0)
     assert [type(module).__name__ for module in model.model.children()][1::2] == ["LeakyReLU"] * 2
     assert all(module.inplace for module in model.modules() if isinstance(module, nn.LeakyReLU))
 
 
 def test_a_slope_that_changes_nothing_is_an_error(code: Callable[[Factory], str]) -> None:
     with pytest.raises(RobenchError, match=r"`negative_slope` 0\.1 changes nothing"):
-        build(spec(code(lambda **_: nn.Flatten()), negative_slope=0.1), 0, trusted=True)
+        typed(spec(code(lambda **_: nn.Flatten()), negative_slope=0.1), 0)
 
 
 def test_a_spec_survives_its_manifest() -> None:

@@ -79,15 +79,15 @@ def test_numbers_are_those_of_the_statistics() -> None:
     assert len(compare(first, second, "blackbox", (0.2,))) == 1
 
 
-def test_only_common_images_and_versions_count_and_the_rest_is_said() -> None:
-    notices: list[str] = []
+def test_only_common_images_and_versions_count_and_the_rest_is_said(told: list[str]) -> None:
+    told.clear()
     first = measured("one", {("pgd", 0.1): bits(30), ("sgm", 0.1): bits(0)})
     second = measured("two", {("pgd", 0.1): bits(20, 30)}, samples=range(10, 40))
-    (row,) = compare(first, second, "blackbox", notice=notices.append)
+    (row,) = compare(first, second, "blackbox")
     assert (row["samples"], row["versions"]) == (30, 1)
     assert (row["accuracy_a"], row["accuracy_b"]) == (pytest.approx(20 / 30), pytest.approx(20 / 30))
     assert row["verdict"] == "not significant"
-    assert notices == [
+    assert told == [
         "1 of 2 versions of one that not all have (s sgm ce): left out at ε 0.1",
         "10 of 40 images of one: left out at ε 0.1",
     ]

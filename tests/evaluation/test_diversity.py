@@ -41,7 +41,7 @@ def test_diversity_equals_a_direct_computation(make_subject: MakeSubject, data: 
 
 
 def test_measured_on_a_run_it_is_kept_resumed_and_repaired(
-    make_subject: MakeSubject, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_subject: MakeSubject, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
 ) -> None:
     target = make_subject(0)
     options: dict[str, Any] = {"eps": 0.1, "steps": 2, "device": torch.device("cpu")}
@@ -66,8 +66,8 @@ def test_measured_on_a_run_it_is_kept_resumed_and_repaired(
     assert counted == [22, 24, 26, 28, 30]
     (part, *_) = sorted((tmp_path / "cut").glob("part-*"))
     part.write_bytes(part.read_bytes()[:-1])
-    told: list[str] = []
-    mended = measure(target, data, samples, tmp_path / "cut", notice=told.append, **options)
+    told.clear()
+    mended = measure(target, data, samples, tmp_path / "cut", **options)
     pd.testing.assert_frame_equal(mended, whole)
     assert told == [f"{part} is damaged: it is set aside and its values are computed again"]
     assert part.with_name(f"{part.name}.damaged").exists()

@@ -167,13 +167,12 @@ class _Counting(nn.Module):
         return self.model(images)  # type: ignore[no-any-return]
 
 
-def folder_evaluator(data: Data, folder: Path, notices: list[str], images: bool = True, **settings: Any) -> Evaluator:
+def folder_evaluator(data: Data, folder: Path, images: bool = True, **settings: Any) -> Evaluator:
     return Evaluator(
         data,
         Settings(CPU, **settings),
-        rows=lambda subject: FolderRows(folder / subject.name, notices.append),
-        images=Images(folder / ".crafted", notices.append) if images else None,
-        notice=notices.append,
+        rows=lambda subject: FolderRows(folder / subject.name),
+        images=Images(folder / ".crafted") if images else None,
     )
 
 
@@ -183,13 +182,13 @@ def test_nothing_is_computed_twice(make_subject: MakeSubject, data: Data, tmp_pa
     monkeypatch.setattr(Evaluator, "_craft", lambda self, *a: crafted.append(len(a[3])) or original(self, *a))
     threat = threats(make_subject)[2]
     target = make_subject(0)
-    first = folder_evaluator(data, tmp_path, []).run([target], threat, SAMPLES[:16]).frame
+    first = folder_evaluator(data, tmp_path).run([target], threat, SAMPLES[:16]).frame
     assert sum(crafted) == 16 * 2 * 2 * 2
     crafted.clear()
-    again = folder_evaluator(data, tmp_path, []).run([target], threat, SAMPLES[:16]).frame
+    again = folder_evaluator(data, tmp_path).run([target], threat, SAMPLES[:16]).frame
     assert not crafted
     pd.testing.assert_frame_equal(first, again)
-    more = folder_evaluator(data, tmp_path, []).run([target], threat, SAMPLES).frame
+    more = folder_evaluator(data, tmp_path).run([target], threat, SAMPLES).frame
     assert sum(crafted) == 8 * 2 * 2 * 2
     assert len(more) == len(first) * 24 // 16
 
@@ -199,26 +198,26 @@ def test_a_second_target_crafts_nothing_and_gets_the_same_rows(
 ) -> None:
     threat = threats(make_subject)[2]
     first, second = make_subject(0), make_subject(1)
-    folder_evaluator(data, tmp_path, []).run([first], threat, SAMPLES)
+    folder_evaluator(data, tmp_path).run([first], threat, SAMPLES)
     from_memory = rows(data, threat, [second])
     monkeypatch.setattr(Evaluator, "_craft", lambda *a: pytest.fail("crafted again"))
-    from_cache = folder_evaluator(data, tmp_path, []).run([second], threat, SAMPLES).frame
+    from_cache = folder_evaluator(data, tmp_path).run([second], threat, SAMPLES).frame
     pd.testing.assert_frame_equal(from_cache, from_memory)
 
 
 def test_damaged_rows_and_images_are_named_and_made_again(
-    make_subject: MakeSubject, data: Data, tmp_path: Path
+    make_subject: MakeSubject, data: Data, tmp_path: Path, told: list[str]
 ) -> None:
     threat, target = threats(make_subject)[2], make_subject(0)
-    before = folder_evaluator(data, tmp_path, []).run([target], threat, SAMPLES).frame
+    before = folder_evaluator(data, tmp_path).run([target], threat, SAMPLES).frame
     for pattern in ("subject0/part-*.parquet", ".crafted/*/part-*.safetensors"):
         path = sorted(tmp_path.glob(pattern))[0]
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-    notices: list[str] = []
-    after = folder_evaluator(data, tmp_path, notices).run([target], threat, SAMPLES).frame
-    assert sum("damaged" in notice for notice in notices) == 2
+    told.clear()
+    after = folder_evaluator(data, tmp_path).run([target], threat, SAMPLES).frame
+    assert sum("damaged" in line for line in told) == 2
     assert len(list(tmp_path.glob("subject0/part-*.parquet.damaged"))) == 1
     pd.testing.assert_frame_equal(before, after)
 
@@ -227,12 +226,13 @@ def test_a_long_wait_for_others_is_told(
     make_subject: MakeSubject, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs, freed = Claims(tmp_path / "claims"), threading.Event()
-    notices: list[str] = []
 
-    def notice(text: str) -> None:
-        notices.append(text)
+    def info(text: str) -> None:
+        said.append(text)
         freed.set()
 
+    said: list[str] = []
+    monkeypatch.setattr(engine.log, "info", info)
     monkeypatch.setattr(engine, "PAUSE", 0.01)
     monkeypatch.setattr(engine, "TOLD_AFTER", 3)
     taken: list[str] = []
@@ -245,36 +245,38 @@ def test_a_long_wait_for_others_is_told(
         return original(self, unit)
 
     monkeypatch.setattr(Claims, "take", busy)
-    evaluator = Evaluator(data, Settings(CPU), claims=theirs, notice=notice)
+    evaluator = Evaluator(data, Settings(CPU), claims=theirs)
     found = evaluator.run([make_subject(0)], Whitebox(eps=(0.05,), attacks=(FAST,)), SAMPLES).frame
     assert taken
-    assert notices == [f"waiting for what other processes have in hand ({theirs.terms})"]
+    assert said == [f"waiting for what other processes have in hand ({theirs.terms})"]
     assert len(found) == 2 * len(SAMPLES)
 
 
-def test_rows_of_replaced_weights_are_left_out_and_told(make_subject: MakeSubject, data: Data, tmp_path: Path) -> None:
+def test_rows_of_replaced_weights_are_left_out_and_told(
+    make_subject: MakeSubject, data: Data, tmp_path: Path, told: list[str]
+) -> None:
     threat = threats(make_subject)[0]
     old, new = make_subject(0), replace(make_subject(1), name="subject0")
-    wanted = folder_evaluator(data, tmp_path / "other", []).run([new], threat, SAMPLES).frame
+    wanted = folder_evaluator(data, tmp_path / "other").run([new], threat, SAMPLES).frame
     for target in (old, new):
-        folder_evaluator(data, tmp_path, []).run([target], threat, SAMPLES)
-    notices: list[str] = []
-    found = FolderRows(tmp_path / "subject0", notices.append, repair=False)
+        folder_evaluator(data, tmp_path).run([target], threat, SAMPLES)
+    told.clear()
+    found = FolderRows(tmp_path / "subject0", repair=False)
     cells = len(threat.eps) + 1
     pd.testing.assert_frame_equal(found.outcomes(new.identity).frame, Outcomes(wanted).frame)
-    assert notices == [f"{cells} of {2 * cells} cells in {tmp_path / 'subject0'} are of other weights: left out"]
+    assert told == [f"{cells} of {2 * cells} cells in {tmp_path / 'subject0'} are of other weights: left out"]
 
 
 def test_whoever_only_reads_leaves_damaged_rows_where_they_are(
-    make_subject: MakeSubject, data: Data, tmp_path: Path
+    make_subject: MakeSubject, data: Data, tmp_path: Path, told: list[str]
 ) -> None:
-    folder_evaluator(data, tmp_path, []).run([make_subject(0)], threats(make_subject)[0], SAMPLES)
+    folder_evaluator(data, tmp_path).run([make_subject(0)], threats(make_subject)[0], SAMPLES)
     (path,) = (tmp_path / "subject0").glob("part-*.parquet")
     path.write_bytes(path.read_bytes() + b"x")
-    notices: list[str] = []
-    assert FolderRows(tmp_path / "subject0", notices.append, repair=False).outcomes().frame.empty
+    told.clear()
+    assert FolderRows(tmp_path / "subject0", repair=False).outcomes().frame.empty
     assert path.exists()
-    damaged, lost = notices
+    damaged, lost = told
     assert damaged == f"{path} is damaged: its rows do not count here"
     assert " have no rows: clean, whitebox pgd:steps=3 ce; " in lost
 
@@ -296,15 +298,17 @@ def test_an_interruption_changes_no_row(
 
     monkeypatch.setattr(Evaluator, "_craft", failing)
     with pytest.raises(KeyboardInterrupt):
-        folder_evaluator(data, tmp_path, [], batch_size=5).run([target], threat, SAMPLES)
+        folder_evaluator(data, tmp_path, batch_size=5).run([target], threat, SAMPLES)
     kept = FolderRows(tmp_path / "subject0").outcomes().frame
     assert 0 < (kept["threat"] == "whitebox").sum() < 48
     monkeypatch.setattr(Evaluator, "_craft", original)
-    resumed = folder_evaluator(data, tmp_path, [], batch_size=5).run([target], threat, SAMPLES).frame
+    resumed = folder_evaluator(data, tmp_path, batch_size=5).run([target], threat, SAMPLES).frame
     assert_same(whole, resumed, 1e-5)
 
 
-def test_out_of_memory_halves_the_batch(make_subject: MakeSubject, data: Data, monkeypatch: Any) -> None:
+def test_out_of_memory_halves_the_batch(
+    make_subject: MakeSubject, data: Data, monkeypatch: Any, told: list[str]
+) -> None:
     threat, target = threats(make_subject)[0], make_subject(0)
     whole = rows(data, threat, [target])
     original = Evaluator._craft
@@ -315,10 +319,10 @@ def test_out_of_memory_halves_the_batch(make_subject: MakeSubject, data: Data, m
         return original(self, model, attack, images, *rest)
 
     monkeypatch.setattr(Evaluator, "_craft", small_machine)
-    notices: list[str] = []
-    evaluator = Evaluator(data, Settings(CPU, batch_size=24), notice=notices.append)
+    told.clear()
+    evaluator = Evaluator(data, Settings(CPU, batch_size=24))
     assert_same(whole, evaluator.run([target], threat, SAMPLES).frame, 1e-5)
-    assert [notice.split(": ")[1] for notice in notices] == ["going on with 12", "going on with 6"]
+    assert [line.split(": ")[1] for line in told] == ["going on with 12", "going on with 6"]
 
 
 def test_out_of_memory_in_the_model_reaches_the_evaluator() -> None:
@@ -530,20 +534,20 @@ def test_bfloat16_crafts_and_float32_judges(make_subject: MakeSubject, data: Dat
 
 
 def test_what_hooks_modules_is_not_compiled_and_a_failure_is_told_once(
-    make_subject: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch
+    make_subject: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch, told: list[str]
 ) -> None:
     class Hooking(PGD):
         hooks = True
 
     asked: list[nn.Module] = []
-    told: list[str] = []
+    told.clear()
 
     def compiled(model: nn.Module, image: Tensor) -> tuple[nn.Module, str]:
         asked.append(model)
         return model, "no compiler"
 
     monkeypatch.setattr(engine, "compiled", compiled)
-    evaluator = Evaluator(data, Settings(CPU, compile=True), notice=told.append)
+    evaluator = Evaluator(data, Settings(CPU, compile=True))
     evaluator.run([make_subject(0)], Whitebox(eps=(0.1,), attacks=(Hooking(steps=2),)), SAMPLES)
     assert not asked
     evaluator.run([make_subject(0), make_subject(1)], Whitebox(eps=(0.1,), attacks=(FAST,)), SAMPLES)

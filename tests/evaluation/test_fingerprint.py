@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from robench.core.data import Data
 from robench.core.ensemble import Ensemble
-from robench.core.models import ModelSpec, build
+from robench.core.logs import Lines, logged
+from robench.core.models import ModelSpec, build, import_model
 from robench.core.runs import Run, Runs
 from robench.evaluation.engine import Settings
 from robench.evaluation.fingerprint import FILE, fixed_images, judged_identity, recognise
@@ -56,43 +57,43 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 @pytest.fixture
 def run(tmp_path: Path, written: Callable[[str], None]) -> Run:
     spec = ModelSpec(name="fingerprinted:make", num_classes=4, in_channels=1, mean=(0.5,), std=(0.25,))
-    ensemble = Ensemble([build(spec, 1, trusted=True)])
+    import_model(spec.name)
+    ensemble = Ensemble([build(spec, 1)])
     return Runs(tmp_path / "runs").save(
         "changing", ensemble, members=[spec], defense={"name": "baseline"}, seed=0, role="target", data=None
     )
 
 
 def judged(run: Run, data: Data) -> tuple[list[float], list[str]]:
-    notices: list[str] = []
-    bench = Workbench(
-        Runs(run.folder.parent), data, Settings(CPU), 16, trusted=frozenset({"fingerprinted:make"}),
-        notice=notices.append,
-    )  # fmt: skip
-    found = bench.judge([run], WHITE, probe=False)
-    return found.where(threat="clean").frame["margin"].tolist(), notices
+    lines: list[str] = []
+    bench = Workbench(Runs(run.folder.parent), data, Settings(CPU), 16)
+    import_model("fingerprinted:make")
+    with logged(Lines(lines)):
+        found = bench.judge([run], WHITE, probe=False)
+    return found.where(threat="clean").frame["margin"].tolist(), lines
 
 
 def test_rows_of_code_that_has_changed_are_not_reused(run: Run, data: Data, written: Callable[[str], None]) -> None:
-    before, notices = judged(run, data)
-    assert notices == []
+    before, lines = judged(run, data)
+    assert lines == []
     assert judged(run, data) == (before, [])
     first = judged_identity(run)
     assert first == run.identity
     written("1 - images")
-    after, (notice,) = judged(run, data)
+    after, (line,) = judged(run, data)
     assert after != before
-    assert notice.startswith("run 'changing' is another function than the one that was judged: for the same images")
+    assert line.startswith("run 'changing' is another function than the one that was judged: for the same images")
     assert judged_identity(run) != first
     assert stored([run]).where(threat="clean").frame["margin"].tolist() == after, "readers show what was judged last"
     written("images")
-    again, (notice,) = judged(run, data)
+    again, (line,) = judged(run, data)
     assert again == before
     assert judged_identity(run) == first
     assert stored([run]).where(threat="clean").frame["margin"].tolist() == before
 
 
 def test_rounding_and_another_size_are_no_change(run: Run, data: Data) -> None:
-    ensemble = run.load(trusted=True)
+    ensemble = run.load()
     recognise(run, ensemble, SHAPE, CPU).keep()
     with torch.no_grad():
         for parameter in ensemble.parameters():
@@ -111,7 +112,7 @@ def test_looking_writes_nothing_and_what_fails_is_left_to_the_evaluator(run: Run
             raise ValueError("never")
 
     assert recognise(run, Ensemble([Refuses()]), SHAPE, CPU).identity == run.identity
-    recognise(run, run.load(trusted=True), SHAPE, CPU)
+    recognise(run, run.load(), SHAPE, CPU)
     assert not (run.folder / FILE).exists()
 
 

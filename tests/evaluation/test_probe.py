@@ -16,6 +16,7 @@ from robench.attacks.ascent import ascend
 from robench.attacks.pgd import PGD
 from robench.core.data import Data
 from robench.core.errors import RobenchError
+from robench.core.logs import Lines, logged
 from robench.core.rng import Draws
 from robench.evaluation import probe as module
 from robench.evaluation.checks import Check, failed
@@ -36,10 +37,11 @@ def probed(data: Data, target: Subject, attack: Attack, eps: tuple[float, ...], 
     outcomes = Evaluator(data, settings).run(
         [target], Whitebox(eps=eps, attacks=(attack,), restarts=2), torch.arange(40)
     )
-    notices: list[str] = []
-    checks = probe(target, outcomes, data, [attack], 2, settings, notice=notices.append, **options)
-    assert len(notices) == 1
-    assert "at most" in notices[0]
+    lines: list[str] = []
+    with logged(Lines(lines)):
+        checks = probe(target, outcomes, data, [attack], 2, settings, **options)
+    assert len(lines) == 1
+    assert "at most" in lines[0]
     return {check.name: check for check in checks}
 
 

@@ -17,6 +17,7 @@ import robench
 from robench.attacks.pgd import PGD
 from robench.core.data import Data
 from robench.core.errors import DoubtWarning, RobenchError
+from robench.core.logs import Lines, logged
 from robench.evaluation.engine import Evaluator
 from robench.evaluation.outcomes import Check, Outcomes
 from robench.evaluation.subjects import Subject
@@ -31,9 +32,10 @@ MakeSubject = Callable[[int], Subject]
 def judged(
     data: Data, model: nn.Module | Subject, threat: Threat = WHITE, samples: Tensor = SAMPLES
 ) -> tuple[Outcomes, list[str]]:
-    notices: list[str] = []
+    lines: list[str] = []
     subject = model if isinstance(model, Subject) else Subject.of_model(model, CPU)
-    return Evaluator(data, notice=notices.append).run([subject], threat, samples), notices
+    with logged(Lines(lines)):
+        return Evaluator(data).run([subject], threat, samples), lines
 
 
 def verdicts(outcomes: Outcomes) -> pd.DataFrame:
@@ -64,10 +66,10 @@ class Branch(nn.Module):
 def test_a_copy_that_is_another_function_on_crafted_images_is_not_attacked(data: Data) -> None:
     sound, said = judged(data, Branch(branches=False))
     assert said == []
-    found, notices = judged(data, Branch(branches=True))
+    found, lines = judged(data, Branch(branches=True))
     pd.testing.assert_frame_equal(verdicts(found), verdicts(sound))
-    (notice,) = notices
-    assert notice.startswith("the faster copy of model is another function (outputs differ by ")
+    (line,) = lines
+    assert line.startswith("the faster copy of model is another function (outputs differ by ")
 
 
 class Copied(nn.Module):
@@ -123,8 +125,8 @@ def test_the_gradient_of_the_copy_is_compared_too(
 
     sound, _ = judged(data, make_subject(0))
     monkeypatch.setattr(engine, "attackable", misled)
-    found, (notice,) = judged(data, make_subject(0))
-    assert "gradients have a cosine of" in notice
+    found, (line,) = judged(data, make_subject(0))
+    assert "gradients have a cosine of" in line
     pd.testing.assert_frame_equal(verdicts(found), verdicts(sound))
 
 
@@ -151,8 +153,8 @@ def test_outputs_of_any_size_are_judged_alike(make_subject: MakeSubject, data: D
 def test_where_cross_entropy_is_blind_cw_is_attacked_with_too(make_subject: MakeSubject, data: Data) -> None:
     member = make_subject(0).ensemble.members[0]
     usual, _ = judged(data, Scaled(member, 1))
-    found, notices = judged(data, Scaled(member, 1e7))
-    assert notices == ["the outputs of model are so large that cross-entropy has no gradient: attacking with CW too"]
+    found, lines = judged(data, Scaled(member, 1e7))
+    assert lines == ["the outputs of model are so large that cross-entropy has no gradient: attacking with CW too"]
     assert set(found.where(threat="whitebox").frame["loss"]) == {"ce", "cw"}
     accuracies = [each.where(threat="whitebox").accuracy(["eps"])["accuracy"] for each in (usual, found)]
     assert (accuracies[1] <= accuracies[0] + 0.05).all()

@@ -37,13 +37,13 @@ def planes() -> regions.Regions:
 def test_same_rows_same_bytes(small: pd.DataFrame, tmp_path: Path) -> None:
     made = []
     for folder in ("a", "b"):
-        files, notices = build.write(
+        files, lines = build.write(
             small, tmp_path / folder, PROVENANCE, history=history(5), images=planes(), formats=build.FORMATS,
             paper="dverge2020",
         )  # fmt: skip
         made.append({path.name: path.read_bytes() for path in files})
     assert made[0] == made[1]
-    assert notices == []
+    assert lines == []
     figures = ("fig1_regions", "fig2_trend", "fig3_transferability", "fig4_accuracy", "fig5_adversarial_training")
     assert {f"{name}.{kind}" for name in (*figures, "figA_convergence") for kind in build.FORMATS} <= made[0].keys()
     assert {"table4_blackbox.md", "table5_whitebox.tex", "fig4_accuracy.provenance.json"} <= made[0].keys()
@@ -65,10 +65,10 @@ def test_same_rows_same_bytes(small: pd.DataFrame, tmp_path: Path) -> None:
 
 
 def test_what_lacks_data_is_named(tmp_path: Path) -> None:
-    files, notices = build.write(rows(share(40)), tmp_path, {}, formats=["pdf"])
+    files, lines = build.write(rows(share(40)), tmp_path, {}, formats=["pdf"])
     assert {path.name for path in files if path.suffix == ".pdf"} == {"fig4_accuracy.pdf"}
     for name in ("fig1", "fig2", "fig3", "fig5", "table4"):
-        assert any(notice.startswith(name) and "skipped" in notice for notice in notices)
+        assert any(line.startswith(name) and "skipped" in line for line in lines)
 
 
 @pytest.mark.parametrize(

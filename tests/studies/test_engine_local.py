@@ -240,16 +240,16 @@ def scripted(study: Path, tmp_path: Path, script: Script, **options: Any) -> tup
     return plan, engines.run(plan, progress, script, lambda key: (plan.steps[key].title,), **options)
 
 
-def test_a_failure_stops_those_alone_that_need_it(study: Path, tmp_path: Path) -> None:
-    said: list[str] = []
+def test_a_failure_stops_those_alone_that_need_it(study: Path, tmp_path: Path, told: list[str]) -> None:
+    told.clear()
     failure = {"state": "failed", "error": "the disk is full", "seconds": 1.0}
     script = Script(transfer=[failure])
-    plan, result = scripted(study, tmp_path, script, notice=said.append)
+    plan, result = scripted(study, tmp_path, script)
     (failed,) = result.failed
     assert plan.steps[failed].threat == "transfer"
     assert [plan.steps[key].kind for key in result.left] == ["report"]
     assert len(result.done) == len(plan.steps) - 2
-    assert f"failed: {plan.steps[failed].title}" in said
+    assert f"failed: {plan.steps[failed].title}" in told
     assert result.failed[failed] == "the disk is full"
 
 

@@ -12,6 +12,7 @@ import torch
 
 from robench.attacks.pgd import PGD
 from robench.core.data import to_images
+from robench.core.logs import Lines, logged
 from robench.core.store import read_record
 from robench.evaluation.engine import Settings
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
@@ -23,16 +24,16 @@ from tests.studies.conftest import judge
 
 
 def seen(bench: Workbench, outcomes: Outcomes | None = None, count: int = 1000) -> tuple[list[Picture], list[str]]:
-    notices: list[str] = []
-    bench = Workbench(bench.store, bench.data, bench.settings, notice=notices.append)
+    lines: list[str] = []
     run = bench.store.get("base")
-    return pictures(bench, outcomes or stored([run]), [run], count), notices
+    with logged(Lines(lines)):
+        return pictures(bench, outcomes or stored([run]), [run], count), lines
 
 
 def test_a_picture_is_what_its_row_says(judged: Workbench) -> None:
     frame = stored([judged.store.get("base")]).frame.set_index(["cell", "member", "sample"])
-    found, notices = seen(judged)
-    assert notices == []
+    found, lines = seen(judged)
+    assert lines == []
     ensemble = judged.store.get("base").load()
     rows = [frame.loc[each.cell, each.member, each.sample] for each in found]
     assert {row["threat"] for row in rows} == {"whitebox", "blackbox", "transfer"}
@@ -54,8 +55,8 @@ def test_the_cache_and_crafting_again_give_the_same(judged: Workbench) -> None:
     kept, _ = seen(judged)
     for part in (judged.store.root / CRAFTED).glob("*/part-*"):
         part.write_bytes(b"damaged")
-    again, notices = seen(judged)
-    assert any("damaged" in text for text in notices)
+    again, lines = seen(judged)
+    assert any("damaged" in text for text in lines)
     assert [each.caption for each in again] == [each.caption for each in kept]
     for one, other in zip(kept, again, strict=True):
         np.testing.assert_allclose(one.adversarial, other.adversarial, atol=1e-6)
@@ -66,8 +67,8 @@ def test_double_precision(judged: Workbench) -> None:
     double = Settings(torch.device("cpu"), precision="float64", batch_size=8)
     judge(Workbench(judged.store, judged.data, double, 16))
     # The bench that draws need not be set up as the one that judged.
-    found, notices = seen(judged)
-    assert notices == []
+    found, lines = seen(judged)
+    assert lines == []
     assert len(found) > 10
 
 
@@ -75,21 +76,21 @@ def test_another_prediction_is_left_out(judged: Workbench) -> None:
     frame = stored([judged.store.get("base")]).frame
     lie = (frame["threat"] == "whitebox") & ~frame["correct"]
     frame.loc[lie, "prediction"] = (frame.loc[lie, "prediction"] + 1) % 4
-    found, notices = seen(judged, Outcomes(frame))
+    found, lines = seen(judged, Outcomes(frame))
     assert {each.cell for each in found} & set(frame.loc[lie, "cell"]) == set()
     assert {each.cell for each in found} & set(frame["cell"])
-    (notice,) = notices
-    assert "another prediction than their rows have" in notice
+    (line,) = lines
+    assert "another prediction than their rows have" in line
 
 
 def test_what_cannot_be_made_again_is_told(judged: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = seen(judged)
     monkeypatch.setattr(PGD, "version", PGD.version + 1)
-    found, notices = seen(judged)
+    found, lines = seen(judged)
     # Black-box images are in the cache, whatever became of the attack.
     assert 0 < len(found) < len(whole)
-    assert all("has changed since" in text for text in notices)
-    assert notices[0].startswith(f"{len(whole) - len(found)} of {len(whole)} pictures left out")
+    assert all("has changed since" in text for text in lines)
+    assert lines[0].startswith(f"{len(whole) - len(found)} of {len(whole)} pictures left out")
     monkeypatch.undo()
 
     def batched(cell: dict[str, Any]) -> None:
@@ -103,9 +104,9 @@ def test_what_cannot_be_made_again_is_told(judged: Workbench, monkeypatch: pytes
 def test_replaced_weights_are_noticed(judged: Workbench) -> None:
     shutil.rmtree(judged.store.root / CRAFTED)
     replace(judged.store.root / "sub", judged.store.root / "base")
-    found, notices = seen(judged)
+    found, lines = seen(judged)
     assert found
-    assert any("surrogate 'sub' are no longer those" in text for text in notices)
+    assert any("surrogate 'sub' are no longer those" in text for text in lines)
     shutil.rmtree(judged.store.root / "sub")
     assert any("unknown run 'sub'" in text for text in seen(judged)[1])
 

@@ -1,4 +1,4 @@
-"""Training through torch.compile: the same weights up to rounding, or training as usual and a notice."""
+"""Training through torch.compile: the same weights up to rounding, or training as usual and a warning."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ compiler = pytest.mark.skipif(
 @compiler
 @pytest.mark.parametrize("defense", ["baseline", "dverge", "advt"])
 def test_weights_are_those_of_plain_training_up_to_rounding(
-    small: Small, train: Train, tmp_path: Any, defense: str
+    small: Small, train: Train, tmp_path: Any, defense: str, told: list[str]
 ) -> None:
     task = small(defense, overrides={"epochs": 1, "lr": 0.005})
-    told: list[str] = []
+    told.clear()
     plain = train(task).load().state_dict()
-    mine = train(task, Runs(tmp_path / "compiled"), compile=True, notice=told.append)
+    mine = train(task, Runs(tmp_path / "compiled"), compile=True)
     assert not told
     assert mine.manifest["compiled"] is True
     assert not features._PARTS
@@ -42,10 +42,12 @@ def test_weights_are_those_of_plain_training_up_to_rounding(
 
 
 @compiler
-def test_what_cannot_be_compiled_is_trained_as_usual_and_told_once(small: Small, train: Train, tmp_path: Any) -> None:
-    told: list[str] = []
+def test_what_cannot_be_compiled_is_trained_as_usual_and_told_once(
+    small: Small, train: Train, tmp_path: Any, told: list[str]
+) -> None:
+    told.clear()
     plain = train(small("gal"))
-    mine = train(small("gal"), Runs(tmp_path / "compiled"), compile=True, notice=told.append)
+    mine = train(small("gal"), Runs(tmp_path / "compiled"), compile=True)
     assert len(told) == 1
     assert "training goes on without torch.compile" in told[0]
     assert "double backward" in told[0]
@@ -97,10 +99,11 @@ def test_a_step_that_is_another_one_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[nn.Module, Tensor], Tensor],
     said: str,
+    told: list[str],
 ) -> None:
     plain, told = train(small()), []
     monkeypatch.setattr(nn.Module, "compile", broken(change))
-    mine = train(small(), Runs(tmp_path / "compiled"), compile=True, notice=told.append)
+    mine = train(small(), Runs(tmp_path / "compiled"), compile=True)
     assert len(told) == 1
     assert said in told[0]
     assert mine.weights == plain.weights, "weights moved while steps were compared"

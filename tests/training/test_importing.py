@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from robench.core.data import Data, load, make, to_images
 from robench.core.errors import RobenchError
+from robench.core.logs import Lines, logged
 from robench.core.models import MODELS
 from robench.core.runs import Run, Runs
 from robench.training.importing import import_weights, read_states
@@ -110,12 +111,13 @@ def trained(digits: Data) -> Callable[[float, float], dict[str, Tensor]]:
 
 
 def imported(paths: list[Path], dataset: str = "digits", **options: Any) -> tuple[Run, list[str]]:
-    notices: list[str] = []
-    run = import_weights(
-        paths, Runs(paths[0].parent / "runs"), model="resnet8", dataset=dataset, defense="unknown", seed=0,
-        role="target", name=None, parent=None, data_folder=Path("nowhere"), notice=notices.append, **options,
-    )  # fmt: skip
-    return run, notices
+    lines: list[str] = []
+    with logged(Lines(lines)):
+        run = import_weights(
+            paths, Runs(paths[0].parent / "runs"), model="resnet8", dataset=dataset, defense="unknown", seed=0,
+            role="target", name=None, parent=None, data_folder=Path("nowhere"), **options,
+        )  # fmt: skip
+    return run, lines
 
 
 @pytest.mark.parametrize("which", ["none", "the data set's", "half"])
@@ -125,11 +127,11 @@ def test_the_normalisation_is_found_on_the_data(
     (mean,), (std,) = {"none": ((0.0,), (1.0,)), "the data set's": (digits.mean, digits.std), "half": ((0.5,), (0.5,))}[
         which
     ]
-    run, notices = imported([save("w.pth", trained(mean, std))])
+    run, lines = imported([save("w.pth", trained(mean, std))])
     assert (run.specs[0].mean, run.specs[0].std) == ((mean,), (std,))
-    assert notices[0] == "w.pth: one member"
-    assert notices[1].startswith(f"normalisation: {which}, on 500 test images of digits: none ")
-    assert run.manifest["normalisation"] == notices[1].removeprefix("normalisation: ")
+    assert lines[0] == "w.pth: one member"
+    assert lines[1].startswith(f"normalisation: {which}, on 500 test images of digits: none ")
+    assert run.manifest["normalisation"] == lines[1].removeprefix("normalisation: ")
 
 
 def test_what_fits_none_is_refused_and_can_be_said(
@@ -139,10 +141,10 @@ def test_what_fits_none_is_refused_and_can_be_said(
     with pytest.raises(RobenchError, match=r"no normalisation fits .* --mean R,G,B --std R,G,B, or --mean none"):
         imported([path])
     given = (digits.mean, (1.4 * digits.std[0],))
-    run, notices = imported([path], normalisation=given)
+    run, lines = imported([path], normalisation=given)
     assert run.specs[0].std == given[1]
-    assert notices[1].endswith(", as given")
-    assert len(notices) == 2, "nothing is better"
+    assert lines[1].endswith(", as given")
+    assert len(lines) == 2, "nothing is better"
 
 
 def test_one_that_was_given_is_held_against_the_others(
@@ -150,10 +152,10 @@ def test_one_that_was_given_is_held_against_the_others(
 ) -> None:
     """Mean and standard deviation exchanged."""
     path = save("w.pth", trained(digits.mean[0], digits.std[0]))
-    run, notices = imported([path], normalisation=((2.0,), (3.0,)))
+    run, lines = imported([path], normalisation=((2.0,), (3.0,)))
     assert run.specs[0].std == (3.0,), "who says it decides"
-    assert "is --mean right? with it " in notices[2]
-    assert "and with the data set's, mean 0." in notices[2]
+    assert "is --mean right? with it " in lines[2]
+    assert "and with the data set's, mean 0." in lines[2]
 
 
 def test_the_same_weights_twice_are_refused(trained: Callable[[float, float], dict[str, Tensor]], save: Save) -> None:
@@ -190,9 +192,9 @@ def test_without_data_it_must_be_said(trained: Callable[[float, float], dict[str
 def test_what_the_file_says_counts(trained: Callable[[float, float], dict[str, Tensor]], save: Save) -> None:
     state = trained(0.0, 1.0)
     own = {"mu": torch.tensor([0.25]), "sigma": torch.tensor([0.5]), **{f"_orig_mod.{n}": v for n, v in state.items()}}
-    run, notices = imported([save("w.pth", own)], "mnist")
+    run, lines = imported([save("w.pth", own)], "mnist")
     assert (run.specs[0].mean, run.specs[0].std) == ((0.25,), (0.5,))
-    assert notices[1] == "normalisation: the weights' own, mean 0.25, std 0.5"
+    assert lines[1] == "normalisation: the weights' own, mean 0.25, std 0.5"
     with pytest.raises(RobenchError, match="bring a normalisation of their own; leave --mean and --std away"):
         imported([save("v.pth", own)], "mnist", normalisation=((0.0,), (1.0,)))
     with pytest.raises(RobenchError, match="of 1 numbers, one a channel"):

@@ -96,12 +96,14 @@ def test_a_finished_run_says_how_it_was_made(small: Small, train: Train, tiny: D
     assert sorted(path.name for path in run.folder.iterdir()) == ["manifest.json", "weights.safetensors"]
 
 
-def test_a_finished_run_is_not_trained_again(small: Small, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_is_not_trained_again(
+    small: Small, train: Train, monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
     first = train(small())
     monkeypatch.setattr(loop, "_train", lambda *_: pytest.fail("trained again"))
-    notices: list[str] = []
-    assert train(small(), notice=notices.append).weights == first.weights
-    assert notices == [f"{first.name} is complete"]
+    told.clear()
+    assert train(small()).weights == first.weights
+    assert told == [f"{first.name} is complete"]
 
 
 def test_a_name_that_is_taken_is_an_error(small: Small, train: Train) -> None:
@@ -234,7 +236,7 @@ def test_the_rehearsal_has_images_for_every_process(
     monkeypatch.setattr(parallel, "place", lambda: (processes - 1, processes))
     averaged: list[int] = []
     monkeypatch.setattr(parallel, "average", lambda tensors: averaged.append(len(list(tensors))))
-    loop._rehearse(task, tiny, torch.device("cpu"), trusted=False)
+    loop._rehearse(task, tiny, torch.device("cpu"))
     assert averaged[0] > 0
 
 
@@ -246,11 +248,12 @@ def test_what_another_process_trains_is_waited_for(
     monkeypatch.setattr(loop, "_train", None)  # nobody trains it twice
     waited, told, found = threading.Event(), [], []
 
-    def notice(text: str) -> None:
+    def info(text: str) -> None:
         told.append(text)
         waited.set()
 
-    thread = threading.Thread(target=lambda: found.append(train(task, notice=notice)))
+    monkeypatch.setattr(loop.log, "info", info)
+    thread = threading.Thread(target=lambda: found.append(train(task)))
     with runs.claims().take(f"train-{task.name}"):
         thread.start()
         assert waited.wait(30)
@@ -344,7 +347,7 @@ def test_adam_with_noise_and_slope_resumes_too(small: Small, train: Train, tmp_p
     assert train(task).weights == train(task, Runs(tmp_path / "whole")).weights
 
 
-def test_it_resumes_in_the_middle_of_an_epoch(small: Small, train: Train, runs: Runs) -> None:
+def test_it_resumes_in_the_middle_of_an_epoch(small: Small, train: Train, runs: Runs, told: list[str]) -> None:
     task = small()
     with pytest.raises(Stop):
         train(task, progress=stop_at(8))
@@ -352,10 +355,10 @@ def test_it_resumes_in_the_middle_of_an_epoch(small: Small, train: Train, runs: 
     progress = json.loads(metadata["progress"])
     assert (progress["epoch"], progress["step"]) == (1, 2)
     seen: list[int] = []
-    notices: list[str] = []
-    run = train(task, progress=lambda done, total, what: seen.append(done), notice=notices.append)
+    told.clear()
+    run = train(task, progress=lambda done, total, what: seen.append(done))
     assert seen == [8, 9, 10]
-    assert notices == [f"{task.name} resumes at epoch 2 of 2"]
+    assert told == [f"{task.name} resumes at epoch 2 of 2"]
     assert not (run.folder / "checkpoint.safetensors").exists()
 
 
@@ -365,7 +368,7 @@ def test_a_parents_manifest_names_no_code(small: Small, train: Train, runs: Runs
     members = [{**member, "name": "that.is.not:there"} for member in read_record(path)["members"]]
     forged.record(path, members=members)
     with pytest.raises(RobenchError, match=r"that\.is\.not:there.*--model"):
-        train(small(init="theirs"), trusted=True)
+        train(small(init="theirs"))
 
 
 def test_tracking_goes_on_after_the_last_step_of_an_epoch(small: Small, train: Train) -> None:
@@ -377,7 +380,9 @@ def test_tracking_goes_on_after_the_last_step_of_an_epoch(small: Small, train: T
     assert [entry.get("track", {}).get("x") for entry in run.manifest["history"]][1:] == [1.0, 1.0]
 
 
-def test_a_damaged_checkpoint_means_starting_over(small: Small, train: Train, runs: Runs, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_means_starting_over(
+    small: Small, train: Train, runs: Runs, tmp_path: Path, told: list[str]
+) -> None:
     task = small()
     with pytest.raises(Stop):
         train(task, progress=stop_at(4))
@@ -385,11 +390,11 @@ def test_a_damaged_checkpoint_means_starting_over(small: Small, train: Train, ru
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    notices: list[str] = []
+    told.clear()
     seen: list[int] = []
-    run = train(task, notice=notices.append, progress=lambda done, total, what: seen.append(done))
+    run = train(task, progress=lambda done, total, what: seen.append(done))
     assert seen[0] == 1
-    assert notices == [f"{path} is damaged: starting over"]
+    assert told == [f"{path} is damaged: starting over"]
     assert run.weights == train(task, Runs(tmp_path / "whole")).weights
 
 
