@@ -14,6 +14,7 @@ from robench.commands._shared import refuse_given, shared
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
+    from robench.studies.engines import Result
     from robench.studies.plan import Plan
     from robench.studies.state import Progress
 
@@ -52,59 +53,26 @@ def command(
     device: str,
 ) -> int:
     """Do STUDY, a name or a .toml file: train, attack, judge, draw. Run again, it does what is missing."""
-    from robench.studies.seal import seal, sealed
+    from robench.studies.plan import expand
+    from robench.studies.state import Place, Progress
     from robench.studies.study import find, parse
 
     if engine != "ray":
         refuse_given({"address", "gpus"}, "has an effect only with --engine ray")
     name, text = find(study)
-    folder = (out or Path(name)).absolute()
     limit = None if budget is None else _seconds(budget)
-    told = [text, *settings]
-    if not dry_run and sealed(folder, told):
-        log.info(f"{name} is complete in {folder}: nothing to do")
-        click.echo(folder / "report" / "report.html")
-        return 0
-
-    from robench.studies.plan import expand
-
-    parsed = parse(name, text, settings)
-    plan = expand(name, parsed, data_dir)
-
-    from robench.studies.state import Place, Progress
-
-    place = Place(folder)
+    plan = expand(name, parse(name, text, settings), data_dir)
+    place = Place((out or Path(name)).absolute())
     progress = Progress(plan, place)
     if dry_run:
         _forecast(plan, progress, ONLY[only], device, workers)
         return 0
-    from robench.commands._shared import device_of
-    from robench.studies import engines
-    from robench.studies.plan import pass_seconds
-
-    where = "auto" if device == "auto" else str(device_of(device))
-    passes = 0.0 if limit is None else pass_seconds(plan, device_of(device))
-    count = workers or _workers(device)
+    if all(progress.state(step) == "done" for step in plan.steps.values()):
+        log.info(f"{name} is complete in {place.out}: nothing to do")
+        click.echo(place.report / "report.html")
+        return 0
     share = 0.0 if device == "cpu" and gpus is None else gpus
-    with engines.engine(engine, count, address=address, gpus=share, visible=_gpus(device)) as made:
-        result = engines.run(
-            plan,
-            progress,
-            made,
-            lambda key: (
-                name,
-                parsed.model_dump_json(by_alias=True),
-                str(folder),
-                key,
-                str(Path(data_dir).absolute()),
-                where,
-            ),
-            only=ONLY[only],
-            budget=limit,
-            pass_seconds=passes,
-        )
-    if not result.left and not result.failed:
-        seal(folder, told, parsed.dataset)
+    result = _perform(plan, progress, engine, workers, address, share, ONLY[only], limit, data_dir, device)
     for key, error in result.failed.items():
         click.echo(f"failed: {plan.steps[key].title}: {error}; log: {place.log(plan.steps[key])}", err=True)
     reasons = [reason for reason in result.left.values() if reason != "not asked for"]
@@ -113,6 +81,39 @@ def command(
     if (place.report / "report.html").exists():
         click.echo(place.report / "report.html")
     return int(bool(result.failed))
+
+
+def _perform(
+    plan: Plan,
+    progress: Progress,
+    engine: str,
+    workers: int | None,
+    address: str | None,
+    gpus: float | None,
+    only: tuple[Any, ...],
+    limit: float | None,
+    data_dir: str,
+    device: str,
+) -> Result:
+    """Does what is missing, by an engine."""
+    from robench.commands._shared import device_of
+    from robench.studies import engines
+    from robench.studies.plan import pass_seconds
+
+    where = "auto" if device == "auto" else str(device_of(device))
+    told = plan.name, plan.study.model_dump_json(by_alias=True), str(progress.place.out)
+    folder = str(Path(data_dir).absolute())
+    count = workers or _workers(device)
+    with engines.engine(engine, count, address=address, gpus=gpus, visible=_gpus(device)) as made:
+        return engines.run(
+            plan,
+            progress,
+            made,
+            lambda key: (*told, key, folder, where),
+            only=only,
+            budget=limit,
+            pass_seconds=0.0 if limit is None else pass_seconds(plan, device_of(device)),
+        )
 
 
 def _forecast(plan: Plan, progress: Progress, only: tuple[Any, ...], device: str, workers: int | None) -> None:

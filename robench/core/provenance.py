@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.util import find_spec
 from pathlib import Path
 
 SOURCES = ("robench", "attacks", "defenses", "reports")
+_GROUPS = ("robench.attacks", "robench.defenses", "robench.models", "robench.datasets")
 
 
 @cache
@@ -42,3 +45,19 @@ def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
     )
+
+
+@cache
+def sources() -> str:
+    """The hash of robench's own files, and of the names and versions of installed plug-ins."""
+    digest = hashlib.sha256()
+    for package in ("robench", "robench.attacks", "robench.defenses", "robench.reports"):
+        spec = find_spec(package)
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            for path in sorted(Path(folder).rglob("*")):
+                if path.suffix in (".py", ".toml", ".csv", ".j2"):
+                    digest.update(f"{package}:{path.relative_to(folder)};".encode() + path.read_bytes())
+    for group in _GROUPS:
+        for point in sorted(entry_points(group=group), key=lambda point: point.name):
+            digest.update(f"{group}:{point.name}:{point.value}:{point.dist and point.dist.version};".encode())
+    return digest.hexdigest()

@@ -12,10 +12,10 @@ from pydantic import BaseModel
 
 from robench.core.claims import alive
 from robench.core.errors import RobenchError
+from robench.core.provenance import sources
 from robench.core.runs import Runs
 from robench.core.store import content_key, file_hash, read_record, write_record, write_text
 from robench.studies.plan import Plan, Step
-from robench.studies.seal import sources
 
 if TYPE_CHECKING:
     from robench.evaluation.rows import FolderRows
