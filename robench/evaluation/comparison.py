@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,9 +15,9 @@ import pandas as pd
 
 from robench.core.errors import RobenchError, unknown
 from robench.core.runs import Run
-from robench.core.store import content_key
+from robench.evaluation.cells import Cell
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes, wilson
-from robench.evaluation.rows import FolderRows, read_cell
+from robench.evaluation.rows import FolderRows
 from robench.evaluation.statistics import (
     LEVEL,
     bootstrap_difference,
@@ -33,23 +33,6 @@ log = logging.getLogger(__name__)
 SEEDS = 3
 NO_DIFFERENCE = "not significant"
 
-Notice = Callable[[str], None]
-
-
-def version(recipe: Mapping[str, Any]) -> str:
-    """The key of what was done to the images, ε aside: equal for two targets where their verdicts may be paired.
-
-    For black-box cells it holds data, surrogate weights, attack with its version, restart, seed and precision; for
-    white-box ones, which are crafted on the target itself, all of these but the weights.
-
-    Args:
-        recipe: what the manifest of a cell says under ``recipe``.
-    """
-    own = {name: value for name, value in recipe.items() if name not in ("target", "craft")}
-    without = {"eps", "source"} if recipe["threat"] == "whitebox" else {"eps"}
-    craft = {name: value for name, value in recipe.get("craft", {}).items() if name not in without}
-    return content_key({**own, "craft": craft})
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -63,28 +46,27 @@ class Measured:
     frame: pd.DataFrame
 
     @classmethod
-    def of(cls, name: str, outcomes: Outcomes, recipes: Mapping[str, Mapping[str, Any]]) -> Measured:
-        """Rows, and by cell its recipe.
+    def of(cls, name: str, outcomes: Outcomes, cells: Mapping[str, Cell]) -> Measured:
+        """Rows, and their cells by key.
 
         Raises:
             RobenchError: rows of several models under one name.
         """
-        if len({recipe["target"] for recipe in recipes.values()}) > 1:
+        if len({cell.identity for cell in cells.values()}) > 1:
             raise RobenchError(
                 f"the rows of {name!r} are of several models, since its weights were replaced; remove its folder "
                 f"`outcomes` and run robench eval {name} again"
             )
         frame = outcomes.where(member=ENSEMBLE).frame
-        versions = {cell: version(recipe) for cell, recipe in recipes.items()}
+        versions = {key: cell.version for key, cell in cells.items()}
         return cls(name, frame.assign(version=frame["cell"].map(versions)))
 
     @classmethod
     def of_folder(cls, name: str, folder: Path, *, identity: str | None = None) -> Measured:
         """The rows that `FolderRows` keeps in ``folder``; with ``identity`` those of the target that has it."""
         outcomes = FolderRows(folder, repair=False).outcomes(identity)
-        cells = outcomes.frame["cell"].unique()
-        recipes = {str(cell): read_cell(folder, str(cell))["recipe"] for cell in cells}
-        return cls.of(name, outcomes, recipes)
+        cells = {str(key): Cell.read(folder, str(key)) for key in outcomes.frame["cell"].unique()}
+        return cls.of(name, outcomes, cells)
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from robench.attacks import ATTACKS, Attack, Crafted
+from robench.core.errors import RobenchError
 from robench.core.plugins import construct
 from robench.core.rng import Draws
+from robench.core.store import content_key
+from robench.evaluation.cells import Cell
 from robench.evaluation.predict import Indices
 from robench.evaluation.soundness import keyed_torch
 
@@ -50,8 +50,12 @@ def craft(
     return Crafted(*(value[:1] for value in crafted)) if padded else crafted
 
 
-def attack_of(manifest: Mapping[str, Any], owner: str) -> Attack:
-    """The attack that `Attack.manifest` describes; RobenchError, naming ``owner``, where there is no such one."""
-    values = {name: value for name, value in manifest.items() if name not in ("name", "version")}
-    made: Attack = construct(ATTACKS.get(manifest["name"]), values, owner)
+def attack_of(cell: Cell) -> Attack:
+    """The attack that the images of a cell were crafted with; RobenchError where it is not the same any more."""
+    assert cell.craft is not None
+    told = cell.craft.attack
+    values = {name: value for name, value in told.items() if name not in ("name", "version")}
+    made: Attack = construct(ATTACKS.get(told["name"]), values, f"attack {cell.attack!r}")
+    if content_key(made.manifest()) != content_key(told):
+        raise RobenchError(f"attack {cell.attack!r} has changed since")
     return made

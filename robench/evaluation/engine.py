@@ -29,6 +29,7 @@ from robench.core.losses import margin
 from robench.core.progress import Progress, silent
 from robench.core.store import content_key
 from robench.core.threads import USUAL, fitting_batch, fitting_threads, judging_batch
+from robench.evaluation.cells import Cell, Craft
 from robench.evaluation.checks import stands_for, surrogates_work
 from robench.evaluation.craft import craft
 from robench.evaluation.images import Images
@@ -40,9 +41,6 @@ from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Blackbox, Job, Threat
 
 log = logging.getLogger(__name__)
-
-#: Raise it when the meaning of rows changes; cells of the old version are not reused.
-ROWS_VERSION = 1
 
 #: Looks at what other processes have in hand, before the user is told: a minute.
 TOLD_AFTER = 120
@@ -81,14 +79,12 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class _Cell:
-    """One ε of one job on one target, and the samples that are still to be judged."""
+class _Pending:
+    """A cell of a target, and its samples that are still to be judged."""
 
-    key: str
-    manifest: dict[str, Any]
-    eps: float
+    cell: Cell
     target: Subject
-    pending: Indices
+    samples: Indices
 
 
 @dataclass(frozen=True)
@@ -97,13 +93,13 @@ class _Work:
 
     key: str
     job: Job
-    cells: list[_Cell]
+    parts: list[_Pending]
 
     def pairs(self) -> tuple[Indices, npt.NDArray[np.float64]]:
-        """(sample, ε) pairs that some cell waits for, by ε and sample."""
+        """(sample, ε) pairs that some part waits for, by ε and sample."""
         wanted: dict[float, set[int]] = {}
-        for cell in self.cells:
-            wanted.setdefault(cell.eps, set()).update(map(int, cell.pending))
+        for part in self.parts:
+            wanted.setdefault(part.cell.eps, set()).update(map(int, part.samples))
         samples = [np.array(sorted(wanted[eps]), dtype=np.int64) for eps in sorted(wanted)]
         radii = [np.full(len(wanted[eps]), eps) for eps in sorted(wanted)]
         return np.concatenate(samples), np.concatenate(radii)
@@ -239,7 +235,7 @@ class Evaluator:
         left: int | None = None
         waits = 0
         while works := self.plan(targets, threats, indices):
-            now = sum(len(cell.pending) for work in works for cell in work.cells)
+            now = sum(len(part.samples) for work in works for part in work.parts)
             self._total = self._done + sum(work.cost() for work in works)
             with fitting_threads(self.settings.device, self._fitting() * self._numbers):
                 shared = self._share(works, everything, len(threat.eps))
@@ -260,15 +256,14 @@ class Evaluator:
         parts = []
         for target in targets:
             rows = self._kept(target, threat.name)
-            manifests = dict(
-                pair for job in threats[target.name].jobs(target) for pair in self._keys(job, target, threat)
-            )
+            cells = [cell for job in threats[target.name].jobs(target) for cell in self._cells(job, target, threat)]
             if threat.clean:
-                manifests |= [self._clean_cell(target)]
-            for key, manifest in manifests.items():
-                rows.declare(key, manifest)  # where a file of before is damaged or lost
+                cells.append(self._clean_cell(target))
+            for cell in cells:
+                rows.declare(cell)  # where a file of before is damaged or lost
             frame = rows.outcomes().frame
-            own = Outcomes(frame[frame["cell"].isin(manifests) & frame["sample"].isin(indices[target.name])])
+            keys = {cell.key for cell in cells}
+            own = Outcomes(frame[frame["cell"].isin(keys) & frame["sample"].isin(indices[target.name])])
             said = [*found[target.name], *self._surrogates_work(own, threat)]
             if threat.clean:
                 said.append(stands_for(self.data, torch.from_numpy(indices[target.name])))
@@ -346,14 +341,14 @@ class Evaluator:
                 cells[_title(job, target)] = cells.get(_title(job, target), 0) + len(threat.eps)
         todo: dict[str, list[_Work]] = {title: [] for title in cells}
         for work in self.plan(targets, {target.name: threat for target in targets}, indices):
-            todo.setdefault(_title(work.job, work.cells[0].target), []).append(work)
+            todo.setdefault(_title(work.job, work.parts[0].target), []).append(work)
         found = []
         for title, works in todo.items():
             pairs = sum(len(work.pairs()[0]) for work in works)
             steps = sum(work.cost() for work in works)
             cached = self._images is not None and any(not work.job.pooled for work in works)
             seconds = self._calibrated(works[0]) * steps if works and calibrate else 0.0
-            pending = sum(cell.manifest["threat"] not in ASIDE for work in works for cell in work.cells)
+            pending = sum(part.cell.threat not in ASIDE for work in works for part in work.parts)
             count = cells.get(title, 0)
             found.append(Forecast(title, count, count - pending, steps, pairs * image * cached, seconds))
         return found
@@ -370,7 +365,7 @@ class Evaluator:
         while len(times) < 2:
             start = time.perf_counter()
             try:
-                self._craft(model, attack, self._batch_of(samples[chunk]), samples[chunk], eps[chunk], 0)
+                self._attacked(model, attack, self._batch_of(samples[chunk]), samples[chunk], eps[chunk], 0)
             except RuntimeError as error:
                 if not out_of_memory(error) or len(chunk) == 1:
                     raise
@@ -407,33 +402,31 @@ class Evaluator:
             self._rows[place] = self._rows_of[aside](subject)
         return self._rows[place]
 
-    def _kept_of(self, cell: _Cell) -> Rows:
-        return self._kept(cell.target, cell.manifest["threat"])
+    def _kept_of(self, part: _Pending) -> Rows:
+        return self._kept(part.target, part.cell.threat)
 
     def plan(
         self, targets: Sequence[Subject], threats: Mapping[str, Threat], indices: Mapping[str, Indices]
     ) -> list[_Work]:
         """What is still to be done: the threat of each target by its name."""
         works: dict[str, _Work] = {}
+
+        def add(job: Job, target: Subject, threat: Threat, wanted: set[int], threat_of_rows: str) -> None:
+            rows = self._kept(target, threat_of_rows)
+            for cell in self._cells(job, target, threat):
+                assert cell.craft is not None
+                samples = np.array(sorted(wanted - rows.samples(cell.key)), dtype=np.int64)
+                if len(samples):
+                    key = content_key([cell.craft.at_any_eps, target.identity if job.pooled else None])
+                    works.setdefault(key, _Work(key, job, [])).parts.append(_Pending(cell, target, samples))
+
         for target in targets:
             threat = threats[target.name]
-            rows = self._kept(target, threat.name)
             for job in threat.jobs(target):
-                key = content_key({**self._recipe(job), "target": target.identity if job.pooled else None})
-                for (cell, manifest), eps in zip(self._keys(job, target, threat), threat.eps, strict=True):
-                    pending = np.array(sorted(set(indices[target.name].tolist()) - rows.samples(cell)), dtype=np.int64)
-                    if len(pending):
-                        work = works.setdefault(key, _Work(key, job, []))
-                        work.cells.append(_Cell(cell, manifest, eps, target, pending))
+                add(job, target, threat, set(indices[target.name].tolist()), threat.name)
         everything = set(np.concatenate(list(indices.values())).tolist())
         for threat, surrogate, job in self._on_themselves(targets, threats):
-            rows = self._kept(surrogate, SURROGATE)
-            key = content_key({**self._recipe(job), "target": None})
-            for (cell, manifest), eps in zip(self._keys(job, surrogate, threat), threat.eps, strict=True):
-                pending = np.array(sorted(everything - rows.samples(cell)), dtype=np.int64)
-                if len(pending):
-                    work = works.setdefault(key, _Work(key, job, []))
-                    work.cells.append(_Cell(cell, manifest, eps, surrogate, pending))
+            add(job, surrogate, threat, everything, SURROGATE)
         return list(works.values())
 
     def _on_themselves(
@@ -446,68 +439,44 @@ class Evaluator:
             threat = threats[target.name]
             surrogates = {surrogate.identity: surrogate for surrogate in surrogates_of(threat)}
             for job in threat.jobs(target) if surrogates else ():
-                key = content_key(self._recipe(job))
+                key = self._craft(job, threat.eps[0]).at_any_eps
                 if key not in seen:
                     seen.add(key)
                     yield threat, surrogates[job.source_key], replace(job, threat=SURROGATE)
 
-    def _recipe(self, job: Job) -> dict[str, Any]:
-        """What images of a job are made of, at any ε."""
-        return {
-            "data": self.data.identity,
-            "source": job.source_key,
-            "attack": job.attack.manifest(),
-            "restarts": list(job.restarts),
-            "seed": self.settings.seed,
-            "precision": self.settings.precision,
-        }
+    def _craft(self, job: Job, eps: float) -> Craft:
+        """What images of a job are made of."""
+        batch = (self.settings.batch_size or USUAL) if job.attack.batch_dependent else None
+        seed, precision = self.settings.seed, self.settings.precision
+        made = job.source_key, job.attack.manifest(), job.restarts, seed, precision, eps, batch
+        return Craft(self.data.identity, *made)
 
-    def _keys(self, job: Job, target: Subject, threat: Threat) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Key and manifest of each ε's cell."""
+    def _cells(self, job: Job, target: Subject, threat: Threat) -> Iterator[Cell]:
+        """One for each ε."""
         for eps in threat.eps:
-            craft = {
-                **self._recipe(job),
-                "rows": ROWS_VERSION,
-                "eps": eps,
-                # Only for an attack whose images depend on their company does the batch belong to what made them.
-                "batch": (self.settings.batch_size or USUAL) if job.attack.batch_dependent else None,
-            }
-            if self.settings.precision == "bfloat16":
-                craft["logits"] = "float32"  # they were bfloat16 too at first: those cells are others
-            identity = {"craft": craft, "threat": job.threat, "target": target.identity}
-            manifest = {
-                **self._columns(target),
-                "threat": job.threat,
+            craft = self._craft(job, eps)
+            about: dict[str, Any] = {
                 "surrogate": job.source_name,
                 "attack": job.attack.label,
                 "loss": job.attack.loss,
                 "eps": eps,
-                "craft": content_key(craft),
-                "recipe": identity,
             }
-            yield content_key(identity), manifest
+            yield Cell(**self._who(target), threat=job.threat, **about, craft=craft)
 
-    def _columns(self, target: Subject) -> dict[str, Any]:
-        return {"target": target.name, "defense": target.defense, "n": target.n, "seed": target.seed}
+    def _clean_cell(self, target: Subject) -> Cell:
+        return Cell(**self._who(target), threat="clean", double=self.settings.precision == "float64")
 
-    def _clean_cell(self, target: Subject) -> tuple[str, dict[str, Any]]:
-        identity = {
-            "rows": ROWS_VERSION,
-            "threat": "clean",
-            "data": self.data.identity,
-            "target": target.identity,
-            "double": self.settings.precision == "float64",
-        }
-        nothing = {"threat": "clean", "surrogate": "", "attack": "", "loss": "", "eps": 0.0}
-        return content_key(identity), {**self._columns(target), **nothing, "recipe": identity}
+    def _who(self, target: Subject) -> dict[str, Any]:
+        who = {"target": target.name, "defense": target.defense, "n": target.n, "seed": target.seed}
+        return {**who, "identity": target.identity, "data": self.data.identity}
 
     def _clean(self, target: Subject, samples: Indices, threat: str) -> None:
-        key, manifest = self._clean_cell(target)
+        cell = self._clean_cell(target)
         rows = self._kept(target, threat)
-        pending = np.array(sorted(set(samples.tolist()) - rows.samples(key)), dtype=np.int64)
+        pending = np.array(sorted(set(samples.tolist()) - rows.samples(cell.key)), dtype=np.int64)
         if not len(pending):
             return
-        rows.declare(key, manifest)
+        rows.declare(cell)
         judge = self._judge_of(target)
         parts = []
         for chunk in _chunks(len(pending), judging_batch(self._numbers, self.settings.batch_size)):
@@ -525,7 +494,15 @@ class Evaluator:
                 ) from error
             size = len(images)
             parts.append(
-                _rows(key, pending[chunk], self._labels(pending[chunk]), verdict, np.zeros(size), np.zeros(size), False)
+                _rows(
+                    cell.key,
+                    pending[chunk],
+                    self._labels(pending[chunk]),
+                    verdict,
+                    np.zeros(size),
+                    np.zeros(size),
+                    False,
+                )
             )
         rows.append(pd.concat(parts, ignore_index=True))
 
@@ -545,9 +522,9 @@ class Evaluator:
                     if unit is None:
                         continue
                     any_mine = True
-                    for cell in unit.cells:
-                        self._kept_of(cell).declare(cell.key, cell.manifest)
-                    judges = {cell.target.name: self._judge_of(cell.target) for cell in unit.cells}
+                    for part in unit.parts:
+                        self._kept_of(part).declare(part.cell)
+                    judges = {part.target.name: self._judge_of(part.target) for part in unit.parts}
                     if unit.job.pooled:
                         self._pooled(unit, source, judges)
                     else:
@@ -564,21 +541,21 @@ class Evaluator:
 
     def _unit(self, work: _Work, samples: Indices) -> _Work | None:
         """The part of ``work`` on these samples that nobody has done by now; None where there is none."""
-        cells = []
-        for cell in work.cells:
-            rows = self._kept_of(cell)
-            pending = cell.pending[np.isin(cell.pending, samples)]
+        parts = []
+        for part in work.parts:
+            rows = self._kept_of(part)
+            pending = part.samples[np.isin(part.samples, samples)]
             if len(pending):
                 rows.refresh()
-                done = rows.samples(cell.key)
+                done = rows.samples(part.cell.key)
                 pending = np.array([sample for sample in pending if int(sample) not in done], dtype=np.int64)
             if len(pending):
-                cells.append(replace(cell, pending=pending))
-        return replace(work, cells=cells) if cells else None
+                parts.append(replace(part, samples=pending))
+        return replace(work, parts=parts) if parts else None
 
     def _source(self, work: _Work) -> _Source:
         job = work.job
-        image = self._batch_of(work.cells[0].pending[:1])
+        image = self._batch_of(work.parts[0].samples[:1])
 
         def copied(plain: bool) -> nn.Module:
             with frozen(job.source):
@@ -590,7 +567,7 @@ class Evaluator:
                         self._told_why = True
                 return model
 
-        name = job.source_name if not job.pooled else work.cells[0].target.name
+        name = job.source_name if not job.pooled else work.parts[0].target.name
         draws = job.source_key.partition("/")[0] in self._drawing
         return _Source(name, job.source, copied, self.settings.precision, draws)
 
@@ -602,7 +579,7 @@ class Evaluator:
     ) -> None:
         """All restarts, each on what still stands; a row says whether any succeeded, and which was the first."""
         samples, eps = work.pairs()
-        job, target = work.job, work.cells[0].target
+        job, target = work.job, work.parts[0].target
         judge = judges[target.name]
         labels = self._labels(samples)
         count, judged = len(samples), (target.n if job.members_too else 0) + 1
@@ -627,15 +604,13 @@ class Evaluator:
             alive = alive[verdict.correct[:, alive].any(axis=0)]
             if not len(alive):
                 break
-        parts = []
-        for cell in work.cells:
-            at = np.flatnonzero((eps == cell.eps) & np.isin(samples, cell.pending))
+        frames = []
+        for part in work.parts:
+            at = np.flatnonzero((eps == part.cell.eps) & np.isin(samples, part.samples))
             if len(at):
-                own = verdict.at(at)
-                parts.append(
-                    _rows(cell.key, samples[at], labels[at], own, distance[:, at], flat[:, at], restart_of[:, at])
-                )
-        self._kept_of(work.cells[0]).append(pd.concat(parts, ignore_index=True))
+                rest = distance[:, at], flat[:, at], restart_of[:, at]
+                frames.append(_rows(part.cell.key, samples[at], labels[at], verdict.at(at), *rest))
+        self._kept_of(work.parts[0]).append(pd.concat(frames, ignore_index=True))
 
     def _version(
         self,
@@ -646,12 +621,15 @@ class Evaluator:
         """One version of every image, judged by all targets that lack it."""
         samples, eps = work.pairs()
         (restart,) = work.job.restarts
-        parts: dict[Rows, list[pd.DataFrame]] = {}
+        made: dict[Rows, list[pd.DataFrame]] = {}
         for chunk, crafted in self._through_cache(work, source, samples, eps, restart):
             for name, judge in judges.items():
-                cells = [cell for cell in work.cells if cell.target.name == name]
+                parts = [part for part in work.parts if part.target.name == name]
                 order = np.concatenate(
-                    [np.flatnonzero((eps[chunk] == cell.eps) & np.isin(samples[chunk], cell.pending)) for cell in cells]
+                    [
+                        np.flatnonzero((eps[chunk] == part.cell.eps) & np.isin(samples[chunk], part.samples))
+                        for part in parts
+                    ]
                 )
                 if not len(order):
                     continue
@@ -660,13 +638,14 @@ class Evaluator:
                 labels = self._labels(judged)
                 verdict = predict(judge, crafted.images[at], labels)
                 distance, flat = crafted.linf[at].cpu().numpy(), crafted.zero_gradient[at].cpu().numpy()
-                for cell in cells:
-                    own = np.flatnonzero(radii == cell.eps)
-                    parts.setdefault(self._kept_of(cell), []).append(
-                        _rows(cell.key, judged[own], labels[own], verdict.at(own), distance[own], flat[own], restart)
+                for part in parts:
+                    own = np.flatnonzero(radii == part.cell.eps)
+                    found = verdict.at(own), distance[own], flat[own], restart
+                    made.setdefault(self._kept_of(part), []).append(
+                        _rows(part.cell.key, judged[own], labels[own], *found)
                     )
             self._advance(len(chunk) * work.job.attack.passes, work)
-        for rows, frames in parts.items():
+        for rows, frames in made.items():
             rows.append(pd.concat(frames, ignore_index=True))
 
     def _through_cache(
@@ -677,10 +656,11 @@ class Evaluator:
         if self._images is None:
             yield from self._crafts(source, work.job.attack, samples, eps, everything, restart)
             return
-        manifests = {cell.eps: cell.manifest for cell in work.cells}
+        cells = {part.cell.eps: part.cell for part in work.parts}
         there = np.zeros(len(samples), dtype=bool)
-        for radius, manifest in manifests.items():
-            kept = self._images.kept(manifest["craft"])
+        for radius, cell in cells.items():
+            assert cell.craft is not None
+            kept = self._images.kept(cell.craft.key)
             mine = np.flatnonzero((eps == radius) & np.isin(samples, list(kept)))
             there[mine] = True
             for at in _chunks(len(mine), self._images_per_pass(work.job.attack, len(mine))):
@@ -693,7 +673,7 @@ class Evaluator:
                 own = np.flatnonzero(eps[chunk] == radius)
                 at_own = torch.from_numpy(own).to(crafted.images.device)
                 self._images.save(
-                    manifests[float(radius)],
+                    cells[float(radius)],
                     samples[chunk][own],
                     crafted.images[at_own],
                     crafted.zero_gradient[at_own],
@@ -715,7 +695,7 @@ class Evaluator:
             chunk = chosen[start : start + self._images_per_pass(attack, len(chosen) - start)]
             try:
                 images = self._batch_of(samples[chunk])
-                crafted = self._craft(source.model, attack, images, samples[chunk], eps[chunk], restart)
+                crafted = self._attacked(source.model, attack, images, samples[chunk], eps[chunk], restart)
                 same = source.proves(attack, crafted, torch.from_numpy(self._labels(samples[chunk])).to(images.device))
             except RuntimeError as error:
                 if not out_of_memory(error) or len(chunk) == 1:
@@ -750,7 +730,7 @@ class Evaluator:
         """Elements of an image."""
         return self.data.test.images[0].numel()
 
-    def _craft(
+    def _attacked(
         self,
         model: nn.Module,
         attack: Attack,
@@ -780,7 +760,7 @@ class Evaluator:
     def _advance(self, steps: int, work: _Work) -> None:
         self._claims.beat()
         self._done += steps
-        source = work.job.source_name or work.cells[0].target.name
+        source = work.job.source_name or work.parts[0].target.name
         self._progress(self._done, self._total, f"{work.job.threat}: {work.job.attack.label} on {source}")
 
 

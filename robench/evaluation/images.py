@@ -16,6 +16,7 @@ from torch import Tensor
 
 from robench.core.errors import RobenchError
 from robench.core.store import checked_name, read_record, read_tensors, tensors_hash, write_record, write_tensors
+from robench.evaluation.cells import Cell
 
 log = logging.getLogger(__name__)
 
@@ -58,14 +59,13 @@ class Images:
                     kept.update({int(sample): (path, row) for row, sample in enumerate(tensors["samples"])})
         return kept
 
-    def save(
-        self, manifest: Mapping[str, Any], samples: npt.NDArray[np.int64], images: Tensor, zero_gradient: Tensor
-    ) -> None:
-        """Keeps images (B,C,H,W) of a cell whose manifest names the craft."""
-        folder = self.root / checked_name(manifest["craft"], "craft")
+    def save(self, cell: Cell, samples: npt.NDArray[np.int64], images: Tensor, zero_gradient: Tensor) -> None:
+        """Keeps images (B,C,H,W) that were crafted for ``cell``."""
+        assert cell.craft is not None
+        folder = self.root / cell.craft.key
         if not (folder / "craft.json").exists():
             write_record(
-                folder / "craft.json", {name: manifest[name] for name in ("surrogate", "attack", "loss", "eps")}
+                folder / "craft.json", {name: getattr(cell, name) for name in ("surrogate", "attack", "loss", "eps")}
             )
         tensors = {"images": images.cpu(), "samples": torch.from_numpy(samples), "zero_gradient": zero_gradient.cpu()}
         digest = tensors_hash(tensors)

@@ -11,6 +11,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from robench.core.errors import RobenchError, unknown
+from robench.evaluation.cells import Cell
 
 #: What a cell says about each of its rows, and as which type.
 _OF_CELL = {
@@ -154,10 +155,10 @@ class Outcomes:
         self.checks = tuple(checks)
 
     @classmethod
-    def join(cls, rows: pd.DataFrame, cells: Mapping[str, Mapping[str, Any]]) -> Outcomes:
+    def join(cls, rows: pd.DataFrame, cells: Mapping[str, Cell]) -> Outcomes:
         """Rows, and by key the cells that they belong to."""
         table = pd.DataFrame(
-            [{"cell": key, **{name: cell[name] for name in CELL_COLUMNS}} for key, cell in cells.items()],
+            [{"cell": key, **{name: getattr(cell, name) for name in CELL_COLUMNS}} for key, cell in cells.items()],
             columns=["cell", *CELL_COLUMNS],
         )
         frame = rows.merge(table, on="cell", how="inner", validate="many_to_one")

@@ -7,56 +7,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
 
 from robench.core.errors import RobenchError
-from robench.core.store import checked_name, content_key, read_frame, read_record, write_frame, write_record
+from robench.core.store import read_frame, read_record, write_frame, write_record
+from robench.evaluation.cells import Cell
 from robench.evaluation.outcomes import Check, Outcomes, empty_rows
 
 log = logging.getLogger(__name__)
-
-
-class Cell(BaseModel):
-    """What the manifest of a cell holds: the columns of its rows, and the recipe whose hash is its key."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    target: str
-    defense: str
-    n: int
-    seed: int
-    threat: str
-    surrogate: str
-    attack: str
-    loss: str
-    eps: float
-    craft: str = ""
-    recipe: dict[str, Any]
-
-
-def read_cell(folder: Path, cell: str) -> dict[str, Any]:
-    """The manifest of a cell whose rows are in ``folder``.
-
-    Raises:
-        RobenchError: it is gone, changed, of another cell, or its columns are not those of its recipe.
-    """
-    path = folder / "cells" / f"{checked_name(cell, 'cell')}.json"
-    if not path.exists():
-        raise RobenchError(f"{path} is gone, so its rows mean nothing; remove {folder} and evaluate again")
-    found = read_record(path, Cell)
-    recipe = found["recipe"]
-    craft = recipe.get("craft")
-    said = {"threat": recipe.get("threat")}
-    if isinstance(craft, dict) and isinstance(craft.get("attack"), dict):
-        said |= {"eps": craft.get("eps"), "loss": craft["attack"].get("loss"), "craft": content_key(craft)}
-    wrong = [name for name, value in said.items() if found.get(name) != value]
-    if content_key(recipe) != cell or wrong:
-        what = f"its {wrong[0]} is not its recipe's" if wrong else "its recipe is of another cell"
-        raise RobenchError(f"{path} was changed after it was written: {what}; remove {folder} and evaluate again")
-    return found
 
 
 class Rows:
@@ -65,16 +24,16 @@ class Rows:
     def __init__(self) -> None:
         self._parts: dict[str, pd.DataFrame] = {}
         self._index: dict[str, set[int]] = {}
-        self._cells: dict[str, Mapping[str, Any]] = {}
+        self._cells: dict[str, Cell] = {}
         self._checks: dict[str, dict[str, Check]] = {}
 
     def samples(self, cell: str) -> frozenset[int]:
         """Samples that are judged already."""
         return frozenset(self._index.get(cell, ()))
 
-    def declare(self, cell: str, manifest: Mapping[str, Any]) -> None:
+    def declare(self, cell: Cell) -> None:
         """Says what a cell is, before its first row."""
-        self._cells[cell] = manifest
+        self._cells[cell.key] = cell
 
     def append(self, rows: pd.DataFrame) -> None:
         """Keeps rows for good: all of them, or on a failure none."""
@@ -130,14 +89,14 @@ class FolderRows(Rows):
         self._checks = self._read_checks()
         self.refresh()
 
-    def declare(self, cell: str, manifest: Mapping[str, Any]) -> None:
-        if not self.declared(cell):
-            write_record(self.folder / "cells" / f"{cell}.json", manifest)
+    def declare(self, cell: Cell) -> None:
+        if not self.declared(cell.key):
+            cell.write(self.folder)
 
-    def declared(self, cell: str) -> bool:
-        """Whether it is said what a cell is."""
+    def declared(self, key: str) -> bool:
+        """Whether it is said what the cell of that key is."""
         try:
-            return bool(read_cell(self.folder, cell))
+            return bool(Cell.read(self.folder, key))
         except RobenchError:
             return False
 
@@ -195,28 +154,26 @@ class FolderRows(Rows):
                 are left out and told.
         """
         rows = self._all()
-        cells: dict[str, Any] = {}
-        for cell in rows["cell"].unique():
-            cells[str(cell)] = read_cell(self.folder, str(cell))
+        cells = {str(key): Cell.read(self.folder, str(key)) for key in rows["cell"].unique()}
         if identity is not None:
-            others = [cell for cell, manifest in cells.items() if manifest["recipe"]["target"] != identity]
+            others = [key for key, cell in cells.items() if cell.identity != identity]
             if others:
                 log.warning(f"{len(others)} of {len(cells)} cells in {self.folder} are of other weights: left out")
-                cells = {cell: manifest for cell, manifest in cells.items() if cell not in others}
+                cells = {key: cell for key, cell in cells.items() if key not in others}
         self._tell_lost(identity, cells)
         found = Outcomes.join(rows, cells)
         return Outcomes(found.frame, self.remembered(identity) if identity is not None else ())
 
-    def _tell_lost(self, identity: str | None, cells: Mapping[str, Any]) -> None:
+    def _tell_lost(self, identity: str | None, cells: Mapping[str, Cell]) -> None:
         """Cells that were begun and have no row: an evaluation was cut off, or files were removed."""
         lost = []
         for path in sorted((self.folder / "cells").glob("*.json")):
             if path.stem not in cells:
-                manifest = read_cell(self.folder, path.stem)
-                if identity is None or manifest["recipe"]["target"] == identity:
-                    lost.append(manifest)
+                cell = Cell.read(self.folder, path.stem)
+                if identity in (None, cell.identity):
+                    lost.append(cell)
         if lost:
-            which = sorted({f"{each['threat']} {each['attack']} {each['loss']}".rstrip() for each in lost})
+            which = sorted({f"{each.threat} {each.attack} {each.loss}".rstrip() for each in lost})
             log.warning(
                 f"{len(lost)} cells in {self.folder} have no rows: {', '.join(which)}; an evaluation was cut off, or "
                 f"files are gone: run the same robench eval again"

@@ -13,9 +13,9 @@ from robench.core.errors import RobenchError
 from robench.core.provenance import versions
 from robench.core.runs import Run
 from robench.core.store import content_key
+from robench.evaluation.cells import Cell
 from robench.evaluation.checks import check
 from robench.evaluation.outcomes import Outcomes
-from robench.evaluation.rows import read_cell
 from robench.reports import against, build, html
 from robench.reports.pictures import Picture
 from robench.reports.regions import Regions
@@ -66,10 +66,10 @@ def draw(
     return [*files, page]
 
 
-def cells_of(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """What every cell of ``runs`` is, by key: the manifests beside their rows."""
+def cells_of(runs: Sequence[Run]) -> dict[str, Cell]:
+    """The cells of ``runs``, by key."""
     return {
-        path.stem: read_cell(run.folder / OUTCOMES, path.stem)
+        path.stem: Cell.read(run.folder / OUTCOMES, path.stem)
         for run in runs
         for path in sorted((run.folder / OUTCOMES / "cells").glob("*.json"))
     }
@@ -77,30 +77,25 @@ def cells_of(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
 
 def by_data(outcomes: Outcomes, runs: Sequence[Run]) -> dict[str, Outcomes]:
     """Rows of ``runs`` by the data that they were judged on, named as in `robench.core.data.Data.identity`."""
-    judged = outcomes.frame["cell"].map({cell: _data(manifest) for cell, manifest in cells_of(runs).items()})
+    judged = outcomes.frame["cell"].map({key: cell.data for key, cell in cells_of(runs).items()})
     return {str(data): Outcomes(rows.reset_index(drop=True)) for data, rows in outcomes.frame.groupby(judged)}
 
 
 def provenance(outcomes: Outcomes, runs: Sequence[Run]) -> dict[str, Any]:
     """What made the rows: configuration, seeds, data and weights by content, versions; no path, no date."""
     judged = set(outcomes.frame["cell"])
-    cells = {cell: manifest for cell, manifest in cells_of(runs).items() if cell in judged}
-    crafts = [manifest["recipe"]["craft"] for manifest in cells.values() if "craft" in manifest["recipe"]]
+    cells = {key: cell for key, cell in cells_of(runs).items() if key in judged}
+    seeds = sorted({cell.craft.seed for cell in cells.values() if cell.craft is not None})
     trained = [run.manifest["data"] for run in runs if run.manifest["data"]]
     return {
         # A cell's key is the hash of all that it depends on: data, weights, attack, precision, seed.
         "config": content_key(sorted(cells)),
-        "data": sorted({_data(manifest) for manifest in cells.values()}),
+        "data": sorted({cell.data for cell in cells.values()}),
         **({"training data": {data["name"]: data["fingerprint"][:16] for data in trained}} if trained else {}),
-        "seeds": {"training": sorted({run.seed for run in runs}), "attacks": sorted({each["seed"] for each in crafts})},
+        "seeds": {"training": sorted({run.seed for run in runs}), "attacks": seeds},
         "weights": {run.name: run.weights[:16] for run in runs},
         "versions": versions(),
     }
-
-
-def _data(cell: Mapping[str, Any]) -> str:
-    recipe = cell["recipe"]
-    return str(recipe.get("craft", recipe)["data"])
 
 
 def tracked(runs: Sequence[Run]) -> pd.DataFrame:

@@ -6,21 +6,20 @@ import copy
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
-from robench.core.fast import attackable, crafting_dtype
+from robench.core.fast import Precision, attackable, crafting_dtype
 from robench.core.frozen import full_float32
 from robench.core.runs import Run
-from robench.core.store import content_key
 from robench.core.threads import fitting_batch, fitting_threads
-from robench.evaluation.craft import attack_of, craft
+from robench.evaluation.cells import Cell, Craft
+from robench.evaluation.craft import craft
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
 from robench.evaluation.predict import classes
@@ -30,8 +29,6 @@ from robench.studies.drawing import cells_of
 from robench.studies.workbench import CRAFTED, Workbench
 
 log = logging.getLogger(__name__)
-
-Manifest = Mapping[str, Any]
 
 
 def pictures(bench: Workbench, outcomes: Outcomes, runs: Sequence[Run], count: int) -> list[Picture]:
@@ -46,7 +43,7 @@ def pictures(bench: Workbench, outcomes: Outcomes, runs: Sequence[Run], count: i
     rows = choose(outcomes.frame, count)
     cells, cache = cells_of(runs), Images(bench.store.root / CRAFTED)
     # What one call of an attack gives, whatever its ε values; one target judges it.
-    same = rows["cell"].map({cell: _without_eps(cells[cell]) for cell in rows["cell"].unique()})
+    same = rows["cell"].map({key: _craft(cells[key]).at_any_eps for key in rows["cell"].unique()})
     numbers = bench.data.test.images[0].numel()
     size = fitting_batch(bench.settings.device, numbers, bench.settings.batch_size)
     groups = [
@@ -71,13 +68,12 @@ def pictures(bench: Workbench, outcomes: Outcomes, runs: Sequence[Run], count: i
     return [found[row] for row in range(len(rows)) if row in found]
 
 
-def _seen(bench: Workbench, rows: pd.DataFrame, cells: Sequence[Manifest], cache: Images) -> dict[int, Picture]:
+def _seen(bench: Workbench, rows: pd.DataFrame, cells: Sequence[Cell], cache: Images) -> dict[int, Picture]:
     """By index of ``rows``, those whose image still gets the prediction that they have."""
     target = bench.subject(bench.store.get(str(rows["target"].iloc[0])))
-    recipe = cells[0]["recipe"]
-    if recipe["target"] != target.identity:
+    if cells[0].identity != target.identity:
         raise RobenchError(f"the weights of run {target.name!r} are no longer those that were judged")
-    precision = recipe["craft"]["precision"]
+    precision = cast(Precision, _craft(cells[0]).precision)
     pixels = bench.data.test.images[torch.from_numpy(rows["sample"].to_numpy(np.int64))].to(bench.settings.device)
     clean = pixels.to(crafting_dtype(precision)) / 255
     images = _cached(rows, cells, clean, cache)
@@ -96,9 +92,9 @@ def _seen(bench: Workbench, rows: pd.DataFrame, cells: Sequence[Manifest], cache
     return found
 
 
-def _cached(rows: pd.DataFrame, cells: Sequence[Manifest], clean: Tensor, cache: Images) -> Tensor | None:
+def _cached(rows: pd.DataFrame, cells: Sequence[Cell], clean: Tensor, cache: Images) -> Tensor | None:
     """The images, (B,C,H,W), where the cache has all of them."""
-    kept = [cache.kept(cell["craft"]) for cell in cells]
+    kept = [cache.kept(_craft(cell).key) for cell in cells]
     samples = rows["sample"].to_numpy(np.int64)
     if not all(sample in each for sample, each in zip(samples.tolist(), kept, strict=True)):
         return None
@@ -109,34 +105,22 @@ def _cached(rows: pd.DataFrame, cells: Sequence[Manifest], clean: Tensor, cache:
     return torch.cat(loaded)
 
 
-def _crafted(bench: Workbench, target: Subject, rows: pd.DataFrame, cell: Manifest, clean: Tensor) -> Tensor:
-    """The images, (B,C,H,W), crafted as the manifest of one of their cells says."""
-    recipe = cell["recipe"]["craft"]
-    if recipe["batch"] is not None:
-        raise RobenchError(f"images of {cell['attack']} depend on the batch that they were crafted in")
-    attack = attack_of(recipe["attack"], f"attack {cell['attack']!r}")
-    if content_key(attack.manifest()) != content_key(recipe["attack"]):
-        raise RobenchError(f"attack {cell['attack']!r} has changed since")
+def _crafted(bench: Workbench, target: Subject, rows: pd.DataFrame, cell: Cell, clean: Tensor) -> Tensor:
+    """The images, (B,C,H,W), crafted as one of their cells says."""
+    made = _craft(cell)
+    if made.batch is not None:
+        raise RobenchError(f"images of {cell.attack} depend on the batch that they were crafted in")
+    job, precision = bench.job(target, cell), cast(Precision, made.precision)
     with full_float32():
-        model = attackable(_source(bench, target, cell), clean[:1], recipe["precision"])
+        model = attackable(job.source, clean[:1], precision)
     labels, samples = (rows[name].to_numpy(np.int64) for name in ("label", "sample"))
     eps, restart = rows["eps"].to_numpy(np.float64), int(rows["restart"].iloc[0])
-    return craft(model, attack, clean, labels, samples, eps, seed=recipe["seed"], restart=restart).images
+    return craft(model, job.attack, clean, labels, samples, eps, seed=made.seed, restart=restart).images
 
 
-def _source(bench: Workbench, target: Subject, cell: Manifest) -> Ensemble:
-    if cell["threat"] == "transfer":
-        return Ensemble([target.ensemble.members[int(cell["surrogate"]) - 1]])
-    if not cell["surrogate"]:
-        return target.ensemble
-    surrogate = bench.subject(bench.store.get(cell["surrogate"]))
-    if surrogate.identity != cell["recipe"]["craft"]["source"]:
-        raise RobenchError(f"the weights of surrogate {surrogate.name!r} are no longer those that were attacked")
-    return surrogate.ensemble
-
-
-def _without_eps(cell: Manifest) -> str:
-    return content_key({name: value for name, value in cell["recipe"]["craft"].items() if name != "eps"})
+def _craft(cell: Cell) -> Craft:
+    assert cell.craft is not None  # clean images do not fall
+    return cell.craft
 
 
 def _caption(row: Mapping[Any, Any], classes: Sequence[str]) -> str:

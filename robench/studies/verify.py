@@ -15,17 +15,14 @@ import torch
 
 from robench.attacks import ATTACKS
 from robench.core.data import DATASETS, load
-from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.runs import Run, Runs
 from robench.core.store import content_key, read_frame, read_json, read_record
-from robench.evaluation.craft import attack_of
+from robench.evaluation.cells import Cell
 from robench.evaluation.engine import Evaluator, Settings
-from robench.evaluation.fingerprint import judged_identity
 from robench.evaluation.outcomes import CELL_COLUMNS, ROW_COLUMNS, Outcomes, empty_rows
-from robench.evaluation.rows import read_cell
 from robench.evaluation.subjects import Subject
-from robench.evaluation.threats import BLACKBOX, Job, Threat
+from robench.evaluation.threats import Job, Threat
 from robench.studies.state import DRAWN
 from robench.studies.summary import objects, of_judgements
 from robench.studies.workbench import OUTCOMES, Workbench
@@ -156,12 +153,13 @@ def verify(
         yield _guarded(SUMMARY, lambda: _summary(result, store, rows))
 
 
-def _batch_dependent(store: Runs, name: str, cell: str) -> str:
+def _batch_dependent(store: Runs, name: str, key: str) -> str:
     """The attack of a cell whose images depend on their batch, by its own word and not by the manifest's; else nothing,
     as of a manifest that is damaged: its finding tells."""
     with suppress(RobenchError, LookupError, TypeError, AttributeError):
-        attack = str(_manifest(store.get(name), cell)["recipe"]["craft"]["attack"]["name"])
-        return attack if ATTACKS.get(attack).batch_dependent else ""
+        craft = _cell(store.get(name), key).craft
+        attack = str(craft.attack["name"]) if craft else ""
+        return attack if attack and ATTACKS.get(attack).batch_dependent else ""
     return ""
 
 
@@ -175,16 +173,15 @@ def _guarded(what: str, attempt: Callable[[], Finding]) -> Finding:
         return Finding(what, False, f"a file of it is damaged ({error!r})")
 
 
-def _tried(bench: Workbench, run: Run, cell: str, rows: pd.DataFrame, tolerance: float) -> Finding:
-    manifest = _manifest(run, cell)
-    recipe = manifest["recipe"]
-    what = f"{run.name} {recipe['threat']} {manifest['attack']} {manifest['loss']} ε {manifest['eps']:g} ({cell})"
-    again = _rows_again(bench, run, cell, manifest, sorted(set(rows["sample"].tolist())))
-    told = {name: manifest[name] for name in CELL_COLUMNS}
+def _tried(bench: Workbench, run: Run, key: str, rows: pd.DataFrame, tolerance: float) -> Finding:
+    cell = _cell(run, key)
+    what = f"{run.name} {cell.threat} {cell.attack} {cell.loss} ε {cell.eps:g} ({key})"
+    again = _rows_again(bench, run, cell, sorted(set(rows["sample"].tolist())))
     true = again.frame[list(CELL_COLUMNS)].iloc[0].to_dict()
-    wrong = [name for name in CELL_COLUMNS if told[name] != true[name]]
+    wrong = [name for name in CELL_COLUMNS if getattr(cell, name) != true[name]]
     if wrong:
-        return Finding(what, False, f"its manifest says {wrong[0]} {told[wrong[0]]!r}, and it is {true[wrong[0]]!r}")
+        told = getattr(cell, wrong[0])
+        return Finding(what, False, f"its manifest says {wrong[0]} {told!r}, and it is {true[wrong[0]]!r}")
     both = rows.merge(again.frame, on=_KEYS, how="outer", suffixes=("", "_again"), indicator=True)
     if len(rows) != len(again.frame) or not (both["_merge"] == "both").all():
         return Finding(what, False, f"it has {len(rows)} rows, and {len(again.frame)} are made")
@@ -205,43 +202,24 @@ def _tried(bench: Workbench, run: Run, cell: str, rows: pd.DataFrame, tolerance:
     return Finding(what, True, f"{len(both)} rows, {int(differs.sum())} differ")
 
 
-def _rows_again(bench: Workbench, run: Run, cell: str, manifest: dict[str, Any], samples: list[int]) -> Outcomes:
-    """The rows of a cell, crafted anew in memory; RobenchError where the manifest is not of this cell or these runs."""
-    recipe = manifest["recipe"]
-    craft = recipe.get("craft", {})
+def _rows_again(bench: Workbench, run: Run, cell: Cell, samples: list[int]) -> Outcomes:
+    """The rows of a cell, crafted anew in memory; RobenchError where it is not of this run or these data."""
     target = bench.subject(run)
-    if recipe["target"] != target.identity:
-        raise RobenchError(f"cell {cell} is of other weights than run {run.name!r} has")
-    if recipe.get("craft", recipe)["data"] != bench.data.identity:
-        raise RobenchError(f"cell {cell} was judged on other data than {bench.data.name!r}; name it: --dataset")
-    precision = craft.get("precision", "float64" if recipe.get("double") else "float32")
-    settings = Settings(bench.settings.device, precision, craft.get("batch"), craft.get("seed", 0))
+    if cell.identity != target.identity:
+        raise RobenchError(f"cell {cell.key} is of other weights than run {run.name!r} has")
+    if cell.data != bench.data.identity:
+        raise RobenchError(f"cell {cell.key} was judged on other data than {bench.data.name!r}; name it: --dataset")
     threat: Threat = _Clean()
-    if craft:
-        attack = attack_of(craft["attack"], f"the attack of cell {cell}")
-        job = _job(bench, target, recipe, craft, attack)
-        threat = _Again(eps=(craft["eps"],), attacks=(attack,), job=job)
+    settings = Settings(bench.settings.device, "float64" if cell.double else "float32")
+    if cell.craft is not None:
+        job = bench.job(target, cell)
+        threat = _Again(eps=(cell.eps,), attacks=(job.attack,), job=job)
+        precision: Any = cell.craft.precision
+        settings = Settings(bench.settings.device, precision, cell.craft.batch, cell.craft.seed)
     outcomes = Evaluator(bench.data, settings).run([target], threat, torch.tensor(samples))
-    if set(outcomes.frame["cell"]) != {cell}:
-        raise RobenchError(f"cell {cell} is not what its manifest says, or a plug-in has another version")
+    if set(outcomes.frame["cell"]) != {cell.key}:
+        raise RobenchError(f"cell {cell.key} is not what its manifest says, or a plug-in has another version")
     return outcomes
-
-
-def _job(bench: Workbench, target: Subject, recipe: dict[str, Any], craft: dict[str, Any], attack: Any) -> Job:
-    """Who is attacked: the target, one of its members, or a surrogate among the runs."""
-    source, restarts = craft["source"], tuple(craft["restarts"])
-    # A target may be its own surrogate, where that was allowed.
-    if source == target.identity and recipe["threat"] not in BLACKBOX:
-        return Job(recipe["threat"], target.ensemble, "", source, attack, restarts, pooled=True)
-    identity, slash, number = source.partition("/")
-    if slash and identity == target.identity and number.isdigit() and 1 <= int(number) <= target.n:
-        member = Ensemble([target.ensemble.members[int(number) - 1]])
-        return Job(recipe["threat"], member, number, source, attack, restarts, pooled=True, members_too=True)
-    for run in bench.store.all():
-        if judged_identity(run) == source:
-            surrogate = bench.subject(run)
-            return Job(recipe["threat"], surrogate.ensemble, surrogate.name, source, attack, restarts, pooled=False)
-    raise RobenchError(f"the surrogate with identity {source} is not among the runs in {bench.store.root}")
 
 
 def _summary(result: Path, store: Runs, rows: dict[str, pd.DataFrame]) -> Finding:
@@ -251,8 +229,8 @@ def _summary(result: Path, store: Runs, rows: dict[str, pd.DataFrame]) -> Findin
     for name, frame in rows.items():
         own = of_judgements(frame, judged)
         if len(own):
-            manifests = {str(cell): _manifest(store.get(name), str(cell)) for cell in own["cell"].unique()}
-            parts.append(Outcomes.join(own, manifests))
+            cells = {str(key): _cell(store.get(name), str(key)) for key in own["cell"].unique()}
+            parts.append(Outcomes.join(own, cells))
     told = [row for row in read_json(result / SUMMARY) if "diversity" not in row]
     true = objects(Outcomes.concat(parts))
     lost = [row for row in told if row not in true]
@@ -261,5 +239,5 @@ def _summary(result: Path, store: Runs, rows: dict[str, pd.DataFrame]) -> Findin
     return Finding(SUMMARY, True, f"{len(told)} numbers are those of the rows")
 
 
-def _manifest(run: Run, cell: str) -> Any:
-    return read_cell(run.folder / OUTCOMES, cell)
+def _cell(run: Run, key: str) -> Cell:
+    return Cell.read(run.folder / OUTCOMES, key)

@@ -11,11 +11,14 @@ from typing import Any
 import pandas as pd
 
 from robench.core.data import Data
+from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.progress import Progress, duration, silent
 from robench.core.runs import Run, Runs
 from robench.core.threads import fitting_threads
 from robench.evaluation.api import chosen_samples
+from robench.evaluation.cells import Cell
+from robench.evaluation.craft import attack_of
 from robench.evaluation.diversity import GROUP, measure
 from robench.evaluation.engine import Evaluator, Forecast, Settings, correct_for_all, surrogates_of
 from robench.evaluation.fingerprint import Recognised, judged_identity, recognise
@@ -24,7 +27,7 @@ from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.probe import judge
 from robench.evaluation.rows import FolderRows
 from robench.evaluation.subjects import Subject
-from robench.evaluation.threats import Blackbox, Threat, Transfer, Whitebox
+from robench.evaluation.threats import BLACKBOX, Blackbox, Job, Threat, Transfer, Whitebox
 from robench.training.estimate import seconds
 from robench.training.loop import Track, ensure
 from robench.training.task import Task, resolve
@@ -120,6 +123,30 @@ class Workbench:
     def hold_out(self, surrogates: Sequence[Run], **options: Any) -> Blackbox:
         """The black-box threat from these runs."""
         return Blackbox(surrogates=tuple(self.subject(run) for run in surrogates), **options)
+
+    def job(self, target: Subject, cell: Cell) -> Job:
+        """The crafting behind an attacked cell of ``target``, on the target, one of its members, or a surrogate.
+
+        Raises:
+            RobenchError: the attack has changed, or the surrogate is not among the runs any more.
+        """
+        assert cell.craft is not None
+        attack, source, restarts = attack_of(cell), cell.craft.source, cell.craft.restarts
+        # A target may be its own surrogate, where that was allowed.
+        if source == target.identity and cell.threat not in BLACKBOX:
+            return Job(cell.threat, target.ensemble, "", source, attack, restarts, pooled=True)
+        identity, slash, number = source.partition("/")
+        if slash and identity == target.identity and number.isdigit() and 1 <= int(number) <= target.n:
+            member = Ensemble([target.ensemble.members[int(number) - 1]])
+            return Job(cell.threat, member, number, source, attack, restarts, pooled=True, members_too=True)
+        for run in self.store.all():
+            if judged_identity(run) == source:
+                surrogate = self.subject(run)
+                return Job(cell.threat, surrogate.ensemble, surrogate.name, source, attack, restarts, pooled=False)
+        raise RobenchError(
+            f"surrogate {cell.surrogate!r} is not among the runs in {self.store.root}, or has other weights than were "
+            f"attacked"
+        )
 
     def surrogate_tasks(self, sizes: Iterable[int], defense: str, **options: Any) -> list[Task]:
         """Hold-out ensembles: the same recipe, in the role of a surrogate, so that every draw differs."""

@@ -20,6 +20,7 @@ from robench.attacks.pgd import PGD
 from robench.core.data import Data
 from robench.core.errors import RobenchError
 from robench.core.rng import Draws
+from robench.evaluation.cells import Cell
 from robench.evaluation.checks import Check, check, failed, kin
 from robench.evaluation.engine import Evaluator, Settings
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
@@ -38,7 +39,8 @@ def outcomes(threat: str, right: dict[float, int], total: int = 200, **changes: 
         kind = threat if eps else "clean"
         cell = f"{kind}{eps}"
         constants = {"target": "t", "defense": "d", "n": 2, "seed": 0, "surrogate": "s" * (threat == "blackbox")}
-        cells[cell] = {**constants, "threat": kind, "attack": "pgd", "loss": "ce", "eps": eps}
+        of: dict[str, Any] = {**constants, "threat": kind, "attack": "pgd", "loss": "ce", "eps": eps}
+        cells[cell] = Cell(**of, identity="t", data="d")
         for sample in range(total):
             correct = sample < standing
             row = {"cell": cell, "sample": sample, "member": ENSEMBLE, "restart": 0, "label": 0}

@@ -16,6 +16,7 @@ from robench.core.data import Data
 from robench.core.errors import RobenchError
 from robench.core.runs import Run
 from robench.core.store import content_key
+from robench.evaluation.cells import Cell, Craft
 from robench.evaluation.comparison import Measured, compare, compare_defenses, of_defense
 from robench.evaluation.engine import Evaluator, Settings
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
@@ -31,15 +32,13 @@ Verdicts = dict[tuple[str, float], Sequence[bool]]
 def measured(name: str, verdicts: Verdicts, samples: Iterable[int] | None = None, data: str = "d") -> Measured:
     """An ensemble of which black-box rows are known."""
     cells: dict[str, Any] = {}
-    recipes: dict[str, Any] = {}
     rows = []
     for (attack, eps), right in verdicts.items():
-        craft = {"data": data, "source": "s", "attack": attack, "eps": eps}
-        recipe = {"threat": "blackbox", "craft": craft, "target": name}
-        cell = content_key(recipe)
-        recipes[cell] = recipe
-        constants = {"target": name, "defense": "x", "n": 2, "seed": 0, "threat": "blackbox", "surrogate": "s"}
-        cells[cell] = {**constants, "attack": attack, "loss": "ce", "eps": eps}
+        craft = Craft(data, "s", {"name": attack}, (0,), 0, "float32", eps)
+        of: dict[str, Any] = {"target": name, "defense": "x", "n": 2, "seed": 0, "threat": "blackbox"}
+        made = Cell(**of, identity=name, data=data, surrogate="s", attack=attack, loss="ce", eps=eps, craft=craft)
+        cell = made.key
+        cells[cell] = made
         for sample, correct in zip(samples or range(len(right)), right, strict=True):
             rows.append(
                 {
@@ -55,7 +54,7 @@ def measured(name: str, verdicts: Verdicts, samples: Iterable[int] | None = None
                     "zero_gradient": False,
                 }
             )
-    return Measured.of(name, Outcomes.join(pd.DataFrame(rows), cells), recipes)
+    return Measured.of(name, Outcomes.join(pd.DataFrame(rows), cells), cells)
 
 
 def bits(right: int, total: int = 40) -> list[bool]:
@@ -196,4 +195,4 @@ def test_rows_of_the_evaluator_are_paired_by_what_crafted_them(
 
 def test_rows_of_several_models_are_not_one_ensemble() -> None:
     with pytest.raises(RobenchError, match="the rows of 'x' are of several models, since its weights were replaced"):
-        Measured.of("x", Outcomes.concat([]), {"first": {"target": "1"}, "second": {"target": "2"}})
+        Measured.of("x", Outcomes.concat([]), {each: Cell("x", "x", 2, 0, "clean", each, "d") for each in "12"})

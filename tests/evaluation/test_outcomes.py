@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robench.core.errors import RobenchError
+from robench.evaluation.cells import Cell
 from robench.evaluation.outcomes import CELL_COLUMNS, ENSEMBLE, Outcomes, left_out, that_count, wilson
 from robench.reports._queries import transfer_rates
 
@@ -20,8 +22,8 @@ def outcomes(verdicts: dict[tuple[str, float, int, int], bool], threat: str = "b
     cells, rows = {}, []
     for (attack, eps, restart, sample), correct in verdicts.items():
         cell = f"{attack}/{eps}/{restart}"
-        constants = {"target": "t", "defense": "d", "n": 3, "seed": 0, "threat": threat, "surrogate": "1"}
-        cells[cell] = {**constants, "attack": attack, "loss": "ce", "eps": eps}
+        of: dict[str, Any] = {"target": "t", "defense": "d", "n": 3, "seed": 0, "threat": threat, "surrogate": "1"}
+        cells[cell] = Cell(**of, attack=attack, loss="ce", eps=eps, identity="t", data="d")
         rows.append(
             {
                 "cell": cell,

@@ -106,9 +106,9 @@ def test_replaced_weights_are_noticed(judged: Workbench) -> None:
     replace(judged.store.root / "sub", judged.store.root / "base")
     found, lines = seen(judged)
     assert found
-    assert any("surrogate 'sub' are no longer those" in text for text in lines)
+    assert any("surrogate 'sub' is not among the runs" in text for text in lines)
     shutil.rmtree(judged.store.root / "sub")
-    assert any("unknown run 'sub'" in text for text in seen(judged)[1])
+    assert any("surrogate 'sub' is not among the runs" in text for text in seen(judged)[1])
 
 
 def replace(run: Path, other: Path) -> None:
