@@ -42,14 +42,17 @@ class Strongest(Attack):
 
     def parts(self, classes: int) -> tuple[Attack, ...]:
         """The attacks, in order, on a model of so many classes."""
-        common = {"loss": self.loss, "steps": self.steps}
+        loss, steps = self.loss, self.steps
         return (
-            APGD(**common),
-            *(Members(combine=combine, **common) for combine in ("normalised", "minmax", "losses", "logits")),
-            MORA(targets=0, **common),
-            APGD(objective="dlr", targets=min(TARGETS, classes - 1), **common)
+            APGD(loss=loss, steps=steps),
+            Members(combine="normalised", loss=loss, steps=steps),
+            Members(combine="minmax", loss=loss, steps=steps),
+            Members(combine="losses", loss=loss, steps=steps),
+            Members(combine="logits", loss=loss, steps=steps),
+            MORA(targets=0, loss=loss, steps=steps),
+            APGD(objective="dlr", targets=min(TARGETS, classes - 1), loss=loss, steps=steps)
             if classes >= 4
-            else APGD(loss="cw", steps=self.steps),
+            else APGD(loss="cw", steps=steps),
             Square(queries=self.queries),
         )
 

@@ -109,8 +109,8 @@ def test_it_is_algorithm_1(objective: Any, loss: str, make_ensemble: Make, make_
     draws = Draws.of([3, 1, 4, 15, 9])
     crafted = APGD(steps=STEPS, objective=objective, loss=loss)(model, images, labels, EPS, draws).images
     halved, visited = set(), set()
+    kind = dlr if objective == "dlr" else LOSSES.get(loss)
     for row, label in enumerate(labels.tolist()):
-        kind = dlr if objective == "dlr" else LOSSES.get(loss)
         look = looked(model, lambda z, label=label: kind(z, torch.tensor([label])), label)  # type: ignore[misc]
         image = images[row].numpy()
         found = plain(look, image, start_of(image, draws, row, EPS), EPS)
