@@ -28,15 +28,19 @@ class Ensemble(nn.Module):
     def __len__(self) -> int:
         return len(self.members)
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Every member's logits, shape (N,B,K)."""
+    def member_logits(self, images: Tensor) -> list[Tensor]:
+        """Each member's logits by itself, N times (B,K): a gradient of one of them passes through no other member."""
         try:
-            return torch.stack([member(images) for member in self.members])
+            return [member(images) for member in self.members]
         except RuntimeError as error:
             # A network with a `view` does not take images that are channels-last.
             if images.is_contiguous() or "view size is not compatible" not in str(error):
                 raise
-        return torch.stack([member(images.contiguous()) for member in self.members])
+        return [member(images.contiguous()) for member in self.members]
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Every member's logits, shape (N,B,K)."""
+        return torch.stack(self.member_logits(images))
 
     def forward(self, images: Tensor) -> Tensor:
         return mixture(self.logits(images))

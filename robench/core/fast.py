@@ -96,6 +96,21 @@ class _Autocast(nn.Module):
         return logits.float()
 
 
+def member_logits(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """Each member's logits by itself, N times (B,K), as ``model`` computes them.
+
+    Args:
+        model: an `Ensemble`, or what `attackable` made of one. A model without members is an ensemble of one.
+    """
+    if isinstance(model, Ensemble):
+        return model.member_logits(images)
+    if isinstance(model, _Autocast):
+        with torch.autocast(images.device.type, model.dtype):
+            found = member_logits(model.model, images)
+        return [logits.float() for logits in found]
+    return [model(images)]
+
+
 def attackable(model: nn.Module, image: Tensor, precision: Precision, *, plain: bool = False) -> nn.Module:
     """A copy of ``model`` for crafting: eval mode, no parameter gradients, BatchNorm folded into convolutions,
     channels-last, in the precision asked for. The function is the same up to rounding on this image; whether it is on

@@ -67,6 +67,10 @@ class Draws:
         """The same samples at another restart."""
         return replace(self, restart=restart)
 
+    def only(self, rows: npt.NDArray[np.int64]) -> Draws:
+        """The draws of these rows of the batch."""
+        return replace(self, samples=self.samples[rows])
+
 
 @dataclass(frozen=True)
 class Stream:

@@ -9,8 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robench.core.ensemble import Ensemble
-from robench.core.fast import attackable, compiled, fold_batchnorm, has_bfloat16, slow_precision, widen_heads
+from robench.core.ensemble import Ensemble, mixture
+from robench.core.fast import (
+    Precision,
+    attackable,
+    compiled,
+    fold_batchnorm,
+    has_bfloat16,
+    member_logits,
+    slow_precision,
+    widen_heads,
+)
 from robench.core.models import ModelSpec, build
 
 
@@ -49,6 +58,36 @@ def test_the_original_is_untouched() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float64"])
+def test_members_are_reached_in_what_an_attack_is_given(precision: Precision) -> None:
+    model = Ensemble([trained_looking("resnet8"), Viewing(), trained_looking("resnet14")]).eval()
+    images = torch.rand(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    fast = attackable(model, images, precision)
+    images = images.double() if precision == "float64" else images
+    logits = member_logits(fast, images)
+    assert {(each.shape, each.dtype) for each in logits} == {((4, 5), images.dtype)}
+    # Bit for bit what the model makes log p̄ of, so under the same autocast.
+    assert torch.equal(mixture(torch.stack(logits)), fast(images))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_model_without_members_is_an_ensemble_of_one(precision: Precision) -> None:
+    images = torch.rand(4, 3, 8, 8)
+    fast = attackable(trained_looking("resnet8"), images, precision)
+    (logits,) = member_logits(fast, images)
+    assert torch.equal(logits, fast(images))
+
+
+def test_the_gradient_of_a_member_passes_through_no_other() -> None:
+    ensemble = Ensemble([Viewing(), Viewing()]).eval()
+    called: list[int] = []
+    for number, member in enumerate(ensemble.members):
+        member.register_full_backward_hook(lambda *_, number=number: called.append(number))  # type: ignore[misc]
+    logits = member_logits(ensemble, torch.rand(2, 3, 8, 8, requires_grad=True))
+    logits[1].sum().backward()
+    assert called == [1]
 
 
 class Viewing(nn.Module):

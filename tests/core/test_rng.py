@@ -44,6 +44,13 @@ def test_a_sample_draws_the_same_in_any_batch_order_and_number(samples: list[int
     assert torch.equal(doubled, torch.cat([together.flip(0)] * 2))
 
 
+def test_rows_of_a_batch_keep_their_draws() -> None:
+    draws = Draws.of([4, 9, 2, 7], seed=5, restart=3)
+    some = draws.only(np.array([3, 1, 1]))
+    assert some.samples.tolist() == [7, 9, 9]
+    assert torch.equal(some.uniform("start", (2,), LIKE), draws.uniform("start", (2,), LIKE)[[3, 1, 1]])
+
+
 def test_every_part_of_the_key_matters() -> None:
     def draw(sample: int = 0, seed: int = 0, restart: int = 0, purpose: str = "start") -> float:
         return float(Draws.of([sample], seed=seed, restart=restart).uniform(purpose, (), LIKE))
