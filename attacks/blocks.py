@@ -28,7 +28,7 @@ def strips(cuts: Tensor, size: int) -> Strips:
     """The strips between ``cuts`` (B,n−1), int64 in 0..size and ascending: n of them; some may be empty."""
     position = torch.arange(size, device=cuts.device)
     number = (position >= cuts[:, :, None]).sum(dim=1)
-    edges = torch.cat([torch.zeros_like(cuts[:, :1]), cuts, torch.full_like(cuts[:, :1], size)], dim=1)
+    edges = torch.cat([cuts.new_zeros(len(cuts), 1), cuts, cuts.new_full((len(cuts), 1), size)], dim=1)
     start = edges.gather(1, number)
     return Strips(number, start, edges.gather(1, number + 1) - start, position - start)
 

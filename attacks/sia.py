@@ -140,9 +140,9 @@ def transformed(images: Tensor, unit: Tensor, noise: Tensor, blocks: int) -> Ten
     x = (x - (amount * wide).long() * doing("shift right")) % wide
     moved = read(images, row.start[:, :, None] + y, column.start[:, None, :] + x)
     dropped = torch.stack([per_pixel(each, row, column) < DROPPED for each in kept.chunk(channels, dim=1)], dim=1)
-    factor = torch.where(doing("scale"), amount, 1.0)[:, None]
-    factor = torch.where(doing("dropout")[:, None], ~dropped / (1 - DROPPED), factor)
-    result = moved * factor.to(images)
+    factor = torch.where(doing("scale"), amount, 1.0).to(images)[:, None]
+    factor = torch.where(doing("dropout")[:, None], (~dropped).to(images) / (1 - DROPPED), factor)
+    result = moved * factor
     result = torch.where(doing("noise")[:, None], (images + noise).clamp(0, 1), result)
     for name, operator in (("resize", resizing), ("low frequencies", low_frequencies)):
         down, right = (operator(each).to(images)[:, None] for each in (row, column))
@@ -166,8 +166,9 @@ def resizing(axis: Strips) -> Tensor:
 def low_frequencies(axis: Strips) -> Tensor:
     """The matrix (B,size,size) that keeps of every strip all but its ⌊.4·L⌋ highest frequencies of the DCT-II."""
     same = axis.number[:, :, None] == axis.number[:, None, :]
-    frequency, length = axis.local[:, :, None].double(), axis.length[:, :, None].double()
-    wave = (math.pi * (2 * axis.local[:, None, :] + 1) * frequency / (2 * length)).cos()
+    local, length = axis.local.double(), axis.length[:, :, None].double()
+    frequency = local[:, :, None]
+    wave = (math.pi * (2 * local[:, None, :] + 1) * frequency / (2 * length)).cos()
     basis = wave * ((2 - (frequency == 0).double()) / length).sqrt() * same
     kept = (axis.local < axis.length - axis.length * 2 // 5)[:, :, None]
     return (basis * kept).mT @ basis
