@@ -24,8 +24,9 @@ class Admix(Attack):
     classes, drawn anew for every image and step, and i < m₁.
 
     **An image depends on its batch**: an attack knows no other images than those beside it, so that x' is one of them,
-    clean, by a keyed draw. Where all of a batch are of one class nothing is mixed in: that is `sim` m₂ times. The
-    authors' code takes a permutation of the batch as it is by now, whatever the classes, the image itself included.
+    clean, by a keyed draw. Where all of a batch are of one class it is any other of them; a batch of one image is not
+    mixed, which is `sim` m₂ times. The authors' code takes a permutation of the batch as it is by now, whatever the
+    classes, the image itself included.
 
     Attributes:
         steps: gradient steps.
@@ -80,9 +81,12 @@ class Admix(Attack):
 
 
 def partners(images: Tensor, labels: Tensor, unit: Tensor) -> Tensor:
-    """For each image one of those in ``images`` with another label, as ``unit`` (B,) in (0, 1) has it, each as likely;
-    zeros where there is none, (B,C,H,W)."""
-    rank = (labels[:, None] != labels).cumsum(dim=1)
+    """For each image one of those in ``images`` with another label, else any other, as ``unit`` (B,) in (0, 1) has it,
+    each as likely; zeros for an image alone, (B,C,H,W)."""
+    other = labels[:, None] != labels
+    position = torch.arange(len(labels), device=labels.device)
+    other = other | (~other.any(dim=1, keepdim=True) & (position[:, None] != position))
+    rank = other.cumsum(dim=1)
     count = rank[:, -1:]
     # The first position by which as many as wanted were counted.
     chosen = (rank <= (unit[:, None] * count).long()).sum(dim=1)

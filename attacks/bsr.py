@@ -91,8 +91,8 @@ def shuffled(images: Tensor, unit: Tensor, blocks: int, degrees: float) -> Tenso
     Args:
         unit: uniform in (0, 1), (B, 4·blocks + blocks²): lengths and order of the rows, of the columns, the angles.
     """
-    row_lengths, row_order, column_lengths, column_order, turns = unit.double().split(
-        [blocks, blocks, blocks, blocks, blocks**2], dim=1
+    row_lengths, row_order, column_lengths, column_order, turns = torch.split(
+        unit.double(), [blocks, blocks, blocks, blocks, blocks**2], dim=1
     )
     # In float64 whatever the images are in, so that every dtype and device sees the same geometry.
     row, row_start = _shuffled_axis(row_lengths, row_order, images.shape[2])

@@ -79,7 +79,7 @@ class PGN(Attack):
                     size = size / near[0].numel()
                 down = alpha.repeat(len(part), 1, 1, 1) * near / size.clamp(min=1e-30)
                 mixed = near.lerp(slopes(objective, points - down), self.balance)
-                total += mixed.unflatten(0, (len(part), -1)).sum(dim=0)
+                total += mixed.view(len(part), *z.shape).sum(dim=0)
             return total / self.neighbours
 
         return follow(rule, images, eps, steps=self.steps, step_ratio=self.step_ratio, momentum=self.momentum)[0]

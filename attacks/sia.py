@@ -117,8 +117,8 @@ def transformed(images: Tensor, unit: Tensor, noise: Tensor, blocks: int) -> Ten
         noise: (B,C,H,W).
     """
     channels, height, width = images.shape[1:]
-    rows, columns, kinds, amounts, kept = unit.split(
-        [height - 1, width - 1, blocks**2, blocks**2, channels * blocks**2], dim=1
+    rows, columns, kinds, amounts, kept = torch.split(
+        unit, [height - 1, width - 1, blocks**2, blocks**2, channels * blocks**2], dim=1
     )
     row, column = (
         strips(keys.argsort(dim=1, stable=True)[:, : blocks - 1].sort(dim=1).values + 1, size)

@@ -125,10 +125,16 @@ def test_admix_is_its_formula(make_ensemble: Make, make_batch: MakeBatch) -> Non
         torch.testing.assert_close(found[row], climb(images[row], eps[row], attack, rule), rtol=0, atol=1e-12)
 
 
-def test_a_batch_of_one_class_is_not_mixed(make_ensemble: Make, make_batch: MakeBatch) -> None:
+def test_of_one_class_it_is_any_other_image() -> None:
+    images = torch.arange(1.0, 4.0).view(3, 1, 1, 1)
+    for unit, wanted in ((0.1, [2, 1, 1]), (0.9, [3, 3, 2])):
+        found = partners(images, torch.zeros(3, dtype=torch.int64), torch.full((3,), unit))
+        assert found.flatten().tolist() == wanted
+
+
+def test_an_image_alone_is_not_mixed(make_ensemble: Make, make_batch: MakeBatch) -> None:
     model = make_ensemble(dtype=torch.float64)
-    images, labels = make_batch(model, 4, dtype=torch.float64)
-    labels = torch.zeros_like(labels)
+    images, labels = make_batch(model, 1, dtype=torch.float64)
     mixed, plain = Admix(steps=3)(model, images, labels, 0.1), SIM(steps=3)(model, images, labels, 0.1)
     torch.testing.assert_close(mixed.images, plain.images, rtol=0, atol=1e-9)
     assert Admix.batch_dependent
