@@ -1,4 +1,4 @@
-"""The one momentum-sign loop: PGD, M-DI², SGM, adversarial training and DVERGE's distillation all run it."""
+"""The one momentum-sign loop: every attack that follows gradients, adversarial training and DVERGE's distillation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from torch import Tensor
 from robench.core import linf
 from robench.core.errors import RobenchError
 
+#: (z, step) -> what to raise, one value per sample (B,).
 Objective = Callable[[Tensor, int], Tensor]
+#: (z, step) -> the direction to follow in place of the gradient, (B,C,H,W).
+Rule = Callable[[Tensor, int], Tensor]
 
 
 def gradient(objective: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -38,11 +41,7 @@ def ascend(
     momentum: float = 0.0,
     start: Tensor | None = None,
 ) -> Tensor:
-    """The last iterate of z ← Π(z + α·sign g), g ← μ·g + ∇/max(‖∇‖₁, 1e-12) per sample (Dong et al. 2018, eq. 6–7).
-
-    With μ = 0 this is PGD (Madry et al. 2018): the sign makes the normalisation void, so it is skipped. A gradient
-    that is zero leaves a sample where it is for that step only; a part that is not finite counts as zero, as with
-    momentum it would stay (sign(NaN) is 0).
+    """The last iterate of `follow` along the gradient of ``objective``: PGD, or with μ > 0 MI-FGSM.
 
     Args:
         objective: (z, step) -> what to raise, one value per sample (B,).
@@ -53,18 +52,54 @@ def ascend(
     Returns:
         (B,C,H,W) in the ball and in the box; no graph attached.
     """
+
+    def rule(z: Tensor, step: int) -> Tensor:
+        return gradient(lambda point: objective(point, step), z)
+
+    return follow(rule, images, eps, steps=steps, step_ratio=step_ratio, momentum=momentum, start=start)[0]
+
+
+def follow(
+    rule: Rule,
+    images: Tensor,
+    eps: Tensor,
+    *,
+    steps: int,
+    step_ratio: float,
+    momentum: float = 0.0,
+    start: Tensor | None = None,
+    scale: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """z ← Π(z + α·sign g), g ← μ·g + r/max(‖r‖₁, 1e-12) per sample (Dong et al. 2018, eq. 6–7), r what the rule says.
+
+    With μ = 0 this is PGD (Madry et al. 2018): the sign makes the normalisation void, so it is skipped. A gradient
+    that is zero leaves a sample where it is for that step only; a part that is not finite counts as zero, as with
+    momentum it would stay (sign(NaN) is 0).
+
+    Args:
+        rule: called once for each step, in order; what it returns may be changed.
+        images: centre of the ball, (B,C,H,W); eps: its radius, (B,).
+        step_ratio: α/ε.
+        start: the first iterate (clipped here); the images themselves by default.
+        scale: g -> what each pixel's step is multiplied by, (B,C,H,W); 1 by default.
+
+    Returns:
+        The last z, (B,C,H,W) in the ball and in the box, and the last g, (B,C,H,W); no graph attached.
+    """
     lower, upper = linf.bounds(images, eps)
     alpha = (step_ratio * eps).view(-1, 1, 1, 1)
     z = (images if start is None else start).detach().clone().clamp_(lower, upper)
-    velocity = torch.zeros_like(z) if momentum else None
+    velocity = torch.zeros_like(z)
     for step in range(steps):
-        slope = gradient(lambda point, step=step: objective(point, step), z)  # type: ignore[misc]
-        slope = slope.nan_to_num_(0.0, 0.0, 0.0)
-        if velocity is not None:
+        slope = rule(z, step).nan_to_num_(0.0, 0.0, 0.0)
+        if momentum:
             length = torch.linalg.vector_norm(slope, 1, dim=(1, 2, 3), keepdim=True).clamp_(min=1e-12)
-            slope = velocity.mul_(momentum).addcdiv_(slope, length)
-        z = torch.addcmul(z, alpha, slope.sign()).clamp_(lower, upper)
-    return z
+            velocity.mul_(momentum).addcdiv_(slope, length)
+        else:
+            velocity = slope
+        size = alpha if scale is None else alpha * scale(velocity)
+        z = torch.addcmul(z, size, velocity.sign()).clamp_(lower, upper)
+    return z, velocity
 
 
 def uniform_start(images: Tensor, eps: Tensor, noise: Tensor) -> Tensor:

@@ -242,3 +242,16 @@ def fold_batchnorm(model: nn.Module, image: Tensor) -> int:
             elif child in fused:
                 setattr(module, name, fused[child])
     return len(pairs)
+
+
+def members(model: nn.Module) -> list[nn.Module]:
+    """The members of ``model`` by themselves, images (B,C,H,W) -> logits (B,K), each in the precision of the whole.
+
+    Args:
+        model: an `Ensemble`, or what `attackable` made of one. A model without members is an ensemble of one.
+    """
+    if isinstance(model, Ensemble):
+        return list(model.members)
+    if isinstance(model, _Autocast):
+        return [_Autocast(member, model.dtype) for member in members(model.model)]
+    return [model]

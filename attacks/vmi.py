@@ -1,0 +1,75 @@
+"""Momentum ascent, corrected by how the gradient varied around the last iterate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robench.attacks.ascent import follow
+from robench.attacks.base import ATTACKS, Attack
+from robench.attacks.copies import losses, mean_slopes, neighbour, require, slopes
+from robench.core.losses import LOSSES
+from robench.core.rng import Draws
+
+
+@ATTACKS.register("vmi")
+@dataclass(frozen=True, kw_only=True)
+class VMI(Attack):
+    """VMI-FGSM (Wang & He 2021, algorithm 1, https://arxiv.org/abs/2103.15571), with the authors' settings.
+
+    The momentum takes ∇J(x_t) + v_t, where v_t = (1/N) Σ_i ∇J(x_{t−1} + r_i) − ∇J(x_{t−1}), r_i ~ U(−β·ε, β·ε), v_0 =
+    0: the variance is that of the step before. Neighbours are not cut to the box, as in the authors' code. Nothing
+    would use the variance of the last step: it is not computed.
+
+    Attributes:
+        steps: gradient steps.
+        step_ratio: step size over ε; the paper's is 1/steps.
+        momentum: μ.
+        neighbours: N, drawn anew for every image and step.
+        radius: β, half the side of the neighbourhood over ε.
+    """
+
+    steps: int = 10
+    step_ratio: float = 0.1
+    momentum: float = 1.0
+    neighbours: int = 20
+    radius: float = 1.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "neighbours", self.neighbours >= 1, "to be at least 1; without any it is pgd:momentum=1")
+        require(self, "radius", self.radius >= 0, "to be at least 0, as a part of ε")
+
+    @property
+    def stochastic(self) -> bool:
+        return self.radius > 0 and self.steps > 1
+
+    @property
+    def restarts_are_versions(self) -> bool:
+        return False  # as M-DI²: it starts at the image, whatever it draws on the way
+
+    @property
+    def passes(self) -> int:
+        return self.steps + (self.steps - 1) * self.neighbours
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
+        objective = losses(model, LOSSES.get(self.loss), labels)
+        variance = torch.zeros_like(images)
+
+        def rule(z: Tensor, step: int) -> Tensor:
+            nonlocal variance
+            slope = slopes(objective, z)
+            tuned = slope + variance
+            if step + 1 < self.steps:
+                around = mean_slopes(
+                    objective,
+                    lambda point, copy: neighbour(point, self.radius * eps, draws, step, copy),
+                    self.neighbours,
+                    z,
+                )
+                variance = around - slope
+            return tuned
+
+        return follow(rule, images, eps, steps=self.steps, step_ratio=self.step_ratio, momentum=self.momentum)[0]
