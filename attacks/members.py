@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robench.attacks.ascent import ascend, uniform_start
 from robench.attacks.base import ATTACKS, Attack
 from robench.core.errors import RobenchError
-from robench.core.fast import member_logits
+from robench.core.fast import members
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
 
@@ -79,7 +79,7 @@ class Members(Attack):
 
         def objective(z: Tensor, step: int) -> Tensor:
             nonlocal weights
-            logits = member_logits(model, z)
+            logits = [member(z) for member in members(model)]
             if self.combine == "logits":
                 return loss(torch.stack(logits).mean(dim=0), labels)
             losses = [loss(each, labels) for each in logits]

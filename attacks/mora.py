@@ -18,7 +18,7 @@ from robench.attacks.survivors import Least, Standing, in_turn
 from robench.core import linf
 from robench.core.ensemble import mixture
 from robench.core.errors import RobenchError
-from robench.core.fast import member_logits
+from robench.core.fast import members
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
 
@@ -114,7 +114,7 @@ class MORA(Attack):
         least = Least(z, labels)
 
         def judged(point: Tensor) -> tuple[Tensor, Tensor]:
-            logits = torch.stack(member_logits(model, point))
+            logits = torch.stack([member(point) for member in members(model)])
             return raised(logits), mixture(logits)
 
         for i in range(self.steps):

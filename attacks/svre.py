@@ -61,8 +61,7 @@ class SVRE(Attack):
         loss, each = LOSSES.get(self.loss), members(model)
 
         def slope_of(number: int, z: Tensor) -> Tensor:
-            # A network with a `view` takes no images that are channels-last.
-            return slopes(lambda point: loss(each[number](point.contiguous()), labels), z)
+            return slopes(lambda point: loss(each[number](point), labels), z)
 
         def rule(z: Tensor, step: int) -> Tensor:
             whole = [slope_of(number, z) for number in range(len(each))]

@@ -28,22 +28,23 @@ class Ensemble(nn.Module):
     def __len__(self) -> int:
         return len(self.members)
 
-    def member_logits(self, images: Tensor) -> list[Tensor]:
-        """Each member's logits by itself, N times (B,K): a gradient of one of them passes through no other member."""
-        try:
-            return [member(images) for member in self.members]
-        except RuntimeError as error:
-            # A network with a `view` does not take images that are channels-last.
-            if images.is_contiguous() or "view size is not compatible" not in str(error):
-                raise
-        return [member(images.contiguous()) for member in self.members]
-
     def logits(self, images: Tensor) -> Tensor:
         """Every member's logits, shape (N,B,K)."""
-        return torch.stack(self.member_logits(images))
+        return torch.stack([logits_of(member, images) for member in self.members])
 
     def forward(self, images: Tensor) -> Tensor:
         return mixture(self.logits(images))
+
+
+def logits_of(member: nn.Module, images: Tensor) -> Tensor:
+    """A member's logits (B,K), also of images (B,C,H,W) in channels-last where its code has a `view`."""
+    try:
+        logits: Tensor = member(images)
+    except RuntimeError as error:
+        if images.is_contiguous() or "view size is not compatible" not in str(error):
+            raise
+        logits = member(images.contiguous())
+    return logits
 
 
 def mixture(logits: Tensor) -> Tensor:

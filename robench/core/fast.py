@@ -7,13 +7,15 @@ What each choice is worth, and what was not worth taking (ReLU in place, members
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from robench.core.ensemble import Ensemble
+from robench.core.ensemble import Ensemble, logits_of
 from robench.core.errors import out_of_memory
 from robench.core.frozen import hooked
 
@@ -91,24 +93,25 @@ class _Autocast(nn.Module):
         self.dtype = dtype
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.within(self.model, images)
+
+    def within(self, part: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """What a part of the model returns in this precision, in float32."""
         with torch.autocast(images.device.type, self.dtype):
-            logits: Tensor = self.model(images)
-        return logits.float()
+            return part(images).float()
 
 
-def member_logits(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """Each member's logits by itself, N times (B,K), as ``model`` computes them.
+def members(model: nn.Module) -> list[Callable[[Tensor], Tensor]]:
+    """The members of ``model`` by themselves, images (B,C,H,W) -> logits (B,K), each in the precision of the whole.
 
     Args:
         model: an `Ensemble`, or what `attackable` made of one. A model without members is an ensemble of one.
     """
     if isinstance(model, Ensemble):
-        return model.member_logits(images)
+        return [partial(logits_of, member) for member in model.members]
     if isinstance(model, _Autocast):
-        with torch.autocast(images.device.type, model.dtype):
-            found = member_logits(model.model, images)
-        return [logits.float() for logits in found]
-    return [model(images)]
+        return [partial(model.within, member) for member in members(model.model)]
+    return [model]
 
 
 def attackable(model: nn.Module, image: Tensor, precision: Precision, *, plain: bool = False) -> nn.Module:
@@ -242,16 +245,3 @@ def fold_batchnorm(model: nn.Module, image: Tensor) -> int:
             elif child in fused:
                 setattr(module, name, fused[child])
     return len(pairs)
-
-
-def members(model: nn.Module) -> list[nn.Module]:
-    """The members of ``model`` by themselves, images (B,C,H,W) -> logits (B,K), each in the precision of the whole.
-
-    Args:
-        model: an `Ensemble`, or what `attackable` made of one. A model without members is an ensemble of one.
-    """
-    if isinstance(model, Ensemble):
-        return list(model.members)
-    if isinstance(model, _Autocast):
-        return [_Autocast(member, model.dtype) for member in members(model.model)]
-    return [model]

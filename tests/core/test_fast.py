@@ -16,7 +16,7 @@ from robench.core.fast import (
     compiled,
     fold_batchnorm,
     has_bfloat16,
-    member_logits,
+    members,
     slow_precision,
     widen_heads,
 )
@@ -66,7 +66,7 @@ def test_members_are_reached_in_what_an_attack_is_given(precision: Precision) ->
     images = torch.rand(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     fast = attackable(model, images, precision)
     images = images.double() if precision == "float64" else images
-    logits = member_logits(fast, images)
+    logits = [member(images) for member in members(fast)]
     assert {(each.shape, each.dtype) for each in logits} == {((4, 5), images.dtype)}
     # Bit for bit what the model makes log p̄ of, so under the same autocast.
     assert torch.equal(mixture(torch.stack(logits)), fast(images))
@@ -76,7 +76,7 @@ def test_members_are_reached_in_what_an_attack_is_given(precision: Precision) ->
 def test_a_model_without_members_is_an_ensemble_of_one(precision: Precision) -> None:
     images = torch.rand(4, 3, 8, 8)
     fast = attackable(trained_looking("resnet8"), images, precision)
-    (logits,) = member_logits(fast, images)
+    (logits,) = [member(images) for member in members(fast)]
     assert torch.equal(logits, fast(images))
 
 
@@ -85,7 +85,7 @@ def test_the_gradient_of_a_member_passes_through_no_other() -> None:
     called: list[int] = []
     for number, member in enumerate(ensemble.members):
         member.register_full_backward_hook(lambda *_, number=number: called.append(number))  # type: ignore[misc]
-    logits = member_logits(ensemble, torch.rand(2, 3, 8, 8, requires_grad=True))
+    logits = [member(torch.rand(2, 3, 8, 8, requires_grad=True)) for member in members(ensemble)]
     logits[1].sum().backward()
     assert called == [1]
 
