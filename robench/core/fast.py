@@ -108,10 +108,16 @@ def members(model: nn.Module) -> list[Callable[[Tensor], Tensor]]:
         model: an `Ensemble`, or what `attackable` made of one. A model without members is an ensemble of one.
     """
     if isinstance(model, Ensemble):
-        return [partial(logits_of, member) for member in model.members]
+        # One member that refuses channels-last has the whole ensemble called on contiguous images.
+        plain = _contiguous in model._forward_pre_hooks.values()
+        return [partial(_called, member, plain) for member in model.members]
     if isinstance(model, _Autocast):
         return [partial(model.within, member) for member in members(model.model)]
     return [model]
+
+
+def _called(member: nn.Module, plain: bool, images: Tensor) -> Tensor:
+    return logits_of(member, images.contiguous() if plain else images)
 
 
 def attackable(model: nn.Module, image: Tensor, precision: Precision, *, plain: bool = False) -> nn.Module:
