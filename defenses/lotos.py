@@ -162,7 +162,5 @@ def _layers(member: nn.Module, images: Tensor) -> list[_Layer]:
             if isinstance(module, nn.Conv2d)
         ]
     if not _LAYERS[member]:
-        raise RobenchError(
-            "defense 'lotos' needs nn.Conv2d modules, and found none; choose another --model"
-        )
+        raise RobenchError("defense 'lotos' needs nn.Conv2d modules, and found none; choose another --model")
     return _LAYERS[member]
