@@ -30,18 +30,17 @@ class Trs(Defense):
     Half of the points x̂ are images, half come from PGD that maximises Σ_i ‖g_i‖² within an ε that grows linearly over
     training. Gradients are differentiated again.
 
-    λ_a and λ_b are those of CIFAR-10 (the authors in an issue of their repository; its script has 2 and 2, times 5).
-    They belong to the code (https://github.com/AI-secure/Transferability-Reduced-Smooth-Ensemble,
-    ``train/Empirical/trainer.py``), so ``slope_of`` is the code's. Other differences from it: any number of members
-    instead of three; x̂ alternates within the batch instead of halving it; ε grows at every step, not every epoch.
+    λ_a and λ_b are CIFAR-10's (an issue of the repository; its script has 2 and 2, times 5). They and the published
+    numbers belong to the code (https://github.com/AI-secure/Transferability-Reduced-Smooth-Ensemble,
+    ``train/Empirical/trainer.py``), so ``slope_of`` is its. Other differences from it: any number of members, where it
+    has three; x̂ alternates within the batch, where it halves it; ε grows at every step, not every epoch.
 
     Attributes:
         similarity: λ_a; smoothness: λ_b.
-        slope_of: what g_i(x̂) is the gradient of: the batch's ``mean`` loss, as in the code, which divides λ_b by the
-            square of the batch size, or each ``image``'s own, as in the paper.
+        slope_of: what g_i(x̂) is the gradient of: the batch's ``mean`` loss, as in the code, which divides λ_b by B², or
+            each ``image``'s own, as in the paper.
         adversarial: whether half of x̂ is attacked; the code does so with ``--plus-adv`` alone.
-        first_eps: ε at the start of training; last_eps: at its end.
-        steps: of PGD, each ``step_ratio``·ε, from a random start.
+        first_eps: ε at the start of training; last_eps: at its end; ``steps`` of ``step_ratio``·ε, randomly started.
         craft_bn: BatchNorm while crafting, see `robench.core.frozen.batchnorm`.
     """
 
@@ -58,38 +57,30 @@ class Trs(Defense):
     craft_bn: BatchNormMode = "train"
 
     def __post_init__(self) -> None:
-        for field in ("similarity", "smoothness"):
-            if getattr(self, field) < 0:
-                raise RobenchError(
-                    f"expected `{field}` of defense {self.name!r} to be at least 0, got {getattr(self, field)}"
-                )
-        for prefix, eps in (("first_", self.first_eps), ("last_", self.last_eps)):
-            check(self.name, prefix, eps, 1, 1.0)
+        check(self.name, "first_", self.first_eps, 1, 1.0)
+        check(self.name, "last_", self.last_eps, 1, 1.0)
         check(self.name, "", self.last_eps, self.steps, self.step_ratio)
+        if self.similarity < 0 or self.smoothness < 0:
+            raise RobenchError(
+                f"expected `similarity` and `smoothness` of defense {self.name!r} to be at least 0, "
+                f"got {self.similarity} and {self.smoothness}"
+            )
 
     def passes(self, members: int) -> float:
         # A gradient of a gradient takes about four: of the images, of x̂, and in every step for half of the batch.
         return 8.0 + (2.0 * self.steps if self.adversarial else 0.0)
 
     def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
-        losses, slopes = [], []
-        for member in ensemble.members:
-            loss, slope = _loss_and_slope(member, batch.images, batch.labels)
-            losses.append(loss)
-            slopes.append(slope)
-        # Of a slope of the batch's mean loss, one shorter than 1e-8 counts for less, as in the code.
-        short = 1e-8 * batch.parts * len(batch.images)
+        pairs = [_loss_and_slope(member, batch.images, batch.labels) for member in ensemble.members]
+        losses, slopes = zip(*pairs, strict=True)
+        short = 1e-8 * batch.parts * len(batch.images)  # of a slope of the batch's mean loss, 1e-8, as in the code
         cosines = [F.cosine_similarity(one, other, eps=short) for one, other in combinations(slopes, 2)]
-        yield {
-            "ce": torch.stack(losses).sum(),
-            "similarity": self.similarity * torch.stack(cosines).abs().mean(),
-        }
+        yield {"ce": torch.stack(losses).sum(), "similarity": self.similarity * torch.stack(cosines).abs().mean()}
         points, labels = self._points(ensemble, batch) if self.adversarial else (batch.images, batch.labels)
         scale = 1.0 if self.slope_of == "image" else (batch.parts * len(points)) ** -2
         for member in ensemble.members:
             _, slope = _loss_and_slope(member, points, labels)
-            length = slope.square().sum(dim=1).mean()
-            yield {"smoothness": 2 * self.smoothness * scale / len(ensemble) * length}
+            yield {"smoothness": 2 * self.smoothness * scale / len(ensemble) * slope.square().sum(dim=1).mean()}
 
     def _points(self, ensemble: Ensemble, batch: Batch) -> tuple[Tensor, Tensor]:
         """x̂ (B,C,H,W) and its labels: images of even places in the batch, then attacked ones of odd places."""
@@ -98,25 +89,17 @@ class Trs(Defense):
         noise = batch.draws.uniform(batch.images.shape, "trs", "start").to(batch.images)[1::2]
 
         def length(z: Tensor, step: int) -> Tensor:
-            slopes = [_loss_and_slope(member, z, labels)[1] for member in ensemble.members]
-            return torch.stack([slope.square().sum(dim=1) for slope in slopes]).sum(dim=0)
+            return torch.stack([_loss_and_slope(each, z, labels)[1] for each in ensemble.members]).square().sum((0, 2))
 
+        start = uniform_start(images, radius, noise)
         with batchnorm(ensemble, self.craft_bn):
-            crafted = ascend(
-                length,
-                images,
-                radius,
-                steps=self.steps,
-                step_ratio=self.step_ratio,
-                start=uniform_start(images, radius, noise),
-            )
+            crafted = ascend(length, images, radius, steps=self.steps, step_ratio=self.step_ratio, start=start)
         return torch.cat([batch.images[::2], crafted]), torch.cat([batch.labels[::2], labels])
 
 
 def _loss_and_slope(member: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The mean loss, and ∇_x of each image's own (B, pixels), which can be differentiated again."""
-    if not images.requires_grad:
-        images = images.detach().requires_grad_(True)
+    images = images if images.requires_grad else images.detach().requires_grad_(True)
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
         loss = F.cross_entropy(member(images), labels, reduction="sum")
     (slope,) = torch.autograd.grad(loss, images, create_graph=True)

@@ -72,8 +72,8 @@ def test_passes_count_the_attack_and_the_images() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"alpha": -1.0}, "`alpha` of defense 'advoap' to be at least 0"),
-        ({"beta": -1.0}, "`beta` of defense 'advoap' to be at least 0"),
+        ({"alpha": -1.0}, "`alpha` and `beta` of defense 'advoap' to be at least 0"),
+        ({"beta": -1.0}, "`alpha` and `beta` of defense 'advoap' to be at least 0"),
         ({"entropy_offset": -1e-6}, "`entropy_offset` of defense 'advoap' to be at least 0"),
         ({"eps": 0.0}, "`eps` of defense 'advoap'"),
     ],
