@@ -69,7 +69,8 @@ def convolutions(model: nn.Module, images: Tensor) -> list[Layer]:
     Args:
         images: a batch (B,C,H,W) of the size that the model takes; run in eval mode, no state of the model changes.
     """
-    if model not in _LAYERS:
+    # None found is not remembered: where torch.compile runs the network, its modules are not called.
+    if not _LAYERS.get(model):
         calls: list[tuple[nn.Module | None, tuple[int, ...]]] = []
 
         def note(module: nn.Module, args: tuple[Any, ...]) -> None:

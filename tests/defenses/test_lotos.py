@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
+from robench.core.spectral import convolutions
 from robench.defenses import DEFENSES, Batch
 from tests.defenses.parity import assert_same, smooth
 from tests.defenses.test_adp_advt import batch_of, mean_loss
@@ -130,6 +131,21 @@ def test_a_network_without_convolutions_is_refused() -> None:
     ensemble = Ensemble([nn.Sequential(nn.Flatten(), nn.Linear(48, 5)).double() for _ in range(2)])
     with pytest.raises(RobenchError, match=r"needs nn\.Conv2d modules"):
         list(Lotos().loss(ensemble, batch_of()))
+
+
+def test_convolutions_that_were_not_called_at_first_are_found_later() -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ready, self.layer = False, nn.Conv2d(3, 2, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.layer(images) if self.ready else images  # type: ignore[no-any-return]
+
+    model = Late()
+    assert convolutions(model, torch.zeros(1, 3, 4, 4)) == []
+    model.ready = True
+    assert [layer.shape for layer in convolutions(model, torch.zeros(2, 3, 4, 4))] == [(1, 3, 4, 4)]
 
 
 @pytest.mark.parametrize(("field", "value"), [("weight", -0.1), ("mal", -1.0), ("clip", -1.0), ("iterations", 0)])
