@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -26,6 +26,11 @@ class Batch:
         paired: images of a second, independent shuffle, (B,C,H,W), for defenses with ``paired = True``.
         parts: of how many equal parts of the whole batch this is one: a mean's gradient is as many times longer.
         draws: this step's draws; epoch_draws: the same for every step of an epoch. The only sources of randomness.
+        samples: index of each image in the training set, int64 (B,); train_size: how many that set has.
+        progress: the part of the training that is done, in [0, 1).
+        state: what the defense keeps between steps, empty before the first; the checkpoint holds it. A tensor with
+            ``train_size`` rows may have one for each image, written at ``samples`` alone; any other must not depend on
+            the images, as several processes each see their part of them.
     """
 
     images: Tensor
@@ -34,6 +39,10 @@ class Batch:
     epoch_draws: Stream
     paired: Tensor | None = None
     parts: int = 1
+    samples: Tensor | None = None
+    train_size: int = 0
+    progress: float = 0.0
+    state: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +73,10 @@ class Defense(ABC):
         Args:
             ensemble: in train mode; ``ensemble.members[i](images)`` gives logits (B,K).
         """
+
+    def finish(self, ensemble: Ensemble, batch: Batch) -> None:
+        """Called after the optimiser's step, without gradients; it may change weights in place. By default: nothing."""
+        return
 
     def check(self, *, members: int, classes: int) -> None:
         """Raises RobenchError where this ensemble size or data set cannot be trained."""

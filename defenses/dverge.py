@@ -75,7 +75,7 @@ class Dverge(Defense):
         position = float(draws.uniform((1,), "layer"))
         images = []
         for member in ensemble.members:
-            layers = _depth(member, batch.images)
+            layers = layers_of(member, batch.images)
             if self.layer > layers:
                 raise RobenchError(
                     f"expected `layer` of defense {self.name!r} in 0..{layers} for this model, got {self.layer}"
@@ -105,7 +105,8 @@ def resistance(member: nn.Module, distilled: Sequence[Tensor], labels: Tensor) -
 _DEPTHS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
-def _depth(member: nn.Module, images: Tensor) -> int:
+def layers_of(member: nn.Module, images: Tensor) -> int:
+    """The member's feature layers, see `robench.core.features.depth`."""
     if member not in _DEPTHS:
         _DEPTHS[member] = depth(member, images[:1])
     return _DEPTHS[member]

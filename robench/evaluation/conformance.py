@@ -376,7 +376,15 @@ class _Training:
         epoch = Stream(("conformance",)).within("epoch", 0)
         draws = epoch.within("step", 0)
         images, paired = (draws.uniform((8, 3, 8, 8), name) for name in ("first", "second"))
-        self.batch = Batch(images, draws.permutation(8, "labels"), draws, epoch, paired if kind.paired else None)
+        self.batch = Batch(
+            images,
+            draws.permutation(8, "labels"),
+            draws,
+            epoch,
+            paired if kind.paired else None,
+            samples=torch.arange(8),
+            train_size=8,
+        )
 
     def loss(self) -> list[dict[str, float]]:
         """As training does, without the update."""

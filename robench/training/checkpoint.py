@@ -27,12 +27,14 @@ class State:
         epoch: the current one, from 0; step: steps done in it.
         sums: the loss's terms, summed over these steps, on the device.
         history: per finished epoch the learning rate and the mean of each term.
+        kept: what the defense keeps between steps, `Batch.state`.
     """
 
     epoch: int = 0
     step: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    kept: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
         for name, value in terms.items():
@@ -58,6 +60,7 @@ class Checkpoint:
         for index, values in optimizer.state_dict()["state"].items():
             tensors.update({f"optimizer.{index}.{name}": value for name, value in values.items()})
         tensors.update({f"sums.{name}": value for name, value in state.sums.items()})
+        tensors.update({f"kept.{name}": value for name, value in state.kept.items()})
         progress = json.dumps({"epoch": state.epoch, "step": state.step, "history": state.history})
         metadata = {"key": self.key, "progress": progress, "hash": _hash(tensors, self.key, progress)}
         write_tensors(self.path, tensors, metadata)
@@ -84,14 +87,17 @@ class Checkpoint:
             )
         ensemble.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
         entries: dict[int, dict[str, Tensor]] = {}
-        sums = {}
+        sums, kept = {}, {}
+        device = next(ensemble.parameters()).device
         for name, value in tensors.items():
             kind, _, rest = name.partition(".")
             if kind == "optimizer":
                 index, _, entry = rest.partition(".")
                 entries.setdefault(int(index), {})[entry] = value
             elif kind == "sums":
-                sums[rest] = value.to(next(ensemble.parameters()).device)
+                sums[rest] = value.to(device)
+            elif kind == "kept":
+                kept[rest] = value.to(device)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
         # In the layout of its parameter, as training made it: torch updates many at once only where layouts agree.
         for parameter, state in optimizer.state.items():
@@ -99,7 +105,7 @@ class Checkpoint:
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         progress = json.loads(metadata["progress"])
-        return State(progress["epoch"], progress["step"], sums, progress["history"])
+        return State(progress["epoch"], progress["step"], sums, progress["history"], kept)
 
 
 def _hash(tensors: Mapping[str, Tensor], key: str | None, progress: str | None) -> str:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -220,6 +221,7 @@ def _train(
         while state.epoch < task.recipe.epochs:
             began, first = time.monotonic(), state.step
             for batch in batches(train, task.recipe, stream, state.epoch, task.defense.paired, state.step):
+                batch = replace(batch, state=state.kept)
                 # In the middle of the step, so that the first of a warm-up learns and the last of a cosine does too.
                 rate = task.recipe.rate(state.epoch + (state.step + 0.5) / steps)
                 for group in optimizer.param_groups:
@@ -277,7 +279,8 @@ def _through_compiler(ensemble: Ensemble, task: Task, few: Sequence[Batch], devi
 
     def step(each: Ensemble, optimizer: torch.optim.Optimizer, number: int) -> dict[str, Tensor]:
         begin_step(device)
-        return train_step(each, optimizer, task, few[number % len(few)])
+        # Without what the defense keeps, as the step that is compared with this one must not see what this one left.
+        return train_step(each, optimizer, task, replace(few[number % len(few)], state={}))
 
     make = partial(make_optimizer, task.recipe)
     with compiled_if_same(ensemble, make, step, task.recipe.precision) as fast:
@@ -327,6 +330,9 @@ def train_step(ensemble: Ensemble, optimizer: torch.optim.Optimizer, task: Task,
     parallel.average([parameter.grad for parameter in ensemble.parameters()])
     parallel.average(sums.values())
     optimizer.step()
+    with torch.no_grad(), full_float32():
+        task.defense.finish(ensemble, batch)
+    parallel.share_rows(batch)
     return sums
 
 
@@ -363,7 +369,16 @@ def batches(split: Split, recipe: Recipe, stream: Stream, epoch: int, paired: bo
             for which, (index, move) in enumerate(zip(indices, moves, strict=True))
         ]
         views = [view.contiguous(memory_format=torch.channels_last) for view in views]
-        yield Batch(views[0], split.labels[indices[0]], draws, epoch_draws, views[1] if paired else None)
+        yield Batch(
+            views[0],
+            split.labels[indices[0]],
+            draws,
+            epoch_draws,
+            views[1] if paired else None,
+            samples=indices[0],
+            train_size=len(split),
+            progress=(epoch + step / (len(split) // size)) / recipe.epochs,
+        )
 
 
 def augment(images: Tensor, draws: Tensor, recipe: Recipe) -> Tensor:

@@ -79,7 +79,26 @@ def part_of(batch: Batch) -> Batch:
         paired=None if batch.paired is None else batch.paired.chunk(size)[rank],
         draws=_PartOfStream(batch.draws.owner, images),
         parts=size,
+        samples=None if batch.samples is None else batch.samples.chunk(size)[rank],
     )
+
+
+def share_rows(batch: Batch) -> None:
+    """Gives every process the rows that each one wrote of what the defense keeps per image; ``batch``: this part."""
+    size = place()[1]
+    if size == 1 or batch.samples is None:
+        return
+    samples = _from_all(batch.samples)
+    for tensor in batch.state.values():
+        if tensor.ndim and len(tensor) == batch.train_size:
+            tensor[samples] = _from_all(tensor[batch.samples])
+
+
+def _from_all(part: Tensor) -> Tensor:
+    """The parts of all processes, along the first dimension."""
+    parts = [torch.empty_like(part) for _ in range(place()[1])]
+    dist.all_gather(parts, part.contiguous())
+    return torch.cat(parts)
 
 
 def average(tensors: Iterable[Tensor | None]) -> None:

@@ -58,6 +58,7 @@ def make_batch() -> MakeBatch:
         epoch = Stream(("test",)).within("epoch", 0)
         draws = epoch.within("step", step)
         images, paired = (draws.uniform((8, 3, 8, 8), name).to(dtype) for name in ("first", "second"))
-        return Batch(images, draws.permutation(8, "labels"), draws, epoch, paired)
+        labels = draws.permutation(8, "labels")
+        return Batch(images, labels, draws, epoch, paired, samples=torch.arange(8), train_size=8)
 
     return make

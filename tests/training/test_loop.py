@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robench.core.data import Data
+from robench.core.data import Data, to_images
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
+from robench.core.models import build
 from robench.core.rng import Stream
 from robench.core.runs import Run, Runs
 from robench.core.store import read_record, read_tensors, tensors_hash
+from robench.defenses import Batch
 from robench.training import loop, parallel
-from robench.training.loop import augment, batches, make_optimizer, noisy
+from robench.training.loop import augment, batches, make_optimizer, noisy, train_step
 from robench.training.recipes import Recipe
 from robench.training.task import Task
 from tests import forged
@@ -347,6 +351,27 @@ def test_adam_with_noise_and_slope_resumes_too(small: Small, train: Train, tmp_p
     assert train(task).weights == train(task, Runs(tmp_path / "whole")).weights
 
 
+@pytest.mark.parametrize(("defense", "words"), [("fasten", {}), ("lotos", {"iterations": 2, "weight": 0.5})])
+def test_what_a_defense_keeps_between_steps_is_resumed(
+    defense: str, words: dict[str, Any], small: Small, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = small(defense, overrides={"epochs": 3, **words})
+    whole = train(task, Runs(tmp_path / "whole"))
+    for step in (3, 8):
+        with pytest.raises(Stop):
+            train(task, progress=stop_at(step))
+    run = train(task)
+    assert run.weights == whole.weights
+    assert run.manifest["history"] == whole.manifest["history"]
+
+    forgets = Runs(tmp_path / "forgets")
+    with pytest.raises(Stop):
+        train(task, forgets, progress=stop_at(8))
+    load = loop.Checkpoint.load
+    monkeypatch.setattr(loop.Checkpoint, "load", lambda *given: replace(load(*given), kept={}))
+    assert train(task, forgets).weights != whole.weights
+
+
 def test_it_resumes_in_the_middle_of_an_epoch(small: Small, train: Train, runs: Runs, told: list[str]) -> None:
     task = small()
     with pytest.raises(Stop):
@@ -534,6 +559,35 @@ def test_an_epoch_can_be_entered_anywhere(tiny: Data) -> None:
             assert torch.equal(one.labels, other.labels)
             assert one.draws == other.draws
             assert one.epoch_draws == other.epoch_draws
+
+
+def test_a_batch_says_which_images_it_holds_and_how_far_training_is(tiny: Data) -> None:
+    plain = recipe(batch_size=8, epochs=2)
+    for epoch in (0, 1):
+        for step, batch in enumerate(batches(tiny.train, plain, STREAM, epoch, False)):
+            assert batch.samples is not None
+            assert torch.equal(batch.images, to_images(tiny.train.images[batch.samples]))
+            assert batch.train_size == len(tiny.train)
+            assert batch.progress == (epoch + step / 5) / 2
+            assert batch.state == {}
+
+
+def test_the_hook_after_the_step_sees_the_new_weights_and_may_change_them(small: Small, tiny: Data) -> None:
+    seen = []
+
+    class Finishes(type(small().defense)):  # type: ignore[misc]
+        def finish(self, ensemble: Ensemble, batch: Batch) -> None:
+            assert not torch.is_grad_enabled()
+            seen.append(copy.deepcopy(ensemble.state_dict()))
+            next(ensemble.parameters()).zero_()
+
+    task = replace(small(), defense=Finishes())
+    ensemble, twin = (Ensemble(build(spec, i) for i, spec in enumerate(task.members)).train() for _ in range(2))
+    batch = next(batches(tiny.train, task.recipe, STREAM, 0, False))
+    train_step(ensemble, make_optimizer(task.recipe, ensemble), task, batch)
+    train_step(twin, make_optimizer(task.recipe, twin), small(), batch)
+    assert tensors_hash(seen[0]) == tensors_hash(twin.state_dict())
+    assert not next(ensemble.parameters()).any()
 
 
 def test_every_epoch_and_shuffle_has_its_own_order(tiny: Data) -> None:

@@ -29,8 +29,16 @@ def tiny() -> Data:
     return make("npz:tiny", (images[:40], labels[:40]), (images[40:50], labels[40:50]), recipe="digits")
 
 
-#: BatchNorm alone, differentiated twice, and under distillation and an attack with draws per image.
-DEFENSES = {"baseline": {}, "gal": {}, "dverge-advt": {"steps": 2, "advt_steps": 2}}
+#: BatchNorm alone, differentiated twice, under distillation and an attack with draws per image, and an attack on a
+#: slope's length; with what is kept per image, and with a hook after the step.
+DEFENSES = {
+    "baseline": {},
+    "gal": {},
+    "dverge-advt": {"steps": 2, "advt_steps": 2},
+    "trs": {"steps": 2},
+    "fasten": {},
+    "lotos": {},
+}
 
 
 def task_of(data: Data, defense: str) -> Task:
@@ -39,15 +47,18 @@ def task_of(data: Data, defense: str) -> Task:
 
 
 def step(task: Task) -> dict[str, torch.Tensor]:
-    """Terms, gradients and BatchNorm's statistics after one step in float64."""
+    """Terms, gradients, BatchNorm's statistics and what the defense keeps after one step in float64."""
     ensemble = Ensemble(build(spec, i) for i, spec in enumerate(task.members)).double().train()
     parallel.share_batchnorm(ensemble)
     draws = Stream(("test",))
     images, paired = (draws.uniform((8, 1, 8, 8), name).double() for name in ("images", "paired"))
-    batch = Batch(images, draws.permutation(8, "labels"), draws, draws, paired if task.defense.paired else None)
+    labels, samples = draws.permutation(8, "labels"), draws.permutation(8, "samples") + 3
+    pairs = paired if task.defense.paired else None
+    batch = Batch(images, labels, draws, draws, pairs, samples=samples, train_size=12)
     terms = train_step(ensemble, make_optimizer(task.recipe, ensemble), task, batch)
     found = {f"gradient.{name}": value.grad for name, value in ensemble.named_parameters() if value.grad is not None}
-    return {**found, **{f"term.{name}": value for name, value in terms.items()}, **dict(ensemble.named_buffers())}
+    found.update({f"term.{name}": value for name, value in terms.items()})
+    return {**found, **dict(ensemble.state_dict()), **{f"kept.{name}": value for name, value in batch.state.items()}}
 
 
 def main(out: Path) -> None:
