@@ -66,7 +66,8 @@ def test_an_attack_stays_on_the_device(name: str, loss: str, monkeypatch: pytest
     """But between the parts of one that goes on with survivors: here all survive every part."""
     monkeypatch.setattr(survivors, "_standing", lambda taken: (torch.arange(4, device=GPU), np.arange(4)))
     kind = ATTACKS.get(name)
-    attack = kind(loss=loss, **{key: 2 for key in ("steps", "queries") if hasattr(kind, key)})
+    few = ("steps", "queries", "copies", "neighbours", "mixtures", "scales")
+    attack = kind(loss=loss, **{key: 2 for key in few if hasattr(kind, key)})
     fast = attackable(ensemble(), torch.rand(2, 3, 32, 32), "float32")
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = moved(fast)

@@ -34,7 +34,8 @@ def small(name: str, **values: object) -> Attack:
     if name == "autoattack" and importlib.util.find_spec("torchattacks") is None:
         pytest.skip("torchattacks is not installed")
     names = {item.name for item in fields(kind)}
-    return kind(**{name: 6 for name in ("steps", "queries") if name in names}, **values)
+    few = {"steps": 6, "queries": 6, "copies": 2, "neighbours": 2, "mixtures": 2, "scales": 2}
+    return kind(**{name: count for name, count in few.items() if name in names}, **values)
 
 
 everyone = pytest.mark.parametrize("name", ATTACKS.names())
