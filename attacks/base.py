@@ -47,7 +47,7 @@ class Attack(ABC):
         loss: name of the loss that is ascended, in `robench.core.losses.LOSSES`.
         version: raise it when the images that the same fields give change; cells of the old version are not reused.
         hooks: whether it hooks modules inside the model, which one that is compiled never calls.
-        batch_dependent: whether an image depends on which others share its batch; false for robench's own attacks.
+        batch_dependent: whether an image depends on which others share its batch; of robench's own, admix's do.
         gradient_free: whether it needs outputs alone; then none of its images lacks a gradient.
         keeps_clean: whether it returns the clean image where it fails, which is then no sign that it did nothing.
     """
@@ -121,22 +121,9 @@ class Attack(ABC):
             RobenchError: ε, images or labels out of range, draws for another batch, or a plug-in that returns
                 another shape or NaN.
         """
-        if images.ndim != 4 or labels.shape != (len(images),):
-            raise RobenchError(
-                f"expected `images` (B,C,H,W) and `labels` (B,), got {tuple(images.shape)} and {tuple(labels.shape)}"
-            )
-        radius = linf.as_eps(eps, images)
-        if not bool(((images >= 0) & (images <= 1)).all()):
-            raise RobenchError(
-                f"expected `images` in [0, 1], got [{images.min():.3g}, {images.max():.3g}]; "
-                f"divide uint8 by 255 and normalise inside the model"
-            )
         draws = draws or Draws.of(range(len(images)))
-        if len(draws.samples) != len(images):
-            raise RobenchError(
-                f"expected `draws` of {len(images)} samples, one per image, got {len(draws.samples)}; "
-                f"pass Draws.of(indices of the images in their data set)"
-            )
+        _check_batch(images, labels, draws)
+        radius = linf.as_eps(eps, images)
         lower, upper = linf.bounds(images, radius)
         with frozen(model):
             _check_labels(model, images, labels)
@@ -188,6 +175,24 @@ class Attack(ABC):
             "version": self.version,
             **{item.name: getattr(self, item.name) for item in fields(self)},
         }
+
+
+def _check_batch(images: Tensor, labels: Tensor, draws: Draws) -> None:
+    """Raises for images, labels and draws that are not of one batch, or images out of range."""
+    if images.ndim != 4 or labels.shape != (len(images),):
+        raise RobenchError(
+            f"expected `images` (B,C,H,W) and `labels` (B,), got {tuple(images.shape)} and {tuple(labels.shape)}"
+        )
+    if not bool(((images >= 0) & (images <= 1)).all()):
+        raise RobenchError(
+            f"expected `images` in [0, 1], got [{images.min():.3g}, {images.max():.3g}]; "
+            f"divide uint8 by 255 and normalise inside the model"
+        )
+    if len(draws.samples) != len(images):
+        raise RobenchError(
+            f"expected `draws` of {len(images)} samples, one per image, got {len(draws.samples)}; "
+            f"pass Draws.of(indices of the images in their data set)"
+        )
 
 
 def _check_labels(model: nn.Module, images: Tensor, labels: Tensor) -> None:

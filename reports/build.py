@@ -125,28 +125,18 @@ def write(
             if isinstance(sheet, Skipped):
                 notices.append(str(sheet))
                 continue
-            # Laid out once: every format shows the same figure.
-            sheet.figure.draw_without_rendering()
-            sheet.figure.set_layout_engine("none")
-            for kind in formats:
-                files.append(out / f"{sheet.name}.{kind}")
-                save(sheet.figure, sheet.title, files[-1], provenance)
-            files += _beside(out, sheet.name, tables.csv(sheet.values), provenance)
-    texts: dict[str, tuple[pd.DataFrame, dict[str, str]]] = {}
+            files += _figure(sheet, out, formats, provenance)
     for name, threat in TABLES.items():
         if (frame["threat"] == threat).any():
             table = tables.accuracy(frame, threat)
-            texts[name] = table, {"md": tables.markdown(table), "tex": tables.latex(table)}
+            texts = {"md": tables.markdown(table), "tex": tables.latex(table)}
+            files += _table(out, name, table, texts, provenance)
         elif not name.startswith("tableA"):
             notices.append(f"{name} skipped: no {threat} accuracy in these outcomes")
     if paper is not None:
         numbers, claims = against.against(frame, paper, data=data), against.orderings(frame)
-        texts[f"against_{paper}"] = numbers, {"md": f"{against.markdown(numbers)}\n{against.markdown(claims)}"}
-    for name, (table, written) in texts.items():
-        for suffix, text in written.items():
-            write_text(out / f"{name}.{suffix}", text)
-            files.append(out / f"{name}.{suffix}")
-        files += _beside(out, name, tables.csv(table), provenance)
+        text = f"{against.markdown(numbers)}\n{against.markdown(claims)}"
+        files += _table(out, f"against_{paper}", numbers, {"md": text}, provenance)
     return files, notices
 
 
@@ -326,6 +316,25 @@ def save(figure: Figure, title: str, path: Path, provenance: Mapping[str, object
     figure.savefig(buffer, format=kind, metadata=style.metadata(provenance, title, kind))
     with atomic(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
+
+
+def _figure(sheet: Sheet, out: Path, formats: Collection[str], provenance: Mapping[str, object]) -> list[Path]:
+    # Laid out once: every format shows the same figure.
+    sheet.figure.draw_without_rendering()
+    sheet.figure.set_layout_engine("none")
+    paths = [out / f"{sheet.name}.{kind}" for kind in formats]
+    for path in paths:
+        save(sheet.figure, sheet.title, path, provenance)
+    return [*paths, *_beside(out, sheet.name, tables.csv(sheet.values), provenance)]
+
+
+def _table(
+    out: Path, name: str, table: pd.DataFrame, texts: Mapping[str, str], provenance: Mapping[str, object]
+) -> list[Path]:
+    """A table, in each way that it is written, by suffix."""
+    for suffix, text in texts.items():
+        write_text(out / f"{name}.{suffix}", text)
+    return [*(out / f"{name}.{suffix}" for suffix in texts), *_beside(out, name, tables.csv(table), provenance)]
 
 
 def _beside(out: Path, name: str, csv: str, provenance: Mapping[str, object]) -> list[Path]:

@@ -181,13 +181,18 @@ def write(
         "provenance": dict(provenance),
         "provenance_lines": [(str(name), style.words(provenance[name])) for name in sorted(provenance)],
     }
+    write_text(path, _rendered(values, drills))
+    return path
+
+
+def _rendered(values: Mapping[str, Any], drills: _Drills) -> str:
+    """The page, with as many samples named in each list as fit."""
     template = _environment().get_template("report.html.j2")
     contents = list(drills.contents())
     for limit in _NAMED:
         text = template.render(**values, drills=contents, limit=limit)
         if len(text.encode()) < LIMIT:
-            write_text(path, text)
-            return path
+            return text
     raise RobenchError(
         f"the report would be larger than {LIMIT // 1_000_000} MB; report fewer targets, ε values or pictures at a time"
     )

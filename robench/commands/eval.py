@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from robench.core.fast import Precision
     from robench.core.runs import Run, Runs
     from robench.evaluation.engine import Forecast
-    from robench.evaluation.outcomes import Check
+    from robench.evaluation.outcomes import Check, Outcomes
     from robench.evaluation.threats import Threat
     from robench.studies.workbench import Workbench
 
@@ -92,119 +92,143 @@ _ONLY = {
 @click.option("--strict", is_flag=True, help="Exit code 1 where a check of validity fails.")
 @click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @shared("data_dir", "device", "runs", "yes")
-def command(
-    names: tuple[str, ...],
-    threat: str,
-    surrogates: str,
-    surrogate_defense: str,
-    allow_related: bool,
-    eps: str | None,
-    attacks: str | None,
-    losses: str | None,
-    steps: int | None,
-    restarts: int | None,
-    samples: int,
-    subset: str,
-    dataset: str | None,
-    model: tuple[str, ...],
-    seed: int,
-    batch_size: int | None,
-    precision: Precision,
-    compiling: bool,
-    workers: int | None,
-    helper: bool,
-    dry_run: bool,
-    no_cache: bool,
-    no_train: bool,
-    probe: bool | None,
-    strict: bool,
-    style: str,
-    data_dir: str,
-    device: str,
-    runs: str,
-    yes: bool,
-) -> int:
+def command(**given: Any) -> int:
     """Judge RUNs, or every target run of the data set, under a threat; says what speaks against the result."""
     from robench.commands._helpers import end_with_caller, helpers, places_of
-    from robench.core.errors import RobenchError
-    from robench.core.runs import Runs
-    from robench.evaluation import checks, words
-    from robench.evaluation.engine import Settings
+    from robench.evaluation import checks
     from robench.evaluation.outcomes import Outcomes
-    from robench.evaluation.probe import probe as attacked_again
     from robench.evaluation.threats import THREATS
-    from robench.studies.workbench import Workbench, stored
-    from robench.training.recipes import recipe_file
+    from robench.studies.workbench import stored
 
-    for options_, threats_ in _ONLY.items():
-        if threat not in threats_:
-            refuse_given(set(options_), f"has no effect under --threat {threat}")
-    if helper:
+    asked = _Asked(**given)
+    for names, threats in _ONLY.items():
+        if asked.threat not in threats:
+            refuse_given(set(names), f"has no effect under --threat {asked.threat}")
+    if asked.helper:
         end_with_caller()
-    if dry_run:
+    if asked.dry_run:
         refuse_given({"workers"}, "has no effect with --dry-run")
-    places = [device] if dry_run or helper or threat == "diversity" else places_of(device, workers)
-    store = Runs(runs)
-    chosen, data = _judged(names, store, dataset, data_dir)
-    import_models(model, chosen if threat != "blackbox" else store.all())
-    _tell(chosen, data)
-    subset = _subset(data, samples, subset)
-    radii = words.radii(eps) if eps else recipe_file(data.recipe).evaluation.radii(threat)
-    bench = Workbench(
-        store,
-        data,
-        Settings(device_of(places[0]), precision, batch_size, seed, compiling, workers or len(places)),
-        samples,
-        subset,
-        bar=bar,
-        confirm=confirm(yes),
-    )
-    if threat == "diversity":
-        if len(radii) > 1:
-            raise RobenchError(f"expected one --eps under --threat diversity, got {eps}")
-        click.echo(diversity(bench.diversity(chosen, eps=radii[0], steps=10 if steps is None else steps), style))
-        return 0
-    options: dict[str, Any] = {
-        "eps": radii,
-        "attacks": words.attacks(threat, split(attacks), split(losses), steps),
-    }
-    if restarts is not None:
-        options["restarts"] = restarts
+    alone = asked.dry_run or asked.helper or asked.threat == "diversity"
+    places = [asked.device] if alone else places_of(asked.device, asked.workers)
+    chosen, bench = _bench(asked, places)
+    if asked.threat == "diversity":
+        return _diversity(asked, bench, chosen)
+    options = _options(asked, bench)
     found: list[Check] = []
-    if threat == "blackbox":
-        plans, found = _blackbox(
-            bench, chosen, options, surrogates, surrogate_defense, allow_related, no_train=no_train, dry_run=dry_run
-        )
+    if asked.threat == "blackbox":
+        plans, found = _blackbox(asked, bench, chosen, options)
     else:
-        plans = [(chosen, THREATS[threat](**options))]
-    if dry_run:
+        plans = [(chosen, THREATS[asked.threat](**options))]
+    cache = not asked.no_cache
+    if asked.dry_run:
         for group, made in plans:
-            click.echo(_bill(bench.forecast(group, made, cache=not no_cache)))
+            click.echo(_bill(bench.forecast(group, made, cache=cache)))
         return 0
     with helpers(click.get_current_context().obj, places):
-        outcomes = Outcomes.concat(
-            bench.judge(group, made, cache=not no_cache, probe=probe is not False and not helper)
-            for group, made in plans
-        )
-    if helper:
+        again = asked.probe is not False and not asked.helper
+        outcomes = Outcomes.concat(bench.judge(group, made, cache=cache, probe=again) for group, made in plans)
+    if asked.helper:
         return 0
-    click.echo(formatted(outcomes, threat, style))
+    click.echo(formatted(outcomes, asked.threat, asked.style))
     found += checks.check(outcomes, stored(chosen))
-    if probe:
-        for run in chosen:
-            with bar() as progress:
-                found += attacked_again(
-                    bench.subject(run),
-                    outcomes,
-                    data,
-                    options["attacks"],
-                    restarts,
-                    replace(bench.settings, workers=1),
-                    progress=progress,
-                )
+    if asked.probe:
+        found += _probed(asked, bench, chosen, outcomes, options)
     for each in found:
-        click.echo(each, err=style != "table")
-    return int(strict and checks.failed(found))
+        click.echo(each, err=asked.style != "table")
+    return int(asked.strict and checks.failed(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What the user typed."""
+
+    names: tuple[str, ...]
+    threat: str
+    surrogates: str
+    surrogate_defense: str
+    allow_related: bool
+    eps: str | None
+    attacks: str | None
+    losses: str | None
+    steps: int | None
+    restarts: int | None
+    samples: int
+    subset: str
+    dataset: str | None
+    model: tuple[str, ...]
+    seed: int
+    batch_size: int | None
+    precision: Precision
+    compiling: bool
+    workers: int | None
+    helper: bool
+    dry_run: bool
+    no_cache: bool
+    no_train: bool
+    probe: bool | None
+    strict: bool
+    style: str
+    data_dir: str
+    device: str
+    runs: str
+    yes: bool
+
+
+def _bench(asked: _Asked, places: Sequence[str]) -> tuple[list[Run], Workbench]:
+    """The runs that are judged, and what judges them."""
+    from robench.core.runs import Runs
+    from robench.evaluation.engine import Settings
+    from robench.studies.workbench import Workbench
+
+    store = Runs(asked.runs)
+    chosen, data = _judged(asked.names, store, asked.dataset, asked.data_dir)
+    import_models(asked.model, chosen if asked.threat != "blackbox" else store.all())
+    _tell(chosen, data)
+    subset = _subset(data, asked.samples, asked.subset)
+    workers = asked.workers or len(places)
+    how = device_of(places[0]), asked.precision, asked.batch_size, asked.seed, asked.compiling, workers
+    bench = Workbench(store, data, Settings(*how), asked.samples, subset, bar=bar, confirm=confirm(asked.yes))
+    return chosen, bench
+
+
+def _radii(asked: _Asked, bench: Workbench) -> tuple[float, ...]:
+    from robench.evaluation import words
+    from robench.training.recipes import recipe_file
+
+    return words.radii(asked.eps) if asked.eps else recipe_file(bench.data.recipe).evaluation.radii(asked.threat)
+
+
+def _options(asked: _Asked, bench: Workbench) -> dict[str, Any]:
+    """The threat's fields."""
+    from robench.evaluation import words
+
+    attacks = words.attacks(asked.threat, split(asked.attacks), split(asked.losses), asked.steps)
+    options: dict[str, Any] = {"eps": _radii(asked, bench), "attacks": attacks}
+    return options if asked.restarts is None else {**options, "restarts": asked.restarts}
+
+
+def _diversity(asked: _Asked, bench: Workbench, chosen: Sequence[Run]) -> int:
+    from robench.core.errors import RobenchError
+
+    radii, steps = _radii(asked, bench), 10 if asked.steps is None else asked.steps
+    if len(radii) > 1:
+        raise RobenchError(f"expected one --eps under --threat diversity, got {asked.eps}")
+    click.echo(diversity(bench.diversity(chosen, eps=radii[0], steps=steps), asked.style))
+    return 0
+
+
+def _probed(
+    asked: _Asked, bench: Workbench, chosen: Sequence[Run], outcomes: Outcomes, options: dict[str, Any]
+) -> list[Check]:
+    """What `robench.evaluation.probe` finds."""
+    from robench.evaluation.probe import probe
+
+    found, alone = [], replace(bench.settings, workers=1)
+    for run in chosen:
+        with bar() as progress:
+            subject, attacks = bench.subject(run), options["attacks"]
+            found += probe(subject, outcomes, bench.data, attacks, asked.restarts, alone, progress=progress)
+    return found
 
 
 def _judged(names: Sequence[str], store: Runs, dataset: str | None, data_dir: str) -> tuple[list[Run], Data]:
@@ -245,32 +269,25 @@ def _subset(data: Data, samples: int, subset: str) -> str:
 
 
 def _blackbox(
-    bench: Workbench,
-    chosen: Sequence[Run],
-    options: dict[str, Any],
-    surrogates: str,
-    surrogate_defense: str,
-    allow_related: bool,
-    *,
-    no_train: bool,
-    dry_run: bool,
+    asked: _Asked, bench: Workbench, chosen: Sequence[Run], options: dict[str, Any]
 ) -> tuple[list[tuple[list[Run], Threat]], list[Check]]:
     """Who is judged on which hold-out surrogates, which are trained first where they are missing."""
     from robench.evaluation import checks
 
     plans: list[tuple[list[Run], Threat]] = []
     found = []
-    for defense in sorted({run.defense if surrogate_defense == "same" else surrogate_defense for run in chosen}):
-        group = [run for run in chosen if surrogate_defense != "same" or run.defense == defense]
-        sizes, others = _surrogates(surrogates)
+    same = asked.surrogate_defense == "same"
+    for defense in sorted({run.defense if same else asked.surrogate_defense for run in chosen}):
+        group = [run for run in chosen if not same or run.defense == defense]
+        sizes, others = _surrogates(asked.surrogates)
         if not sizes:
             refuse_given({"surrogate_defense"}, "is of surrogates that --surrogates gives by size")
         tasks = bench.surrogate_tasks(sizes, defense)
-        if dry_run and (missing := [task.name for task in tasks if task.name not in bench.store.names()]):
+        if asked.dry_run and (missing := [task.name for task in tasks if task.name not in bench.store.names()]):
             click.echo(f"missing surrogates, trained first: {', '.join(missing)}, {bench.estimate(tasks)}")
             continue
-        hold_outs = bench.train(tasks, allowed=not no_train, ask_beyond=600) + list(map(bench.store.get, others))
-        plans.append((group, bench.hold_out(hold_outs, allow_related=allow_related, **options)))
+        hold_outs = bench.train(tasks, allowed=not asked.no_train, ask_beyond=600) + list(map(bench.store.get, others))
+        plans.append((group, bench.hold_out(hold_outs, allow_related=asked.allow_related, **options)))
         found.append(checks.kin(map(bench.subject, group), [*map(bench.subject, hold_outs)]))
     return plans, found
 

@@ -65,18 +65,8 @@ def command(
     place = device_of(device)
     data = load(dataset, data_dir)
     models = model.split(",") if model else []
-    task = resolve(
-        data,
-        defense,
-        n,
-        seed=seed,
-        role=role,
-        models=models,
-        recipe=recipe,
-        overrides=overrides,
-        init=init,
-        name=name,
-    )
+    words: dict[str, Any] = {"seed": seed, "role": role, "models": models, "init": init, "name": name}
+    task = resolve(data, defense, n, recipe=recipe, overrides=overrides, **words)
     import_models([each for each in models if ":" in each])
     tracking = None
     if track is not None:

@@ -17,15 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks import Attack, Crafted
-from robench.attacks.ascent import gradient
 from robench.core import linf
 from robench.core.claims import PAUSE, Claims
 from robench.core.data import Data
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError, out_of_memory
-from robench.core.fast import ROUNDING, Precision, attackable, compiled, crafting_dtype, disagreement, slow_precision
+from robench.core.fast import Precision, attackable, compiled, crafting_dtype, slow_precision
 from robench.core.frozen import frozen
-from robench.core.losses import margin
 from robench.core.progress import Progress, silent
 from robench.core.store import content_key
 from robench.core.threads import USUAL, fitting_batch, fitting_threads, judging_batch
@@ -36,7 +34,8 @@ from robench.evaluation.images import Images
 from robench.evaluation.outcomes import ASIDE, ENSEMBLE, SURROGATE, Check, Outcomes
 from robench.evaluation.predict import Indices, Predictions, classes, predict
 from robench.evaluation.rows import Rows
-from robench.evaluation.soundness import GRADIENT, REPEAT, changed, examine, keyed_torch
+from robench.evaluation.soundness import GRADIENT, REPEAT, changed, examine
+from robench.evaluation.source import Source
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Blackbox, Job, Threat
 
@@ -44,11 +43,6 @@ log = logging.getLogger(__name__)
 
 #: Looks at what other processes have in hand, before the user is told: a minute.
 TOLD_AFTER = 120
-
-#: Images on which the gradient of the copy that is attacked is held against the original's; the mean cosine that is the
-#: same gradient but for rounding (measured on three ResNet-20: .9999, in bfloat16 .98).
-GRADIENTS = 8
-SAME_GRADIENT: dict[Precision, float] = {"float32": 0.95, "bfloat16": 0.8, "float64": 0.95}
 
 
 @dataclass(frozen=True)
@@ -231,6 +225,18 @@ class Evaluator:
                     f"{attack.label}: an image depends on the others in its batch, so other samples, another "
                     f"--batch-size or an interruption give other rows"
                 )
+        self._craft_missing(targets, threats, indices, len(threat.eps))
+        self._again(targets, threat, found)
+        return Outcomes.concat(
+            self._judged(target, threat, threats[target.name], indices[target.name], found[target.name])
+            for target in targets
+        )
+
+    def _craft_missing(
+        self, targets: Sequence[Subject], threats: Mapping[str, Threat], indices: Mapping[str, Indices], radii: int
+    ) -> None:
+        """Makes every row that is missing, together with whoever works on the same store."""
+        requested = np.unique(np.concatenate(list(indices.values())))
         self._done = 0
         left: int | None = None
         waits = 0
@@ -238,7 +244,7 @@ class Evaluator:
             now = sum(len(part.samples) for work in works for part in work.parts)
             self._total = self._done + sum(work.cost() for work in works)
             with fitting_threads(self.settings.device, self._fitting() * self._numbers):
-                shared = self._share(works, everything, len(threat.eps))
+                shared = self._share(works, requested, radii)
             if shared:
                 assert left is None or now < left, "units were done and their rows are still missing"
             else:
@@ -252,24 +258,24 @@ class Evaluator:
                 rows.refresh()
         for rows in self._rows.values():
             rows.compact()
-        self._again(targets, threat, found)
-        parts = []
-        for target in targets:
-            rows = self._kept(target, threat.name)
-            cells = [cell for job in threats[target.name].jobs(target) for cell in self._cells(job, target, threat)]
-            if threat.clean:
-                cells.append(self._clean_cell(target))
-            for cell in cells:
-                rows.declare(cell)  # where a file of before is damaged or lost
-            frame = rows.outcomes().frame
-            keys = {cell.key for cell in cells}
-            own = Outcomes(frame[frame["cell"].isin(keys) & frame["sample"].isin(indices[target.name])])
-            said = [*found[target.name], *self._surrogates_work(own, threat)]
-            if threat.clean:
-                said.append(stands_for(self.data, torch.from_numpy(indices[target.name])))
-            self._kept(target).remember(target.identity, threat.name, said)
-            parts.append(Outcomes(own.frame, said))
-        return Outcomes.concat(parts)
+
+    def _judged(
+        self, target: Subject, threat: Threat, made: Threat, samples: Indices, found: Sequence[Check]
+    ) -> Outcomes:
+        """The rows of a target under ``threat``, with the attacks of ``made``, and what is to be known of them."""
+        rows = self._kept(target, threat.name)
+        cells = [cell for job in made.jobs(target) for cell in self._cells(job, target, threat)]
+        if threat.clean:
+            cells.append(self._clean_cell(target))
+        for cell in cells:
+            rows.declare(cell)  # where a file of before is damaged or lost
+        frame = rows.outcomes().frame
+        own = Outcomes(frame[frame["cell"].isin({cell.key for cell in cells}) & frame["sample"].isin(samples)])
+        said = [*found, *self._surrogates_work(own, threat)]
+        if threat.clean:
+            said.append(stands_for(self.data, torch.from_numpy(samples)))
+        self._kept(target).remember(target.identity, threat.name, said)
+        return Outcomes(own.frame, said)
 
     def remember(self, target: Subject, threat: str, checks: Sequence[Check]) -> None:
         """Keeps beside the rows of ``target`` what was found since `run`."""
@@ -553,7 +559,7 @@ class Evaluator:
                 parts.append(replace(part, samples=pending))
         return replace(work, parts=parts) if parts else None
 
-    def _source(self, work: _Work) -> _Source:
+    def _source(self, work: _Work) -> Source:
         job = work.job
         image = self._batch_of(work.parts[0].samples[:1])
 
@@ -569,12 +575,12 @@ class Evaluator:
 
         name = job.source_name if not job.pooled else work.parts[0].target.name
         draws = job.source_key.partition("/")[0] in self._drawing
-        return _Source(name, job.source, copied, self.settings.precision, draws)
+        return Source(name, job.source, copied, self.settings.precision, draws)
 
     def _pooled(
         self,
         work: _Work,
-        source: _Source,
+        source: Source,
         judges: Mapping[str, Ensemble],
     ) -> None:
         """All restarts, each on what still stands; a row says whether any succeeded, and which was the first."""
@@ -615,7 +621,7 @@ class Evaluator:
     def _version(
         self,
         work: _Work,
-        source: _Source,
+        source: Source,
         judges: Mapping[str, Ensemble],
     ) -> None:
         """One version of every image, judged by all targets that lack it."""
@@ -649,7 +655,7 @@ class Evaluator:
             rows.append(pd.concat(frames, ignore_index=True))
 
     def _through_cache(
-        self, work: _Work, source: _Source, samples: Indices, eps: npt.NDArray[np.float64], restart: int
+        self, work: _Work, source: Source, samples: Indices, eps: npt.NDArray[np.float64], restart: int
     ) -> Iterator[tuple[Indices, Crafted]]:
         """As `_crafts` on all pairs: from the cache where it has the images, else crafted and kept there."""
         everything = np.arange(len(samples))
@@ -682,7 +688,7 @@ class Evaluator:
 
     def _crafts(
         self,
-        source: _Source,
+        source: Source,
         attack: Attack,
         samples: Indices,
         eps: npt.NDArray[np.float64],
@@ -762,74 +768,6 @@ class Evaluator:
         self._done += steps
         source = work.job.source_name or work.parts[0].target.name
         self._progress(self._done, self._total, f"{work.job.threat}: {work.job.attack.label} on {source}")
-
-
-@dataclass
-class _Source:
-    """Whom an attack follows, and the faster copy of it that is attacked for as long as it proves to be the same
-    function."""
-
-    name: str
-    original: Ensemble
-    copied: Callable[[bool], nn.Module]
-    precision: Precision
-    draws: bool
-    _plain: bool = False
-    _model: nn.Module | None = None
-    _followed: bool = False
-
-    @property
-    def model(self) -> nn.Module:
-        """What is attacked; made when the first image is crafted: where the cache has them all, never."""
-        if self._model is None:
-            self._model = self.copied(self._plain)
-        return self._model
-
-    def proves(self, attack: Attack, crafted: Crafted, labels: Tensor) -> bool:
-        """Whether the copy returned what the original returns for the images that were crafted on it, up to rounding,
-        and on the first few of them has its gradient. If not, `model` is a plain copy from now on.
-
-        Raises:
-            RobenchError: a plain copy is another function too.
-        """
-        if self.draws:
-            return True
-        images = crafted.images
-        weight = next((each for each in self.original.parameters() if each.is_floating_point()), None)
-        given = images if weight is None else images.to(weight.dtype)
-        with keyed_torch(images.device, "prove"), frozen(self.original):
-            with torch.no_grad():
-                apart = disagreement(crafted.outputs, self.original(given))
-            why = ""
-            if not apart <= ROUNDING[self.precision]:
-                why = f"outputs differ by {apart:.2g} of their scale"
-            elif not self._followed and not self._plain and not attack.gradient_free:
-                alike = self._alike(images[:GRADIENTS], given[:GRADIENTS], labels[:GRADIENTS])
-                if alike < SAME_GRADIENT[self.precision]:
-                    why = f"gradients have a cosine of {alike:.2f}"
-        self._followed |= not attack.gradient_free
-        if not why:
-            return True
-        if self._plain:
-            raise RobenchError(
-                f"{self.name} is another function where it is attacked than where it is judged: {why}; its output must "
-                f"depend on its weights and the image alone, and --precision float32 rounds least"
-            )
-        log.warning(f"the faster copy of {self.name} is another function ({why}): attacking a plain copy instead")
-        self._plain, self._model = True, None
-        return False
-
-    def _alike(self, images: Tensor, given: Tensor, labels: Tensor) -> float:
-        """Mean cosine of the gradients of the margin, over images that have one; 1 where none has."""
-        with frozen(self.model):
-            mine = gradient(lambda z: margin(self.model(z), labels), images).flatten(1)
-        theirs = gradient(lambda z: margin(self.original(z), labels), given).flatten(1).to(mine.dtype)
-        usable = (
-            (mine.isfinite() & theirs.isfinite()).all(dim=1) & (mine.abs().amax(1) > 0) & (theirs.abs().amax(1) > 0)
-        )
-        if not bool(usable.any()):
-            return 1.0
-        return float(torch.cosine_similarity(mine[usable], theirs[usable]).mean())
 
 
 def _rows(

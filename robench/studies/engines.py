@@ -194,79 +194,105 @@ def run(
         budget: seconds; a task is begun only if it is expected to end in time.
         pass_seconds: for that, what a pass takes here; corrected by the tasks that were done.
     """
-    began = time.monotonic()
-    result = Result()
-    todo: dict[str, Step] = {}
-    order = ranks(plan.steps, lambda step: step.passes)
-    for step in sorted(plan.steps.values(), key=lambda step: -order[step.key]):
-        # What a report rests on is known when the rest is done; it comes last.
-        if progress.state(step) == "done" and not (step.kind == "report" and todo):
-            result.done.add(step.key)
-        elif only and step.kind not in only:
-            result.left[step.key] = "not asked for"
-        else:
-            todo[step.key] = step
-    total = len(result.done) + len(todo)
-    running: dict[Future[dict[str, Any]], Step] = {}
-    tries: dict[str, int] = {}
-    spent, expected = 0.0, 0.0
+    work = _Work(plan, progress, workers, call, only, budget, pass_seconds)
+    while work.begin():
+        for future in wait(work.running, return_when=FIRST_COMPLETED).done:
+            work.end(future)
+    for key, step in work.todo.items():
+        late = work.ready(step) and not work.in_time(step)
+        work.result.left[key] = "beyond the budget" if late else "waits for what failed or is left"
+    return work.result
 
-    def ready(step: Step) -> bool:
-        return only == ("report",) or set(step.needs) <= result.done
 
-    def in_time(step: Step) -> bool:
-        estimate = step.passes * pass_seconds * (spent / expected if expected else 1.0)
-        return budget is None or time.monotonic() - began + estimate <= budget
+class _Work:
+    """What of a plan is running, and what is still to be done, by key in the order in which it is begun."""
 
-    def last(step: Step) -> bool:
-        # When a worker dies, what the others are doing is lost as well: who is to blame shows alone.
-        return tries.get(step.key, 0) == TRIES - 1
-
-    alone = False
-    while True:
-        for step in [step for step in todo.values() if ready(step) and in_time(step)]:
-            if len(running) == workers.slots or (alone and running):
-                break
-            if last(step) and running:
-                continue
-            alone = last(step)
-            del todo[step.key]
-            # What was there when this began, ``progress`` knows; rows may have come since.
-            if step.kind == "report" and Progress(plan, progress.place).state(step) == "done":
-                result.done.add(step.key)
-                continue
-            tries[step.key] = tries.get(step.key, 0) + 1
-            running[workers.submit(call(step.key))] = step
-            # A task that was done at once makes others ready, of which one may be more urgent.
-            if workers.slots == 1:
-                break
-        if not running:
-            break
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            step = running.pop(future)
-            try:
-                record = future.result()
-            except BrokenExecutor:
-                if tries[step.key] < TRIES:
-                    log.warning(f"a worker died during {step.title}: begun again")
-                    todo[step.key] = step
-                    continue
-                record = {"state": "failed", "error": f"its worker died {TRIES} times"}
-            except Exception as error:  # whatever an engine raises for a task that it gave up
-                record = {"state": "failed", "error": " ".join(str(error).split())[:500]}
-            if _lacked_memory(record) and tries[step.key] < TRIES:
-                log.warning(f"no memory for {step.title} beside the others: begun again")
-                todo[step.key] = step
-                continue
-            if record["state"] == "done":
-                result.done.add(step.key)
-                spent, expected = spent + record["seconds"], expected + step.passes * pass_seconds
-                log.info(f"[{len(result.done)}/{total}] {step.title}: {record['seconds']:.1f} s")
+    def __init__(
+        self,
+        plan: Plan,
+        progress: Progress,
+        workers: Engine,
+        call: Call,
+        only: Collection[Kind],
+        budget: float | None,
+        pass_seconds: float,
+    ) -> None:
+        self.plan, self.progress, self.workers, self.call = plan, progress, workers, call
+        self.only, self.budget, self.pass_seconds = only, budget, pass_seconds
+        self.began = time.monotonic()
+        self.result = Result()
+        self.todo: dict[str, Step] = {}
+        self.running: dict[Future[dict[str, Any]], Step] = {}
+        self.tries: dict[str, int] = {}
+        self.spent, self.expected = 0.0, 0.0
+        #: Whether what is running is the last try of a task.
+        self.alone = False
+        order = ranks(plan.steps, lambda step: step.passes)
+        for step in sorted(plan.steps.values(), key=lambda step: -order[step.key]):
+            # What a report rests on is known when the rest is done; it comes last.
+            if progress.state(step) == "done" and not (step.kind == "report" and self.todo):
+                self.result.done.add(step.key)
+            elif only and step.kind not in only:
+                self.result.left[step.key] = "not asked for"
             else:
-                result.failed[step.key] = record["error"]
-                progress.place.keep_failure(step, record["error"])
-                log.warning(f"failed: {step.title}")
-    for key, step in todo.items():
-        late = ready(step) and not in_time(step)
-        result.left[key] = "beyond the budget" if late else "waits for what failed or is left"
-    return result
+                self.todo[step.key] = step
+        self.total = len(self.result.done) + len(self.todo)
+
+    def ready(self, step: Step) -> bool:
+        return self.only == ("report",) or set(step.needs) <= self.result.done
+
+    def in_time(self, step: Step) -> bool:
+        estimate = step.passes * self.pass_seconds * (self.spent / self.expected if self.expected else 1.0)
+        return self.budget is None or time.monotonic() - self.began + estimate <= self.budget
+
+    def begin(self) -> bool:
+        """Begins as many tasks as there are workers; whether any is running."""
+        for step in [step for step in self.todo.values() if self.ready(step) and self.in_time(step)]:
+            if len(self.running) == self.workers.slots or (self.alone and self.running):
+                break
+            # When a worker dies, what the others are doing is lost as well: who is to blame shows alone.
+            last = self.tries.get(step.key, 0) == TRIES - 1
+            if last and self.running:
+                continue
+            self.alone = last
+            del self.todo[step.key]
+            # What was there when this began, ``progress`` knows; rows may have come since.
+            if step.kind == "report" and Progress(self.plan, self.progress.place).state(step) == "done":
+                self.result.done.add(step.key)
+                continue
+            self.tries[step.key] = self.tries.get(step.key, 0) + 1
+            self.running[self.workers.submit(self.call(step.key))] = step
+            # A task that was done at once makes others ready, of which one may be more urgent.
+            if self.workers.slots == 1:
+                break
+        return bool(self.running)
+
+    def end(self, future: Future[dict[str, Any]]) -> None:
+        """Takes what became of a task; one whose worker died, or had too little memory, is begun again."""
+        step = self.running.pop(future)
+        try:
+            record = future.result()
+        except BrokenExecutor:
+            if self._again(step, f"a worker died during {step.title}"):
+                return
+            record = {"state": "failed", "error": f"its worker died {TRIES} times"}
+        except Exception as error:  # whatever an engine raises for a task that it gave up
+            record = {"state": "failed", "error": " ".join(str(error).split())[:500]}
+        if _lacked_memory(record) and self._again(step, f"no memory for {step.title} beside the others"):
+            return
+        if record["state"] == "done":
+            self.result.done.add(step.key)
+            self.spent += record["seconds"]
+            self.expected += step.passes * self.pass_seconds
+            log.info(f"[{len(self.result.done)}/{self.total}] {step.title}: {record['seconds']:.1f} s")
+        else:
+            self.result.failed[step.key] = record["error"]
+            self.progress.place.keep_failure(step, record["error"])
+            log.warning(f"failed: {step.title}")
+
+    def _again(self, step: Step, why: str) -> bool:
+        if self.tries[step.key] == TRIES:
+            return False
+        log.warning(f"{why}: begun again")
+        self.todo[step.key] = step
+        return True

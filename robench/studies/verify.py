@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -111,22 +111,7 @@ def verify(
     if not chosen:
         raise RobenchError(f"{result} holds no rows; name the folder of a study, or of runs (--runs of robench eval)")
     chosen.sort(key=lambda pair: content_key([seed, *pair]))
-    possible: list[tuple[str, str]] = []
-    passed: set[str] = set()
-    for name, cell in chosen:
-        if len(possible) == cells:
-            break
-        attack = _batch_dependent(store, name, cell)
-        if attack:
-            passed.add(attack)
-        else:
-            possible.append((name, cell))
-    if passed:
-        log.warning(
-            f"cells of {', '.join(sorted(passed))} are left out: an image there depends on the others in its batch"
-        )
-    if passed and not possible:
-        raise RobenchError(f"no cell of {result} can be tried again: images of all depend on their batch")
+    possible = _possible(store, chosen, cells)
     benches: dict[str, Workbench] = {}
 
     def tried(name: str, cell: str) -> Finding:
@@ -151,6 +136,29 @@ def verify(
         yield _guarded(f"{name} {cell}", partial(tried, name, cell))
     if (result / SUMMARY).exists():
         yield _guarded(SUMMARY, lambda: _summary(result, store, rows))
+
+
+def _possible(store: Runs, chosen: Sequence[tuple[str, str]], count: int) -> list[tuple[str, str]]:
+    """The first ``count`` of these cells, pairs of run and key, whose images do not depend on their batch.
+
+    Raises:
+        RobenchError: there is none.
+    """
+    possible: list[tuple[str, str]] = []
+    passed: set[str] = set()
+    for name, key in chosen:
+        if len(possible) == count:
+            break
+        if attack := _batch_dependent(store, name, key):
+            passed.add(attack)
+        else:
+            possible.append((name, key))
+    if passed:
+        attacks = ", ".join(sorted(passed))
+        log.warning(f"cells of {attacks} are left out: an image there depends on the others in its batch")
+    if not possible:
+        raise RobenchError(f"no cell of {store.root} can be tried again: images of all depend on their batch")
+    return possible
 
 
 def _batch_dependent(store: Runs, name: str, key: str) -> str:

@@ -7,7 +7,7 @@ import logging
 import pickle
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,51 +168,28 @@ def import_weights(
         RobenchError: unreadable files, weights that do not fit the architecture, a name that is taken, a normalisation
             that nothing tells.
     """
-    read = [read_states(path, key) for path in paths]
-    for path, each in zip(paths, read, strict=True):
-        log.info(f"{path.name}: {each.said}")
-    states = [state for each in read for state in each.states]
+    states: list[dict[str, Tensor]] = []
+    for path in paths:
+        read = read_states(path, key)
+        log.info(f"{path.name}: {read.said}")
+        states += read.states
     name = checked_name(name or re.sub(r"[^A-Za-z0-9._-]", "-", paths[0].stem))
     if name in runs.names():
         raise RobenchError(f"run {name!r} exists; choose another with --name, or remove {runs.folder(name)}")
-    facts = outline(dataset, data_folder)
-    channels = len(facts.mean)
-    if normalisation is not None and any(len(values) != channels for values in normalisation):
-        raise RobenchError(f"expected --mean and --std of {channels} numbers, one a channel of {dataset}")
-    networks: list[nn.Module] = []
-    own: list[tuple[Values, Values] | None] = []
-    neutral = ((0.0,) * channels, (1.0,) * channels)
-    for state in states:
-        spec = ModelSpec(
-            name=model, num_classes=facts.num_classes, in_channels=channels, mean=neutral[0], std=neutral[1]
-        )
-        network = build(spec, 0).model
-        weights, found = _split_normalisation(state, network, channels)
-        load_state(network, weights, paths[0].name)
-        networks.append(network.eval())
-        own.append(found)
-    for number, network in enumerate(networks):
-        for other in range(number):
-            if _same(network, networks[other]):
-                raise RobenchError(
-                    f"members {other + 1} and {number + 1} have the same weights: an ensemble of copies is none; name "
-                    f"each file once"
-                )
+    plain = _plain(model, dataset, data_folder)
+    if normalisation is not None and any(len(values) != plain.in_channels for values in normalisation):
+        raise RobenchError(f"expected --mean and --std of {plain.in_channels} numbers, one a channel of {dataset}")
+    networks, own = _networks(states, plain, paths[0].name)
     told = _normalisation(networks, own, normalisation, dataset, data_folder)
     log.info(f"normalisation: {told[1]}")
     if normalisation is not None and (":" in dataset or at_hand(dataset, data_folder)):
-        doubt = better(networks, load(dataset, data_folder), normalisation)
-        if doubt:
+        if doubt := better(networks, load(dataset, data_folder), normalisation):
             log.warning(f"is --mean right? {doubt}")
-    specs = [
-        ModelSpec(name=model, num_classes=facts.num_classes, in_channels=channels, mean=mean, std=std)
-        for mean, std in told[0]
-    ]
-    members = []
-    for spec, network in zip(specs, networks, strict=True):
-        member = build(spec, 0)
+    about = {"imported": [path.name for path in paths], "dataset": None if ":" in dataset else dataset}
+    specs = [replace(plain, mean=mean, std=std) for mean, std in told[0]]
+    members = [build(spec, 0) for spec in specs]
+    for member, network in zip(members, networks, strict=True):
         member.model.load_state_dict(network.state_dict())
-        members.append(member)
     return runs.save(
         name,
         Ensemble(members).eval(),
@@ -222,12 +199,35 @@ def import_weights(
         role=role,
         data=None,
         ancestors=lineage(parent) if parent else (),
-        more={
-            "imported": [path.name for path in paths],
-            "dataset": dataset if ":" not in dataset else None,
-            "normalisation": told[1],
-        },
+        more={**about, "normalisation": told[1]},
     )
+
+
+def _plain(model: str, dataset: str, data_folder: Path) -> ModelSpec:
+    """The architecture for a data set, without a normalisation."""
+    spec = outline(dataset, data_folder).model(model)
+    return replace(spec, mean=(0.0,) * spec.in_channels, std=(1.0,) * spec.in_channels)
+
+
+def _networks(
+    states: Sequence[dict[str, Tensor]], spec: ModelSpec, file: str
+) -> tuple[list[nn.Module], list[tuple[Values, Values] | None]]:
+    """Networks of these weights, and the normalisation that each brings; RobenchError where two are the same."""
+    networks: list[nn.Module] = []
+    own: list[tuple[Values, Values] | None] = []
+    for state in states:
+        network = build(spec, 0).model
+        weights, found = _split_normalisation(state, network, spec.in_channels)
+        load_state(network, weights, file)
+        for other, known in enumerate(networks, 1):
+            if _same(network, known):
+                raise RobenchError(
+                    f"members {other} and {len(networks) + 1} have the same weights: an ensemble of copies is none; "
+                    f"name each file once"
+                )
+        networks.append(network.eval())
+        own.append(found)
+    return networks, own
 
 
 def _normalisation(

@@ -28,7 +28,7 @@ from robench.core.runs import Run, Runs, lineage, load_state
 from robench.core.threads import fitting_threads
 from robench.defenses import Batch, Terms
 from robench.training import parallel
-from robench.training.checkpoint import Checkpoint
+from robench.training.checkpoint import Checkpoint, State
 from robench.training.compiling import COMPARED, begin_step, compiled_if_same
 from robench.training.recipes import Recipe
 from robench.training.task import Task
@@ -94,14 +94,7 @@ def ensure(
         if task.start is not None:
             if task.start.name not in runs.names():
                 _rehearse(task, data, device)
-            parent = ensure(
-                task.start,
-                data,
-                runs,
-                device=device,
-                compile=compile,
-                progress=advance,
-            )
+            parent = ensure(task.start, data, runs, device=device, compile=compile, progress=advance)
         elif task.init != "scratch":
             parent = runs.get(task.init)
         with fitting_threads(device, task.recipe.batch_size * data.train.images[0].numel()):
@@ -190,16 +183,7 @@ def _train(
     progress: Progress,
 ) -> Run:
     stream = Stream((task.role, task.defense.name, task.n, task.seed))
-    ensemble = Ensemble(build(spec, stream.key("weights", i)) for i, spec in enumerate(task.members))
-    if parent is not None:
-        load_state(ensemble, parent.load().state_dict(), parent.name)
-    ensemble.to(device)
-    check_networks(ensemble, task, data)
-    if task.recipe.precision == "bfloat16":
-        widen_heads(ensemble, task.members[0].num_classes)
-    if slow := slow_precision(task.recipe.precision, device):
-        log.warning(slow)
-    parallel.share_batchnorm(ensemble)
+    ensemble = _initial(task, data, stream, parent, device)
     writes = parallel.place()[0] == 0
     if not writes:
         progress = silent
@@ -234,39 +218,59 @@ def _train(
                     checkpoint.save(ensemble, optimizer, state)
                     saved = time.monotonic()
             state.close(task.recipe.rate(state.epoch))
-            if not (
-                all(math.isfinite(value) for value in state.history[-1]["terms"].values())
-                and all(bool(torch.isfinite(value).all()) for value in ensemble.state_dict().values())
-            ):
-                # Going on from here would only fail again.
-                checkpoint.path.unlink(missing_ok=True)
-                raise RobenchError(
-                    f"the loss or a weight of {task.name!r} is not finite after epoch {state.epoch}; try a smaller --lr"
-                )
+            _refuse_not_finite(task, ensemble, state, checkpoint)
             # Of an epoch that was resumed, only a part was timed, if any: then its measurement is left out.
             if track is not None and writes and first < steps:
                 took = (time.monotonic() - began) * steps / (steps - first)
                 _track(track, track_every, ensemble, state.history, took)
     if writes:
-        runs.save(
-            task.name,
-            ensemble.eval().to("cpu").to(memory_format=torch.contiguous_format),
-            members=task.members,
-            defense=task.defense.manifest(),
-            seed=task.seed,
-            role=task.role,
-            data={"name": data.label, "fingerprint": data.fingerprint},
-            ancestors=lineage(parent) if parent else (),
-            key=task.key,
-            more={
-                "recipe": task.recipe.model_dump(mode="json"),
-                "history": state.history,
-                **({"compiled": True} if fast else {}),
-            },
-        )
+        _save(task, data, runs, parent, ensemble, {"history": state.history, **({"compiled": True} if fast else {})})
         checkpoint.path.unlink(missing_ok=True)
     parallel.wait()
     return runs.get(task.name)
+
+
+def _save(task: Task, data: Data, runs: Runs, parent: Run | None, ensemble: Ensemble, more: dict[str, Any]) -> None:
+    """Makes the finished run."""
+    runs.save(
+        task.name,
+        ensemble.eval().to("cpu").to(memory_format=torch.contiguous_format),
+        members=task.members,
+        defense=task.defense.manifest(),
+        seed=task.seed,
+        role=task.role,
+        data={"name": data.label, "fingerprint": data.fingerprint},
+        ancestors=lineage(parent) if parent else (),
+        key=task.key,
+        more={"recipe": task.recipe.model_dump(mode="json"), **more},
+    )
+
+
+def _initial(task: Task, data: Data, stream: Stream, parent: Run | None, device: torch.device) -> Ensemble:
+    """The ensemble that training starts from, on the device, in the precision of the recipe."""
+    ensemble = Ensemble(build(spec, stream.key("weights", i)) for i, spec in enumerate(task.members))
+    if parent is not None:
+        load_state(ensemble, parent.load().state_dict(), parent.name)
+    ensemble.to(device)
+    check_networks(ensemble, task, data)
+    if task.recipe.precision == "bfloat16":
+        widen_heads(ensemble, task.members[0].num_classes)
+    if slow := slow_precision(task.recipe.precision, device):
+        log.warning(slow)
+    parallel.share_batchnorm(ensemble)
+    return ensemble
+
+
+def _refuse_not_finite(task: Task, ensemble: Ensemble, state: State, checkpoint: Checkpoint) -> None:
+    """Ends a training whose last epoch made a loss or a weight that is not finite."""
+    terms = state.history[-1]["terms"].values()
+    weights = ensemble.state_dict().values()
+    if not (all(map(math.isfinite, terms)) and all(bool(torch.isfinite(value).all()) for value in weights)):
+        # Going on from here would only fail again.
+        checkpoint.path.unlink(missing_ok=True)
+        raise RobenchError(
+            f"the loss or a weight of {task.name!r} is not finite after epoch {state.epoch}; try a smaller --lr"
+        )
 
 
 @contextmanager

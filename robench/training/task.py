@@ -102,14 +102,7 @@ def resolve(
     file = recipe_file(recipe or data.recipe)
     settings, loss = file.resolve(defense, n, overrides or {})
     loss.check(members=n, classes=data.num_classes)
-    names = list(models) or [file.model]
-    if len(names) not in (1, n):
-        raise RobenchError(f"expected one model, or one for each of the {n} members, got {len(names)}")
-    names = names * n if len(names) == 1 else names
-    for each in names:
-        if ":" not in each:
-            MODELS.get(each)
-    members = tuple(replace(data.model(each), negative_slope=settings.negative_slope) for each in names)
+    members = _members(data, list(models) or [file.model], n, settings.negative_slope)
     chosen = init or loss.start
     start = None
     if chosen == "baseline":
@@ -135,3 +128,13 @@ def resolve(
         or bool(recipe)
         or (bool(init) and init != loss.start),
     )
+
+
+def _members(data: Data, names: list[str], n: int, negative_slope: float) -> tuple[ModelSpec, ...]:
+    """The architecture of each member."""
+    if len(names) not in (1, n):
+        raise RobenchError(f"expected one model, or one for each of the {n} members, got {len(names)}")
+    for each in names:
+        if ":" not in each:
+            MODELS.get(each)
+    return tuple(replace(data.model(each), negative_slope=negative_slope) for each in names * (n // len(names)))
