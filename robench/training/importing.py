@@ -183,24 +183,33 @@ def import_weights(
     told = _normalisation(networks, own, normalisation, dataset, data_folder)
     log.info(f"normalisation: {told[1]}")
     if normalisation is not None and (":" in dataset or at_hand(dataset, data_folder)):
-        if doubt := better(networks, load(dataset, data_folder), normalisation):
+        doubt = better(networks, load(dataset, data_folder), normalisation)
+        if doubt:
             log.warning(f"is --mean right? {doubt}")
-    about = {"imported": [path.name for path in paths], "dataset": None if ":" in dataset else dataset}
     specs = [replace(plain, mean=mean, std=std) for mean, std in told[0]]
-    members = [build(spec, 0) for spec in specs]
-    for member, network in zip(members, networks, strict=True):
-        member.model.load_state_dict(network.state_dict())
     return runs.save(
         name,
-        Ensemble(members).eval(),
+        _ensemble(specs, networks),
         members=specs,
         defense={"name": defense},
         seed=seed,
         role=role,
         data=None,
         ancestors=lineage(parent) if parent else (),
-        more={**about, "normalisation": told[1]},
+        more={
+            "imported": [path.name for path in paths],
+            "dataset": None if ":" in dataset else dataset,
+            "normalisation": told[1],
+        },
     )
+
+
+def _ensemble(specs: Sequence[ModelSpec], networks: Sequence[nn.Module]) -> Ensemble:
+    """Members with the weights of these networks, each behind its normalisation."""
+    members = [build(spec, 0) for spec in specs]
+    for member, network in zip(members, networks, strict=True):
+        member.model.load_state_dict(network.state_dict())
+    return Ensemble(members).eval()
 
 
 def _plain(model: str, dataset: str, data_folder: Path) -> ModelSpec:

@@ -86,7 +86,7 @@ def part_of(batch: Batch) -> Batch:
 def share_rows(batch: Batch) -> None:
     """Gives every process the rows that each one wrote of what the defense keeps per image; ``batch``: this part."""
     size = place()[1]
-    if size == 1 or batch.samples is None:
+    if size == 1 or batch.samples is None or not batch.state:
         return
     samples = _from_all(batch.samples)
     for tensor in batch.state.values():

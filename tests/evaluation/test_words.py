@@ -71,7 +71,7 @@ def test_fields_are_converted_and_round_trip() -> None:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (("whitebox", ["pdg"]), "did you mean pgd"),
+        (("whitebox", ["pdg"]), "did you mean pgn or pgd"),
         (("whitebox", ["pgd:momentun=1"]), "did you mean momentum"),
         (("whitebox", ["pgd:momentum=much"]), "momentum"),
         (("whitebox", ["pgd:momentum"]), "FIELD=VALUE"),

@@ -217,7 +217,7 @@ def test_wrong_input_ends_in_one_line_and_exit_code_2(
         ("train", "baseline", "--dataset", "digits", "--runs", "/proc/none"): "cannot write",
         (*white, "--eps", "-0.1"): "eps",
         (*white, "--eps", "8"): "8/255",
-        (*white, "--attacks", "pdg"): "did you mean pgd",
+        (*white, "--attacks", "pdg"): "did you mean pgn or pgd",
         (*white, "--surrogates", "3"): "no effect",
         ("eval", "bsae", "--threat", "whitebox"): "did you mean base",
         ("eval", "base", "--threat", "blackbox", "--surrogates", "base", *EVAL): "share a member",
