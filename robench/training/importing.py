@@ -173,9 +173,7 @@ def import_weights(
         read = read_states(path, key)
         log.info(f"{path.name}: {read.said}")
         states += read.states
-    name = checked_name(name or re.sub(r"[^A-Za-z0-9._-]", "-", paths[0].stem))
-    if name in runs.names():
-        raise RobenchError(f"run {name!r} exists; choose another with --name, or remove {runs.folder(name)}")
+    name = _free(name or re.sub(r"[^A-Za-z0-9._-]", "-", paths[0].stem), runs)
     plain = _plain(model, dataset, data_folder)
     if normalisation is not None and any(len(values) != plain.in_channels for values in normalisation):
         raise RobenchError(f"expected --mean and --std of {plain.in_channels} numbers, one a channel of {dataset}")
@@ -202,6 +200,13 @@ def import_weights(
             "normalisation": told[1],
         },
     )
+
+
+def _free(name: str, runs: Runs) -> str:
+    """``name``; RobenchError where a run has it."""
+    if checked_name(name) in runs.names():
+        raise RobenchError(f"run {name!r} exists; choose another with --name, or remove {runs.folder(name)}")
+    return name
 
 
 def _ensemble(specs: Sequence[ModelSpec], networks: Sequence[nn.Module]) -> Ensemble:
