@@ -134,7 +134,7 @@ def zero_gradients(outcomes: Outcomes) -> Check | None:
     """
     frame = _attacked(outcomes)
     frame = frame[~frame["threat"].isin(BLACKBOX) | (frame["loss"] == "ce")]
-    fix = "gradients are masked: try --losses cw, --precision float64, --probe, or --attacks torchattacks/Square"
+    fix = "gradients are masked: try --losses cw, --precision float64, --probe, or --attacks square"
     return _shares(
         "gradients there", frame, frame["zero_gradient"], "with a gradient of exactly zero or not finite", fix
     )
@@ -313,7 +313,7 @@ def probed(outcomes: Outcomes, again: Outcomes) -> Check:
     if status != "pass":
         evidence += (
             f": the accuracy there, {white:.1%}, is too high by {100 * least:.1f} points at least; evaluate with "
-            f"--losses ce,cw, or with more of --attacks pgd,square,autoattack"
+            f"--losses ce,cw, or with more of --attacks pgd,square,strongest"
         )
     return Check(SURVIVORS, status, evidence)
 

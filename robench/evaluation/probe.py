@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robench.attacks import ATTACKS, Attack
+from robench.attacks import Attack
+from robench.attacks.apgd import APGD
+from robench.attacks.mora import MORA
 from robench.attacks.pgd import PGD
 from robench.attacks.square import Square
 from robench.core.data import Data
 from robench.core.errors import RobenchError
 from robench.core.logs import logged
-from robench.core.plugins import construct
 from robench.core.progress import Progress, silent
 from robench.core.rng import Draws
 from robench.evaluation.checks import POINT, SURVIVORS, probed
@@ -39,10 +40,12 @@ LIMIT = 200
 LARGE = 0.5
 STEPS, RESTARTS = 10, 2
 DRAWS, QUERIES = 100, 1000
-#: Attacks without our losses or without gradients, of a package that may be absent: name of the check, attack, fields.
-OTHERS = (
-    ("Square does not beat it", "torchattacks/Square", {"n_queries": QUERIES}),
-    ("targeted attacks do not beat it", "torchattacks/APGDT", {"steps": 100}),
+#: Steps of each target of APGD-T, and of each run of MORA.
+OTHER_STEPS = 100
+SQUARE, TARGETED, MEMBERS = (
+    "Square does not beat it",
+    "targeted attacks do not beat it",
+    "weighing the members does not beat it",
 )
 
 
@@ -147,8 +150,9 @@ def probe(
     progress: Progress = silent,
 ) -> list[Check]:
     """Attacks some survivors again: in a ball of 0.5, with ten times the steps and twice the restarts, with random sign
-    noise, with Square (Andriushchenko et al. 2020) and towards every other class (Croce & Hein 2020). The last finds
-    what a loss on the true class alone misses: ADP's members disagree on the others.
+    noise, with Square (Andriushchenko et al. 2020), towards every other class (Croce & Hein 2020), and with members
+    weighed anew at every step (Yu et al. 2022). The last two find what a loss on the true class, or on the average of
+    the members, misses.
 
     They are taken at the ε whose accuracy is nearest to half the clean one, where a stronger attack shows most.
 
@@ -164,13 +168,12 @@ def probe(
     eps, accuracy, survivors = chosen
     samples = survivors[torch.linspace(0, len(survivors) - 1, min(limit, len(survivors))).long()]
     attack = next((each for each in attacks if hasattr(each, "steps")), attacks[0])
-    trials, checks = _trials(attack, eps, restarts or Whitebox.restarts)
-    targets = {OTHERS[1][0]: data.num_classes - 1}
-    steps = sum(len(samples) * trial.restarts * trial.attack.passes * targets.get(trial.name, 1) for trial in trials)
-    queries = len(samples) * QUERIES * any(trial.name == OTHERS[0][0] for trial in trials)
+    trials, checks = _trials(attack, eps, restarts or Whitebox.restarts, target.n, data.num_classes)
+    costs = [(trial.attack.gradient_free, len(samples) * trial.restarts * trial.attack.passes) for trial in trials]
+    steps, queries = (sum(cost for free, cost in costs if free == which) for which in (False, True))
     log.info(
         f"probing {len(samples)} of {len(survivors)} survivors of {target.name} at ε {eps:g}: "
-        f"at most {steps:,} gradient steps" + (f" and {queries:,} queries" if queries else "")
+        f"at most {steps:,} gradient steps and {queries:,} queries"
     )
     for trial in trials:
         threat = Whitebox(eps=(trial.eps,), attacks=(trial.attack,), restarts=trial.restarts)
@@ -190,7 +193,21 @@ _EFFORT = "more effort changes nothing"
 _NOISE = "noise does not beat it"
 
 
-def _trials(attack: Attack, eps: float, restarts: int) -> tuple[list[_Trial], list[Check]]:
+def _others(members: int, classes: int) -> Iterator[tuple[str, Attack]]:
+    """Attacks without gradients, towards single classes, and on members: name of the check, attack."""
+    yield SQUARE, Square(queries=QUERIES)
+    # DLR towards a class needs four of them.
+    yield (
+        TARGETED,
+        APGD(objective="dlr", targets=classes - 1, steps=OTHER_STEPS)
+        if classes >= 4
+        else APGD(loss="cw", steps=OTHER_STEPS),
+    )
+    if members > 1:
+        yield MEMBERS, MORA(targets=0, steps=OTHER_STEPS)
+
+
+def _trials(attack: Attack, eps: float, restarts: int, members: int, classes: int) -> tuple[list[_Trial], list[Check]]:
     """What to try, and a check for what cannot be tried."""
     masked = "gradients are masked or the attack is set badly, and the accuracy is too high"
     trials, skipped = [], []
@@ -199,14 +216,9 @@ def _trials(attack: Attack, eps: float, restarts: int) -> tuple[list[_Trial], li
             _Trial("a large ε takes all", attack, LARGE, restarts, f"{attack.label} does not reach it: {masked}")
         )
     trials.append(_Trial(_NOISE, SignNoise(), eps, DRAWS, f"a gradient attack must do better: {masked}"))
-    for name, other, settings in OTHERS:
-        try:
-            made = construct(ATTACKS.get(other), settings, f"attack {other!r}")
-        except RobenchError as error:
-            skipped.append(Check(name, "warn", f"skipped: {error}"))
-        else:
-            says = f"the accuracy is too high: evaluate with --attacks {other} or autoattack too"
-            trials.append(_Trial(name, made, eps, 1, says))
+    for name, other in _others(members, classes):
+        says = f"the accuracy is too high: evaluate with --attacks {other.label} or strongest too"
+        trials.append(_Trial(name, other, eps, 1, says))
     values = {item.name: getattr(attack, item.name) for item in fields(attack)}
     if "steps" in values:
         harder: Attack = type(attack)(**{**values, "steps": STEPS * values["steps"]})

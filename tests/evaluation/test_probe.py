@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -28,8 +27,8 @@ from robench.evaluation.threats import Whitebox
 CPU = torch.device("cpu")
 MakeSubject = Callable[[int], Subject]
 
-SQUARE, TARGETED = (name for name, *_ in module.OTHERS)
-NAMES = {"a large ε takes all", "noise does not beat it", SQUARE, TARGETED, "more effort changes nothing"}
+SQUARE, TARGETED, MEMBERS = module.SQUARE, module.TARGETED, module.MEMBERS
+NAMES = {"a large ε takes all", "noise does not beat it", SQUARE, TARGETED, MEMBERS, "more effort changes nothing"}
 
 
 def probed(data: Data, target: Subject, attack: Attack, eps: tuple[float, ...], **options: int) -> dict[str, Check]:
@@ -47,13 +46,11 @@ def probed(data: Data, target: Subject, attack: Attack, eps: tuple[float, ...], 
 
 @pytest.fixture(autouse=True)
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = {SQUARE: {"n_queries": 100}, TARGETED: {"steps": 10}}
-    monkeypatch.setattr(module, "OTHERS", tuple((name, attack, quick[name]) for name, attack, _ in module.OTHERS))
-    monkeypatch.setattr(module, "DRAWS", 20)
+    for name, few in (("QUERIES", 100), ("OTHER_STEPS", 10), ("DRAWS", 20)):
+        monkeypatch.setattr(module, name, few)
 
 
 def test_a_sound_attack_stands(make_subject: MakeSubject, data: Data) -> None:
-    pytest.importorskip("torchattacks")
     checks = probed(data, make_subject(0), PGD(steps=20), (0.01, 0.02, 0.1), limit=6)
     assert set(checks) == NAMES
     assert not failed(checks.values()), list(map(str, checks.values()))
@@ -71,12 +68,11 @@ class Rounds(nn.Module):
 
 
 def test_a_defense_without_gradients_is_beaten_by_noise_and_square(make_subject: MakeSubject, data: Data) -> None:
-    pytest.importorskip("torchattacks")
     target = Subject.of_model(Rounds(make_subject(0).ensemble), CPU)
     checks = probed(data, target, PGD(steps=2, random_start=False), (0.1,))
     failing = {name for name, check in checks.items() if check.status == "fail"}
     # Without a gradient, ten times the steps are as good as none; APGD's random start is better.
-    assert failing == NAMES - {"more effort changes nothing"}
+    assert failing == NAMES - {MEMBERS, "more effort changes nothing"}  # it is one model
     assert "points of accuracy" in checks["noise does not beat it"].evidence
 
 
@@ -102,29 +98,19 @@ class OneWay(PGD):
 
 
 def test_a_loss_that_misses_classes_is_found_by_targets(make_subject: MakeSubject, data: Data) -> None:
-    pytest.importorskip("torchattacks")
     checks = probed(data, make_subject(0), OneWay(steps=20), (0.03,))
     assert checks["more effort changes nothing"].status == "pass"
     assert checks[TARGETED].status == "fail"
-    assert "--attacks torchattacks/APGDT" in checks[TARGETED].evidence
+    assert "--attacks apgd:steps=10:objective=dlr:targets=3 " in checks[TARGETED].evidence
 
 
-def test_without_torchattacks_square_is_said_to_be_skipped(
-    make_subject: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = importlib.import_module
-
-    def absent(name: str, package: str | None = None) -> object:
-        if name == "torchattacks":
-            raise ImportError(name)
-        return original(name, package)
-
-    monkeypatch.setattr(importlib, "import_module", absent)
-    checks = probed(data, make_subject(0), PGD(steps=3), (0.02,), limit=4)
-    for name in (SQUARE, TARGETED):
-        assert checks[name].status == "warn"
-        assert checks[name].evidence.startswith("skipped: ")
-        assert "pip install" in checks[name].evidence
+def test_a_single_network_of_three_classes_is_attacked_as_it_can_be() -> None:
+    trials, skipped = module._trials(PGD(), 0.03, 5, members=1, classes=3)
+    assert not skipped
+    assert {trial.name for trial in trials} == NAMES - {MEMBERS}
+    (targeted,) = (trial.attack for trial in trials if trial.name == TARGETED)
+    assert targeted.label == "apgd:steps=10"
+    assert targeted.loss == "cw"
 
 
 def test_where_nothing_survives_there_is_nothing_to_probe(make_subject: MakeSubject, data: Data) -> None:
