@@ -33,6 +33,7 @@ class Adp(Defense):
         beta: β, weight of the members' diversity.
     """
 
+    title: ClassVar[str] = "ADP"
     min_members: ClassVar[int] = 2
 
     alpha: float = 2.0

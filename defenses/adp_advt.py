@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 
@@ -28,6 +29,9 @@ class AdpAdvT(Adp):
         steps: its steps, of size ``step_ratio``·ε, from a random start.
         craft_bn: BatchNorm while crafting, see `robench.core.frozen.batchnorm`.
     """
+
+    title: ClassVar[str] = "ADP+AdvT"
+    adversarial_training: ClassVar[bool] = True
 
     eps: float = 8 / 255
     steps: int = 10

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,9 @@ class AdvOAP(Adp):
         clean_statistics: pass clean images after the adversarial ones, for BatchNorm's running statistics alone; the
             code does, to report its clean loss.
     """
+
+    title: ClassVar[str] = "AdvOAP"
+    adversarial_training: ClassVar[bool] = True
 
     alpha: float = 0.2
     beta: float = 10.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 
@@ -26,6 +27,9 @@ class AdvT(Defense):
         steps: its steps, of size ``step_ratio``·ε, from a random start.
         craft_bn: BatchNorm while crafting, see `robench.core.frozen.batchnorm`.
     """
+
+    title: ClassVar[str] = "AdvT"
+    adversarial_training: ClassVar[bool] = True
 
     eps: float = 8 / 255
     steps: int = 10

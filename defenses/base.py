@@ -50,6 +50,8 @@ class Defense(ABC):
     """A defense: frozen, keyword-only, one method to write, `loss`. Its recipe is data, in `robench/recipes`.
 
     Attributes:
+        title: how figures and tables call it; the registered name where it is empty.
+        adversarial_training: whether it trains on adversarial images of its own loss; Figure 5 shows these.
         version: raise it when training with the same fields gives other weights.
         paired: whether `Batch.paired` is filled.
         start: ``baseline``: training starts from a trained Baseline of the same size and seed, made or reused by the
@@ -58,6 +60,8 @@ class Defense(ABC):
     """
 
     name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    adversarial_training: ClassVar[bool] = False
     version: ClassVar[int] = 1
     paired: ClassVar[bool] = False
     start: ClassVar[Literal["scratch", "baseline"]] = "scratch"

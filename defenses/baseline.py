@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 
@@ -15,6 +16,8 @@ from robench.defenses.base import DEFENSES, Batch, Defense, Terms
 @dataclass(frozen=True, kw_only=True)
 class Baseline(Defense):
     """Σ_i CE(z_i(x), y): no defense, and the surrogates of the black-box threat."""
+
+    title: ClassVar[str] = "Baseline"
 
     def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
         for member in ensemble.members:

@@ -40,6 +40,7 @@ class Dverge(Defense):
         craft_bn: BatchNorm while distilling, see `robench.core.frozen.batchnorm`.
     """
 
+    title: ClassVar[str] = "DVERGE"
     paired: ClassVar[bool] = True
     start: ClassVar[Literal["scratch", "baseline"]] = "baseline"
     min_members: ClassVar[int] = 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 
@@ -28,6 +29,9 @@ class DvergeAdvT(Dverge):
         advt_steps: its steps, of size ``advt_step_ratio``·ε, from a random start; ``steps`` are the distillation's.
         craft_bn: of both.
     """
+
+    title: ClassVar[str] = "DVERGE+AdvT"
+    adversarial_training: ClassVar[bool] = True
 
     weight: float = 1.0
     advt_eps: float = 8 / 255

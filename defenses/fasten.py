@@ -48,6 +48,7 @@ class Fasten(Defense):
         craft_bn: BatchNorm while crafting, see `robench.core.frozen.batchnorm`.
     """
 
+    title: ClassVar[str] = "FASTEN"
     start: ClassVar[Literal["scratch", "baseline"]] = "baseline"
     min_members: ClassVar[int] = 2
 

@@ -31,6 +31,7 @@ class Gal(Defense):
         weight: λ.
     """
 
+    title: ClassVar[str] = "GAL"
     min_members: ClassVar[int] = 2
 
     weight: float = 0.5

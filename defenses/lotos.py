@@ -45,6 +45,7 @@ class Lotos(Defense):
         iterations: of the power iteration, per step.
     """
 
+    title: ClassVar[str] = "LOTOS"
     min_members: ClassVar[int] = 2
 
     weight: float = 0.01

@@ -44,6 +44,7 @@ class Trs(Defense):
         craft_bn: BatchNorm while crafting, see `robench.core.frozen.batchnorm`.
     """
 
+    title: ClassVar[str] = "TRS"
     min_members: ClassVar[int] = 2
 
     similarity: float = 40.0

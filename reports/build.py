@@ -13,14 +13,13 @@ from matplotlib.figure import Figure
 
 from robench.core.errors import RobenchError
 from robench.core.store import atomic, checked_name, write_text
+from robench.defenses.base import DEFENSES
 from robench.evaluation.outcomes import left_out
 from robench.evaluation.threats import BLACKBOX
 from robench.reports import against, appendix, curves, regions, style, tables, transferability, trend
 from robench.reports._queries import ambiguous, tidy, transfer_rates
 
 FORMATS = ("pdf", "png", "svg")
-#: Drawn in Figure 5, not 4.
-COMBINATIONS = ("advt", "dverge-advt")
 #: Tables of accuracy, and the threat of each; those of an A are extras.
 TABLES = {
     "table4_blackbox": "blackbox",
@@ -159,7 +158,8 @@ def sheets(
         yield _trend(history)
     yield from _transferability(frame, links)
     main, title = ("blackbox", "whitebox"), "Accuracy against ε"
-    combined = tidy(frame)["defense"].isin(COMBINATIONS)
+    adversarial = [name for name in DEFENSES.names() if DEFENSES.get(name).adversarial_training]
+    combined = tidy(frame)["defense"].isin(adversarial)
     yield from _accuracy(frame[~combined], "fig4_accuracy", title, main, links)
     yield from _accuracy(
         frame[combined], "fig5_adversarial_training", f"{title}, with adversarial training", main, links

@@ -14,19 +14,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from robench.core.errors import RobenchError
+from robench.defenses.base import DEFENSES
 
 #: Width of the text and of half of it, in inches, in the NeurIPS template.
 TEXT = 5.5
 COLUMN = 2.7
 
-#: Okabe and Ito's palette; the marker tells the defense a second time, for grey print.
+#: Okabe and Ito's palette for the study's defenses, in the order of the legend; the marker tells the defense a second
+#: time, for grey print.
 _KNOWN = {
-    "baseline": ("Baseline", "#555555", "o"),
-    "adp": ("ADP", "#E69F00", "s"),
-    "gal": ("GAL", "#009E73", "^"),
-    "dverge": ("DVERGE", "#0072B2", "D"),
-    "advt": ("AdvT", "#CC79A7", "v"),
-    "dverge-advt": ("DVERGE+AdvT", "#D55E00", "P"),
+    "baseline": ("#555555", "o"),
+    "adp": ("#E69F00", "s"),
+    "gal": ("#009E73", "^"),
+    "dverge": ("#0072B2", "D"),
+    "advt": ("#CC79A7", "v"),
+    "dverge-advt": ("#D55E00", "P"),
 }
 _OTHERS = ("#56B4E9", "#882255", "#999933", "#332288", "#AA4499", "#117733")
 _OTHER_MARKERS = ("X", "<", ">", "p", "h", "*")
@@ -94,16 +96,16 @@ def figure(width: float = TEXT, height: float = 2.2) -> Figure:
 
 
 def label(defense: str) -> str:
-    """The name that the paper prints."""
-    return _KNOWN[defense][0] if defense in _KNOWN else defense
+    """The title of a defense that is installed here; else the name that its rows have."""
+    return (DEFENSES.get(defense).title if defense in DEFENSES.names() else "") or defense
 
 
 def color(defense: str) -> str:
-    return _KNOWN[defense][1] if defense in _KNOWN else _OTHERS[_pick("color", defense, len(_OTHERS))]
+    return _KNOWN[defense][0] if defense in _KNOWN else _OTHERS[_pick("color", defense, len(_OTHERS))]
 
 
 def marker(defense: str) -> str:
-    return _KNOWN[defense][2] if defense in _KNOWN else _OTHER_MARKERS[_pick("marker", defense, len(_OTHER_MARKERS))]
+    return _KNOWN[defense][1] if defense in _KNOWN else _OTHER_MARKERS[_pick("marker", defense, len(_OTHER_MARKERS))]
 
 
 def dash(n: int) -> tuple[float, tuple[float, ...]]:
