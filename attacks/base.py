@@ -121,14 +121,13 @@ class Attack(ABC):
             RobenchError: ε, images or labels out of range, draws for another batch, or a plug-in that returns
                 another shape or NaN.
         """
-        _check_batch(images, labels)
+        radius = _radius(images, labels, eps)
         draws = draws or Draws.of(range(len(images)))
         if len(draws.samples) != len(images):
             raise RobenchError(
                 f"expected `draws` of {len(images)} samples, one per image, got {len(draws.samples)}; "
                 f"pass Draws.of(indices of the images in their data set)"
             )
-        radius = linf.as_eps(eps, images)
         lower, upper = linf.bounds(images, radius)
         with frozen(model):
             _check_labels(model, images, labels)
@@ -182,17 +181,19 @@ class Attack(ABC):
         }
 
 
-def _check_batch(images: Tensor, labels: Tensor) -> None:
-    """Raises for images and labels that are not of one batch, or images out of range."""
+def _radius(images: Tensor, labels: Tensor, eps: float | Tensor) -> Tensor:
+    """ε of each image, (B,); RobenchError for images and labels that are not of one batch, or images out of range."""
     if images.ndim != 4 or labels.shape != (len(images),):
         raise RobenchError(
             f"expected `images` (B,C,H,W) and `labels` (B,), got {tuple(images.shape)} and {tuple(labels.shape)}"
         )
+    radius = linf.as_eps(eps, images)
     if not bool(((images >= 0) & (images <= 1)).all()):
         raise RobenchError(
             f"expected `images` in [0, 1], got [{images.min():.3g}, {images.max():.3g}]; "
             f"divide uint8 by 255 and normalise inside the model"
         )
+    return radius
 
 
 def _check_labels(model: nn.Module, images: Tensor, labels: Tensor) -> None:
