@@ -68,5 +68,6 @@ def trend(history: pd.DataFrame, ax: Axes, *, quantity: str, share: float = SHAR
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylabel(UNITS[quantity])
     ax.set_title(TITLES[quantity] + (f" (ε = {', '.join(f'{eps:g}' for eps in radii)})" if radii else ""))
-    ax.set_ylim(bottom=0)
+    # Limits that fit the points alone would cut the markers, once the axis begins at 0.
+    ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
     return ax
