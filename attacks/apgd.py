@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -93,7 +94,7 @@ class APGD(Attack):
             def part(here: Standing) -> Tensor:
                 _, images, labels, eps, draws = here
                 target = likely[here.rows, rank]
-                raised = lambda outputs: targeted_dlr(outputs, labels, target)  # noqa: E731
+                raised = partial(targeted_dlr, labels=labels, target=target)
                 return self._climb(model, raised, images, labels, eps, draws, f"start {rank}")
 
             return part

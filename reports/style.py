@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import matplotlib as mpl
@@ -95,9 +96,13 @@ def figure(width: float = TEXT, height: float = 2.2) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+@cache
 def label(defense: str) -> str:
     """The title of a defense that is installed here; else the name that its rows have."""
-    return (DEFENSES.get(defense).title if defense in DEFENSES.names() else "") or defense
+    try:
+        return DEFENSES.get(defense).title or defense
+    except RobenchError:
+        return defense
 
 
 def color(defense: str) -> str:

@@ -122,7 +122,7 @@ class Cell:
         path = folder / "cells" / f"{checked_name(key, 'cell')}.json"
         if not path.exists():
             raise RobenchError(f"{path} is gone, so its rows mean nothing; remove {folder} and evaluate again")
-        found = read_record(path, _Manifest)
+        found = read_record(path)
         try:
             cell = cls._of(_Manifest.model_validate(found))
         except ValidationError as error:

@@ -427,9 +427,9 @@ class Evaluator:
                     works.setdefault(key, _Work(key, job, [])).parts.append(_Pending(cell, target, samples))
 
         for target in targets:
-            threat = threats[target.name]
+            threat, wanted = threats[target.name], set(indices[target.name].tolist())
             for job in threat.jobs(target):
-                add(job, target, threat, set(indices[target.name].tolist()), threat.name)
+                add(job, target, threat, wanted, threat.name)
         everything = set(np.concatenate(list(indices.values())).tolist())
         for threat, surrogate, job in self._on_themselves(targets, threats):
             add(job, surrogate, threat, everything, SURROGATE)

@@ -79,7 +79,6 @@ def test_numbers_are_those_of_the_statistics() -> None:
 
 
 def test_only_common_images_and_versions_count_and_the_rest_is_said(told: list[str]) -> None:
-    told.clear()
     first = measured("one", {("pgd", 0.1): bits(30), ("sgm", 0.1): bits(0)})
     second = measured("two", {("pgd", 0.1): bits(20, 30)}, samples=range(10, 40))
     (row,) = compare(first, second, "blackbox")

@@ -231,7 +231,6 @@ def scripted(study: Path, tmp_path: Path, script: Script, **options: Any) -> tup
 
 
 def test_a_failure_stops_those_alone_that_need_it(study: Path, tmp_path: Path, told: list[str]) -> None:
-    told.clear()
     failure = {"state": "failed", "error": "the disk is full", "seconds": 1.0}
     script = Script(transfer=[failure])
     plan, result = scripted(study, tmp_path, script)
