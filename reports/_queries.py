@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Sequence
+
 import pandas as pd
 
 from robench.core.errors import RobenchError
@@ -41,13 +41,6 @@ def ambiguous(frame: pd.DataFrame) -> list[str]:
     return sorted(targets.loc[targets.duplicated(["defense", "n", "seed"], keep=False), "target"])
 
 
-def wilson(accuracy: npt.ArrayLike, samples: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The 95 % interval of each proportion, to the nearest whole number of its samples."""
-    pairs = zip(np.ravel(accuracy).tolist(), np.ravel(samples).tolist(), strict=True)
-    ends = np.array([outcomes.wilson(round(p * n), int(n)) for p, n in pairs]).reshape(-1, 2)
-    return ends[:, 0], ends[:, 1]
-
-
 def survived(frame: pd.DataFrame, *threats: str) -> pd.DataFrame:
     """One row per run, ε and sample: `correct` under every attack of the threat, and `versions`, how many they were.
 
@@ -59,29 +52,10 @@ def survived(frame: pd.DataFrame, *threats: str) -> pd.DataFrame:
     return judged.astype({"n": "int64", "seed": "int64", "eps": "float64", "correct": "bool", "versions": "int64"})
 
 
-def accuracies(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """One row per threat, defense, size and ε from `survived`.
-
-    `accuracy` is the mean over seeds; `low` and `high` are Wilson's for that accuracy on `samples` images: what other
-    images would change. `sd`, over `seeds`, is what other trainings would; NaN for one seed.
-    """
-    runs = verdicts.groupby(_RUN, observed=True).agg(
-        accuracy=("correct", "mean"), samples=("correct", "size"), versions=("versions", "min")
-    )
-    points = (
-        runs.reset_index()
-        .groupby(POINT, observed=True)
-        .agg(
-            accuracy=("accuracy", "mean"),
-            sd=("accuracy", "std"),
-            seeds=("accuracy", "size"),
-            samples=("samples", "min"),
-            versions=("versions", "min"),
-        )
-        .reset_index()
-    )
-    points["low"], points["high"] = wilson(points["accuracy"], points["samples"])
-    return points
+def accuracies(verdicts: pd.DataFrame, point: Sequence[str] = POINT) -> pd.DataFrame:
+    """`robench.evaluation.outcomes.accuracies` of `survived`: one row per threat, defense, size and ε, or per
+    ``point``, the mean over seeds."""
+    return outcomes.accuracies(verdicts, point, ["seed", "target"])
 
 
 def paired(left: pd.Series, right: pd.Series) -> float:
@@ -100,14 +74,7 @@ def paired(left: pd.Series, right: pd.Series) -> float:
 
 
 def transfer_rates(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per run, ε, source and member: `rate`, the share of samples that an attack on the source takes from it.
-
-    A sample is taken if any attack or start takes it.
-    """
-    rows = tidy(frame)
-    rows = rows[rows["threat"] == "transfer"]
-    pair = ["defense", "n", "seed", "target", "eps", "surrogate", "member"]
-    rates = outcomes.robust(rows, pair).groupby(pair, observed=True)["correct"].agg(["mean", "size"]).reset_index()
-    rates["rate"] = 1 - rates.pop("mean")
-    rates = rates.rename(columns={"surrogate": "source", "size": "samples"})
-    return rates[["defense", "n", "seed", "target", "eps", "source", "member", "rate", "samples"]]
+    """`robench.evaluation.outcomes.transferability`, with targets named by `tidy`; the success is called ``rate``."""
+    rates = outcomes.transferability(tidy(frame)).rename(columns={"success": "rate"})
+    columns = ["defense", "n", "seed", "target", "eps", "source", "member", "rate", "samples"]
+    return rates.assign(source=rates["source"].astype(str))[columns]

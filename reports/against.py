@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 
 from robench.core.errors import unknown
+from robench.evaluation.outcomes import intervals
 from robench.evaluation.statistics import LEVEL
 from robench.evaluation.words import steps
 from robench.reports import style, tables
-from robench.reports._queries import POINT, accuracies, paired, survived, tidy, wilson
+from robench.reports._queries import POINT, accuracies, paired, survived, tidy
 
 #: Whether our images are the paper's: they are; they are on the user's word; they are not.
 SameData = Literal["same", "vouched", "different"]
@@ -87,7 +88,7 @@ def published(paper: str = "dverge2020") -> pd.DataFrame:
     table = pd.concat(parts, ignore_index=True).drop_duplicates(["threat", "defense", "n", "eps"], ignore_index=True)
     table["defense"] = table["defense"].map(source.defenses)
     table["published"] /= 100
-    table["published_low"], table["published_high"] = wilson(table["published"], np.full(len(table), source.images))
+    table["published_low"], table["published_high"] = intervals(table["published"], np.full(len(table), source.images))
     return table[["threat", "defense", "n", "eps", "published", "published_low", "published_high"]]
 
 
@@ -238,7 +239,7 @@ def _tries(frame: pd.DataFrame, paper: Paper) -> pd.Series:
 
 def _fallen(accuracy: float, correct: pd.Series) -> str:
     """Whether the accuracy is below `FALLEN`; undecided while its interval holds both."""
-    low, high = wilson([accuracy], [correct.index.get_level_values("sample").nunique()])
+    low, high = intervals([accuracy], [correct.index.get_level_values("sample").nunique()])
     if high[0] <= FALLEN:
         return "holds"
     return "reversed" if low[0] > FALLEN else "undecided"

@@ -11,11 +11,14 @@ from robench.core.errors import RobenchError
 from robench.evaluation.outcomes import robust
 from robench.evaluation.words import steps
 from robench.reports import style
-from robench.reports._queries import survived, tidy, wilson
+from robench.reports._queries import accuracies, survived, tidy
 from robench.reports.lines import Look, lines, look
 
 _LABELS = {"clean": "clean", "blackbox": "black-box", "whitebox": "white-box"}
 _LOOKS = {"clean": Look("#555555", "o"), "blackbox": Look("#0072B2", "D"), "whitebox": Look("#D55E00", "s")}
+
+#: What the points of these figures say.
+_VALUES = ["accuracy", "samples", "seeds", "low", "high"]
 
 
 def convergence_values(frame: pd.DataFrame) -> pd.DataFrame:
@@ -29,18 +32,7 @@ def convergence_values(frame: pd.DataFrame) -> pd.DataFrame:
     if rows.empty:
         raise RobenchError("no convergence check in these outcomes; run `robench eval --threat convergence`")
     point = ["defense", "n", "eps", "attack"]
-    runs = (
-        robust(rows, [*point, "seed", "target"])
-        .groupby([*point, "seed"], observed=True)["correct"]
-        .agg(["mean", "size"])
-        .reset_index()
-    )
-    points = (
-        runs.groupby(point, observed=True)
-        .agg(accuracy=("mean", "mean"), samples=("size", "min"), seeds=("seed", "size"))
-        .reset_index()
-    )
-    points["low"], points["high"] = wilson(points["accuracy"], points["samples"])
+    points = accuracies(robust(rows, [*point, "seed", "target"]), point)[[*point, *_VALUES]]
     points["steps"] = points["attack"].map(steps)
     return points.sort_values(["defense", "n", "eps", "steps", "attack"], ignore_index=True)
 
@@ -81,14 +73,8 @@ def setting_values(frame: pd.DataFrame, settings: Mapping[str, float | str], eps
     verdicts = verdicts[(verdicts["threat"] == "clean") | (verdicts["eps"] == eps)]
     if (verdicts["threat"] == "clean").all():
         raise RobenchError(f"none of these targets was attacked at ε = {eps:g}: {', '.join(sorted(settings))}")
-    runs = verdicts.groupby(["threat", "target"], observed=True)["correct"].agg(["mean", "size"]).reset_index()
-    runs["setting"] = [settings[target] for target in runs["target"]]
-    points = (
-        runs.groupby(["threat", "setting"], observed=True)
-        .agg(accuracy=("mean", "mean"), samples=("size", "min"), seeds=("target", "size"))
-        .reset_index()
-    )
-    points["low"], points["high"] = wilson(points["accuracy"], points["samples"])
+    setting = [settings[target] for target in verdicts["target"]]
+    points = accuracies(verdicts.assign(setting=setting), ["threat", "setting"])[["threat", "setting", *_VALUES]]
     return points.assign(eps=[0.0 if threat == "clean" else eps for threat in points["threat"]])
 
 

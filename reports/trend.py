@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from robench.core.errors import RobenchError
-from robench.reports._queries import wilson
+from robench.evaluation.outcomes import intervals
 from robench.reports.lines import by_defense, lines
 
 TITLES = {"diversity": "Diversity", "transferability": "Transferability"}
@@ -60,7 +60,7 @@ def trend(history: pd.DataFrame, ax: Axes, *, quantity: str, share: float = SHAR
     points = values(history, share)
     looks = by_defense(points)
     if quantity == "transferability" and "images" in points:
-        points["low"], points["high"] = wilson(points[quantity], points["images"])
+        points["low"], points["high"] = intervals(points[quantity], points["images"])
     scale, every = (100 if quantity == "transferability" else 1), max(1, points["epoch"].nunique() // 8)
     lines(points, ax, x="epoch", y=quantity, looks=looks, scale=scale, markevery=every)
     radii = sorted(history[f"{quantity}_eps"].unique()) if f"{quantity}_eps" in history.columns else []

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from robench.core.store import content_key, read_frame, read_record, write_frame, write_record
+from robench.evaluation.evaluations import FOLDER, Evaluation
 
 
 def record(path: Path, **changes: Any) -> None:
@@ -24,6 +26,10 @@ def cells(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
         path.unlink()
         keys[path.stem] = content_key(cell["recipe"])
         write_record(folder / "cells" / f"{keys[path.stem]}.json", cell)
+    for path in (folder / FOLDER).glob("*.json"):
+        asked = Evaluation.read(path)
+        path.unlink()
+        replace(asked, cells=tuple(sorted(keys[cell] for cell in asked.cells))).write(folder)
     for path in folder.glob("part-*.parquet"):
         rows = read_frame(path)
         assert rows is not None

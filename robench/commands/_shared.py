@@ -89,10 +89,9 @@ def judged(
     """
     from robench.core.data import DATASETS, at_hand, load
     from robench.core.errors import RobenchError
-    from robench.studies.drawing import by_data
     from robench.studies.workbench import stored
 
-    parts = by_data(stored(runs), runs)
+    parts = stored(runs).by_data()
     found = ", ".join(sorted(parts))
     if not parts:
         raise RobenchError("nothing was measured on these runs; robench eval does it")

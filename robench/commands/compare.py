@@ -28,8 +28,7 @@ def command(
     """Whether run A differs from run B, on the images and under the attacks that both were judged on."""
     from robench.core.runs import Runs
     from robench.evaluation import comparison, words
-    from robench.evaluation.fingerprint import judged_identity
-    from robench.studies.workbench import OUTCOMES
+    from robench.studies.workbench import stored
 
     if threat == "clean":
         refuse_given({"eps"}, "has no effect under --threat clean")
@@ -39,7 +38,7 @@ def command(
     radii = words.radii(eps) if eps else ()
 
     def measured(run: Run) -> comparison.Measured:
-        return comparison.Measured.of_folder(run.name, run.folder / OUTCOMES, identity=judged_identity(run))
+        return comparison.Measured.of(run.name, stored([run]))
 
     if defenses:
         sides = [(each, [*map(measured, comparison.of_defense(store.all(), each, n))]) for each in (first, second)]

@@ -124,14 +124,15 @@ def _history(run: Run) -> list[dict[str, Any]]:
 
 
 def _scores(run: Run) -> list[dict[str, Any]]:
-    """One object per data set, threat and ε (of convergence, per attack); for transfer the mean over member pairs."""
+    """One object per data set, threat and ε (of convergence, per attack); for transfer the mean over member pairs; what
+    is left under all of them is called worst."""
     from robench.evaluation.outcomes import counted, left_out
-    from robench.studies.drawing import by_data
+    from robench.evaluation.worst import worst
     from robench.studies.summary import objects
     from robench.studies.workbench import stored
 
     found: list[dict[str, Any]] = []
-    for data, outcomes in by_data(stored([run]), [run]).items():
+    for data, outcomes in stored([run]).by_data().items():
         for text in left_out(outcomes.frame):
             log.warning(text)
         pairs: dict[float, list[dict[str, Any]]] = {}
@@ -149,6 +150,8 @@ def _scores(run: Run) -> list[dict[str, Any]]:
             success = sum(row["success"] for row in rows) / len(rows)
             samples = rows[0]["samples"]
             found.append({"data": data, "threat": "transfer", "eps": eps, "success": success, "samples": samples})
+        left = worst(outcomes.frame)[["eps", "accuracy", "low", "high", "samples", "by"]]
+        found += [{"data": data, "threat": "worst"} | point for point in left.to_dict("index").values()]
     return found
 
 
@@ -174,4 +177,5 @@ def _measured(scores: list[dict[str, Any]]) -> str:
     title = "accuracy in % [95 % interval]; transfer: mean success in % between different members"
     table = drawn(title, ["data", "threat", "ε", "%", "images", "cells"], lines)
     named = [f"{row['threat']} surrogates: {', '.join(row['surrogates'])}" for row in scores if row.get("surrogates")]
-    return "\n".join([table, *dict.fromkeys(named)])
+    taken = [f"worst, ε {row['eps']:g}: {row['by']}" for row in scores if row.get("by")]
+    return "\n".join([table, *dict.fromkeys(named), *taken])

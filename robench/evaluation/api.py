@@ -65,7 +65,7 @@ def evaluate(
     for each in found:
         if each.status != "pass":
             warnings.warn(str(each), DoubtWarning, stacklevel=2)
-    return Outcomes(outcomes.frame, found)
+    return outcomes.with_checks(found)
 
 
 def _place_of(model: nn.Module | Sequence[nn.Module] | Subject) -> torch.device:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,7 @@ import pandas as pd
 
 from robench.core.errors import RobenchError, unknown
 from robench.core.runs import Run
-from robench.evaluation.cells import Cell
-from robench.evaluation.outcomes import ENSEMBLE, Outcomes, wilson
-from robench.evaluation.rows import FolderRows
+from robench.evaluation.outcomes import ENSEMBLE, Outcomes, robust, wilson
 from robench.evaluation.statistics import (
     LEVEL,
     bootstrap_difference,
@@ -46,27 +43,20 @@ class Measured:
     frame: pd.DataFrame
 
     @classmethod
-    def of(cls, name: str, outcomes: Outcomes, cells: Mapping[str, Cell]) -> Measured:
-        """Rows, and their cells by key.
+    def of(cls, name: str, outcomes: Outcomes) -> Measured:
+        """Rows with their cells.
 
         Raises:
             RobenchError: rows of several models under one name.
         """
+        frame = outcomes.where(member=ENSEMBLE).frame
+        cells = {key: outcomes.cells[key] for key in frame["cell"].unique()}
         if len({cell.identity for cell in cells.values()}) > 1:
             raise RobenchError(
                 f"the rows of {name!r} are of several models, since its weights were replaced; remove its folder "
                 f"`outcomes` and run robench eval {name} again"
             )
-        frame = outcomes.where(member=ENSEMBLE).frame
-        versions = {key: cell.version for key, cell in cells.items()}
-        return cls(name, frame.assign(version=frame["cell"].map(versions)))
-
-    @classmethod
-    def of_folder(cls, name: str, folder: Path, *, identity: str | None = None) -> Measured:
-        """The rows that `FolderRows` keeps in ``folder``; with ``identity`` those of the target that has it."""
-        outcomes = FolderRows(folder, repair=False).outcomes(identity)
-        cells = {str(key): Cell.read(folder, str(key)) for key in outcomes.frame["cell"].unique()}
-        return cls.of(name, outcomes, cells)
+        return cls(name, frame.assign(version=frame["cell"].map({key: cell.version for key, cell in cells.items()})))
 
 
 @dataclass(frozen=True)
@@ -202,10 +192,13 @@ def _common(first: Sequence[Measured], second: Sequence[Measured], threat: str, 
     for radius in radii:
         here = [frame[frame["eps"] == radius] for frame in frames]
         versions = set.intersection(*(set(frame["version"]) for frame in here))
-        complete = [_complete(frame, versions) for frame in here]
-        samples = sorted(set.intersection(*(set(verdicts.index) for verdicts in complete)))
-        for each, frame, verdicts in zip(everyone, here, complete, strict=True):
-            for text in _left_out(each.name, frame, versions, verdicts, samples):
+        shared = [frame[frame["version"].isin(versions)] for frame in here]
+        samples = _everywhere(shared, len(versions))
+        complete = [
+            robust(frame[frame["sample"].isin(samples)], ["target"]).set_index("sample")["correct"] for frame in shared
+        ]
+        for each, frame in zip(everyone, here, strict=True):
+            for text in _left_out(each.name, frame, versions, samples):
                 told.setdefault(text, []).append(radius)
         if samples:
             table = np.stack([verdicts.loc[samples].to_numpy(dtype=bool) for verdicts in complete])
@@ -221,16 +214,13 @@ def _common(first: Sequence[Measured], second: Sequence[Measured], threat: str, 
     return points
 
 
-def _complete(frame: pd.DataFrame, versions: set[str]) -> pd.Series:
-    """All-or-nothing, by sample, of the samples that every version was judged on."""
-    rows = frame[frame["version"].isin(versions)]
-    grouped = rows.groupby("sample").agg(correct=("correct", "all"), versions=("version", "nunique"))
-    return grouped.loc[grouped["versions"] == len(versions), "correct"]
+def _everywhere(frames: Sequence[pd.DataFrame], versions: int) -> list[int]:
+    """The samples that every frame has all versions of."""
+    counts = [frame.groupby("sample")["version"].nunique() for frame in frames]
+    return sorted(set.intersection(*(set(each.index[each == versions]) for each in counts)))
 
 
-def _left_out(
-    name: str, frame: pd.DataFrame, versions: set[str], verdicts: pd.Series, samples: Sequence[int]
-) -> list[str]:
+def _left_out(name: str, frame: pd.DataFrame, versions: set[str], samples: Sequence[int]) -> list[str]:
     """What one ensemble has and the comparison cannot use."""
     texts = []
     alone = frame[~frame["version"].isin(versions)]

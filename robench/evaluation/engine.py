@@ -30,6 +30,7 @@ from robench.core.threads import USUAL, fitting_batch, fitting_threads, judging_
 from robench.evaluation.cells import Cell, Craft
 from robench.evaluation.checks import stands_for, surrogates_work
 from robench.evaluation.craft import craft
+from robench.evaluation.evaluations import Evaluation
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import ASIDE, ENSEMBLE, SURROGATE, Check, Outcomes
 from robench.evaluation.predict import Indices, Predictions, classes, predict
@@ -216,6 +217,10 @@ class Evaluator:
         everything = np.unique(np.concatenate(list(indices.values())))
         for surrogate in surrogates_of(threat):
             self._clean(surrogate, everything, SURROGATE)
+        evaluations = {
+            target.name: self._evaluation(target, threat, threats[target.name], indices[target.name])
+            for target in targets
+        }
         if threat.clean:
             for target in targets:
                 self._clean(target, indices[target.name], threat.name)
@@ -228,8 +233,7 @@ class Evaluator:
         self._craft_missing(targets, threats, indices, len(threat.eps))
         self._again(targets, threat, found)
         return Outcomes.concat(
-            self._judged(target, threat, threats[target.name], indices[target.name], found[target.name])
-            for target in targets
+            self._judged(target, threat, evaluations[target.name], found[target.name]) for target in targets
         )
 
     def _craft_missing(
@@ -259,23 +263,28 @@ class Evaluator:
         for rows in self._rows.values():
             rows.compact()
 
-    def _judged(
-        self, target: Subject, threat: Threat, made: Threat, samples: Indices, found: Sequence[Check]
-    ) -> Outcomes:
-        """The rows of a target under ``threat``, with the attacks of ``made``, and what is to be known of them."""
-        rows = self._kept(target, threat.name)
+    def _evaluation(self, target: Subject, threat: Threat, made: Threat, samples: Indices) -> Evaluation:
+        """What is asked of a target, with the attacks of ``made``; kept before the first row, so that one that is cut
+        off is known as such."""
         cells = [cell for job in made.jobs(target) for cell in self._cells(job, target, threat)]
         if threat.clean:
             cells.append(self._clean_cell(target))
+        keys, chosen = sorted({cell.key for cell in cells}), sorted(set(samples.tolist()))
+        evaluation = Evaluation(threat.name, target.identity, tuple(keys), tuple(chosen))
+        rows = self._kept(target, threat.name)
         for cell in cells:
-            rows.declare(cell)  # where a file of before is damaged or lost
-        frame = rows.outcomes().frame
-        own = Outcomes(frame[frame["cell"].isin({cell.key for cell in cells}) & frame["sample"].isin(samples)])
+            rows.declare(cell)
+        rows.begin(evaluation)
+        return evaluation
+
+    def _judged(self, target: Subject, threat: Threat, evaluation: Evaluation, found: Sequence[Check]) -> Outcomes:
+        """The rows of an evaluation, and what is to be known of them."""
+        own = self._kept(target, threat.name).of([evaluation])
         said = [*found, *self._surrogates_work(own, threat)]
         if threat.clean:
-            said.append(stands_for(self.data, torch.from_numpy(samples)))
+            said.append(stands_for(self.data, torch.tensor(evaluation.samples)))
         self._kept(target).remember(target.identity, threat.name, said)
-        return Outcomes(own.frame, said)
+        return own.with_checks(said)
 
     def remember(self, target: Subject, threat: str, checks: Sequence[Check]) -> None:
         """Keeps beside the rows of ``target`` what was found since `run`."""
@@ -323,7 +332,7 @@ class Evaluator:
         surrogates = surrogates_of(threat)
         if not surrogates:
             return []
-        sources = Outcomes.concat(self._kept(surrogate, SURROGATE).outcomes() for surrogate in surrogates)
+        sources = Outcomes.concat(self._kept(surrogate, SURROGATE).everything() for surrogate in surrogates)
         return surrogates_work(outcomes, sources, self.data.num_classes)
 
     def forecast(

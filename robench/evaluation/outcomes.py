@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy.stats import binomtest
 
 from robench.core.errors import RobenchError, unknown
 from robench.evaluation.cells import Cell
+from robench.evaluation.evaluations import Evaluation
 
 #: What a cell says about each of its rows, and as which type.
 _OF_CELL = {
@@ -66,6 +68,13 @@ def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float,
         return 0.0, 1.0
     interval = binomtest(successes, total).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def intervals(accuracy: npt.ArrayLike, samples: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], ...]:
+    """Lower and upper ends of `wilson` of each proportion, to the nearest whole number of its samples."""
+    pairs = zip(np.ravel(accuracy).tolist(), np.ravel(samples).tolist(), strict=True)
+    ends = np.array([wilson(round(p * n), int(n)) for p, n in pairs], dtype=np.float64).reshape(-1, 2)
+    return ends[:, 0], ends[:, 1]
 
 
 #: What a number is of, and what else where a threat has several at one ε.
@@ -134,6 +143,38 @@ def robust(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return groups.agg(["all", "size"]).reset_index().rename(columns={"all": "correct", "size": "versions"})
 
 
+def accuracies(verdicts: pd.DataFrame, by: Sequence[str], runs: Sequence[str] = ()) -> pd.DataFrame:
+    """The share of samples that are right, of `robust`'s verdicts.
+
+    Args:
+        runs: columns that tell trainings apart: the accuracy is the mean over these.
+
+    Returns:
+        Columns ``by``; accuracy in [0, 1]; low, high (Wilson's for that accuracy on ``samples`` images: what other
+        images would change); sd over ``seeds`` (what other trainings would; NaN for one); samples and versions, the
+        least of any training.
+    """
+    by = list(by)
+    trained = [*by, *(name for name in runs if name not in by)]
+    each = verdicts.groupby(trained, observed=True).agg(
+        accuracy=("correct", "mean"), samples=("correct", "size"), versions=("versions", "min")
+    )
+    points = (
+        each.reset_index()
+        .groupby(by, observed=True)
+        .agg(
+            accuracy=("accuracy", "mean"),
+            sd=("accuracy", "std"),
+            seeds=("accuracy", "size"),
+            samples=("samples", "min"),
+            versions=("versions", "min"),
+        )
+        .reset_index()
+    )
+    points["low"], points["high"] = intervals(points["accuracy"], points["samples"])
+    return points
+
+
 class Outcomes:
     """A table of outcomes.
 
@@ -143,9 +184,17 @@ class Outcomes:
             restart (the first that succeeded, else the last), label, prediction, correct, margin (z_y − max z_c),
             linf, zero_gradient (of the source's loss at the adversarial image).
         checks: what was found while it was measured: of the models, the surrogates and a few survivors.
+        cells: what the rows are of, by key; of a table that was not read or measured by robench there may be none.
+        evaluations: the complete ones that the rows were made for.
     """
 
-    def __init__(self, frame: pd.DataFrame, checks: Iterable[Check] = ()) -> None:
+    def __init__(
+        self,
+        frame: pd.DataFrame,
+        checks: Iterable[Check] = (),
+        cells: Mapping[str, Cell] | None = None,
+        evaluations: Iterable[Evaluation] = (),
+    ) -> None:
         missing = [name for name in (*CELL_COLUMNS, *ROW_COLUMNS) if name not in frame]
         if missing:
             raise RobenchError(
@@ -153,6 +202,8 @@ class Outcomes:
             )
         self.frame = frame
         self.checks = tuple(checks)
+        self.cells = dict(cells or {})
+        self.evaluations = tuple(evaluations)
 
     @classmethod
     def join(cls, rows: pd.DataFrame, cells: Mapping[str, Cell]) -> Outcomes:
@@ -164,7 +215,7 @@ class Outcomes:
         frame = rows.merge(table, on="cell", how="inner", validate="many_to_one")
         frame = frame[[*CELL_COLUMNS, *ROW_COLUMNS]].astype(_OF_CELL | _OF_ROW)
         keys = ["threat", "target", "surrogate", "attack", "loss", "eps", "cell", "member", "sample"]
-        return cls(frame.sort_values(keys, kind="stable", ignore_index=True))
+        return cls(frame.sort_values(keys, kind="stable", ignore_index=True), cells=cells)
 
     @classmethod
     def concat(cls, parts: Iterable[Outcomes]) -> Outcomes:
@@ -174,7 +225,13 @@ class Outcomes:
             return cls.join(empty_rows(), {})
         frame = pd.concat([part.frame for part in parts], ignore_index=True)
         checks = dict.fromkeys(check for part in parts for check in part.checks)
-        return cls(frame.drop_duplicates(["cell", "member", "sample"], ignore_index=True), checks)
+        cells = {key: cell for part in parts for key, cell in part.cells.items()}
+        evaluations = dict.fromkeys(each for part in parts for each in part.evaluations)
+        return cls(frame.drop_duplicates(["cell", "member", "sample"], ignore_index=True), checks, cells, evaluations)
+
+    def with_checks(self, checks: Iterable[Check]) -> Outcomes:
+        """The same rows, and these checks instead."""
+        return Outcomes(self.frame, checks, self.cells, self.evaluations)
 
     def where(self, **values: Any) -> Outcomes:
         """Rows whose columns have these values; a list means any of them."""
@@ -184,14 +241,20 @@ class Outcomes:
                 raise unknown("column", name, self.frame.columns)
             column = self.frame[name]
             mask &= (column.isin(value) if isinstance(value, (list, tuple, set)) else column == value).to_numpy()
-        return Outcomes(self.frame[mask].reset_index(drop=True), self.checks)
+        return Outcomes(self.frame[mask].reset_index(drop=True), self.checks, self.cells, self.evaluations)
+
+    def by_data(self) -> dict[str, Outcomes]:
+        """The rows of each data set, by its identity, see `robench.core.data.Data.identity`."""
+        judged = self.frame["cell"].map({key: cell.data for key, cell in self.cells.items()})
+        parts = self.frame.groupby(judged)
+        return {str(data): Outcomes(rows.reset_index(drop=True), self.checks, self.cells) for data, rows in parts}
 
     def verdicts(self, by: Sequence[str]) -> pd.DataFrame:
-        """`robust`, without the column versions."""
+        """`robust` of all rows."""
         for name in by:
             if name not in self.frame:
                 raise unknown("column", name, self.frame.columns)
-        return robust(self.frame, by).drop(columns="versions")
+        return robust(self.frame, by)
 
     def accuracy(self, by: Sequence[str] = ("target", "threat", "eps")) -> pd.DataFrame:
         """Share of samples right in every row of their group, with its 95 % Wilson interval.
@@ -199,27 +262,27 @@ class Outcomes:
         Returns:
             Columns ``by``, accuracy, low, high, samples; accuracies in [0, 1].
         """
-        counted = (
-            self.verdicts(by).groupby(list(by), sort=True, observed=True)["correct"].agg(["sum", "size"]).reset_index()
-        )
-        intervals = [wilson(int(row["sum"]), int(row["size"])) for _, row in counted.iterrows()]
-        counted["accuracy"] = counted["sum"] / counted["size"]
-        counted["low"] = [low for low, _ in intervals]
-        counted["high"] = [high for _, high in intervals]
-        counted = counted.rename(columns={"size": "samples"})
-        return counted[[*by, "accuracy", "low", "high", "samples"]]
+        return accuracies(self.verdicts(by), by)[[*by, "accuracy", "low", "high", "samples"]]
 
     def transferability(self) -> pd.DataFrame:
-        """Success of examples crafted on one member against each member and the ensemble.
+        """`transferability` of these rows."""
+        return transferability(self.frame)
 
-        Returns:
-            Columns target, source (int), member, eps, success, samples; a sample counts as a success where any
-            attack or restart fooled the judge.
-        """
-        table = self.where(threat="transfer").accuracy(["target", "surrogate", "member", "eps"])
-        table["success"] = 1 - table["accuracy"]
-        table["source"] = table["surrogate"].astype(int)
-        return table[["target", "source", "member", "eps", "success", "samples"]]
+
+def transferability(frame: pd.DataFrame) -> pd.DataFrame:
+    """Success of examples crafted on one member against each member and the ensemble.
+
+    Returns:
+        Columns target, defense, n, seed, source (int), member, eps, success, samples; a sample counts as a success
+        where any attack or restart fooled the judge.
+    """
+    who = ["target", "defense", "n", "seed"]
+    rows = frame[frame["threat"] == "transfer"]
+    by = [*who, "surrogate", "member", "eps"]
+    table = accuracies(robust(rows, by), by)
+    table["success"] = 1 - table["accuracy"]
+    table["source"] = table["surrogate"].astype(int)
+    return table[[*who, "source", "member", "eps", "success", "samples"]]
 
 
 def empty_rows() -> pd.DataFrame:

@@ -72,7 +72,7 @@ def judge(
     if not again or type(threat) is not Whitebox:
         return outcomes
     found = [check for target in targets for check in attack_again(evaluator, target, outcomes, threat)]
-    return Outcomes(outcomes.frame, (*outcomes.checks, *found))
+    return outcomes.with_checks((*outcomes.checks, *found))
 
 
 def attack_again(evaluator: Evaluator, target: Subject, outcomes: Outcomes, threat: Whitebox) -> list[Check]:

@@ -1,18 +1,20 @@
-"""Where rows are kept: in memory, or in a run's folder."""
+"""Where rows and the evaluations that they belong to are kept: in memory, or in a run's folder."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from robench.core.errors import RobenchError
 from robench.core.store import read_frame, read_record, write_frame, write_record
 from robench.evaluation.cells import Cell
+from robench.evaluation.evaluations import FOLDER, Evaluation
 from robench.evaluation.outcomes import Check, Outcomes, empty_rows
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,7 @@ class Rows:
         self._parts: dict[str, pd.DataFrame] = {}
         self._index: dict[str, set[int]] = {}
         self._cells: dict[str, Cell] = {}
+        self._evaluations: dict[str, Evaluation] = {}
         self._checks: dict[str, dict[str, Check]] = {}
 
     def samples(self, cell: str) -> frozenset[int]:
@@ -39,6 +42,15 @@ class Rows:
         """Keeps rows for good: all of them, or on a failure none."""
         self._add(str(len(self._parts)), rows)
 
+    def begin(self, evaluation: Evaluation) -> None:
+        """Says which rows an evaluation consists of, before they are made."""
+        self._evaluations[evaluation.key] = evaluation
+
+    def missing(self, evaluation: Evaluation) -> int:
+        """How many (cell, sample) pairs of an evaluation have no rows."""
+        wanted = set(evaluation.samples)
+        return sum(len(wanted - self.samples(cell)) for cell in evaluation.cells)
+
     def remember(self, target: str, threat: str, checks: Sequence[Check]) -> None:
         """Keeps what was found while the rows of ``threat`` on ``target`` (an identity) were made, instead of what was
         found before under the same names."""
@@ -50,9 +62,30 @@ class Rows:
         found = [each for key, own in self._checks.items() if key.startswith(f"{target}/") for each in own.values()]
         return list(dict.fromkeys(found))
 
-    def outcomes(self) -> Outcomes:
-        """All rows."""
-        return Outcomes.join(self._all(), self._cells)
+    def everything(self) -> Outcomes:
+        """All rows, whatever they were made for."""
+        rows = self._all()
+        return Outcomes.join(rows, {str(key): self.cell(str(key)) for key in rows["cell"].unique()})
+
+    def of(self, evaluations: Iterable[Evaluation]) -> Outcomes:
+        """The rows of these evaluations."""
+        evaluations = list(evaluations)
+        samples: dict[str, set[int]] = {}
+        for each in evaluations:
+            for cell in each.cells:
+                samples.setdefault(cell, set()).update(each.samples)
+        rows = self._all()
+        chosen = np.zeros(len(rows), dtype=bool)
+        for key, places in rows.groupby("cell").indices.items():
+            if str(key) in samples:
+                chosen[places] = np.isin(rows["sample"].to_numpy()[places], list(samples[str(key)]))
+        rows = rows[chosen]
+        found = Outcomes.join(rows, {str(key): self.cell(str(key)) for key in rows["cell"].unique()})
+        return Outcomes(found.frame, (), found.cells, evaluations)
+
+    def cell(self, key: str) -> Cell:
+        """What the rows of that key are of; RobenchError where that is not known."""
+        return self._cells[key]
 
     def refresh(self) -> None:
         """Learns of rows that others added."""
@@ -60,11 +93,13 @@ class Rows:
     def compact(self) -> None:
         """Tidies up after a job."""
 
+    def parts(self) -> pd.DataFrame:
+        """All rows as they were appended; one that was written twice, with the same values, counts once."""
+        parts = self._parts.values()
+        return pd.concat(parts, ignore_index=True).drop_duplicates(ignore_index=True) if parts else empty_rows()
+
     def _all(self) -> pd.DataFrame:
-        if not self._parts:
-            return empty_rows()
-        rows = pd.concat(self._parts.values(), ignore_index=True)
-        return rows.drop_duplicates(["cell", "member", "sample"], ignore_index=True)
+        return self.parts().drop_duplicates(["cell", "member", "sample"], ignore_index=True)
 
     def _add(self, part: str, rows: pd.DataFrame) -> None:
         self._parts[part] = rows
@@ -73,18 +108,23 @@ class Rows:
 
 
 class FolderRows(Rows):
-    """Rows in ``folder``: ``part-<hash>.parquet``, each whole or absent, and ``cells/<key>.json``.
+    """Rows in ``folder``: ``part-<hash>.parquet``, each whole or absent, beside ``cells/<key>.json`` and
+    ``evaluations/<key>.json``.
 
     Several processes may append; a row written twice counts once. A part whose bytes are not those that were written
     is set aside, under a name that ends in ``.damaged``, and its rows are judged again.
 
     Args:
         repair: False, for whoever only reads, leaves such a part where it is.
+
+    Attributes:
+        damaged: such parts.
     """
 
     def __init__(self, folder: Path, *, repair: bool = True) -> None:
         super().__init__()
         self.folder = folder
+        self.damaged: list[Path] = []
         self._repair = repair
         self._checks = self._read_checks()
         self.refresh()
@@ -137,6 +177,7 @@ class FolderRows(Rows):
                 # Another process compacted in between: what it wrote instead holds these rows.
                 return self.refresh()
             if part is None:
+                self.damaged.append(path)
                 if self._repair:
                     with suppress(FileNotFoundError):  # another process did
                         path.rename(path.with_name(f"{path.name}.damaged"))
@@ -146,37 +187,69 @@ class FolderRows(Rows):
                 self._add(path.name, part)
         return None
 
-    def outcomes(self, identity: str | None = None) -> Outcomes:
-        """All rows.
+    def begin(self, evaluation: Evaluation) -> None:
+        super().begin(evaluation)
+        evaluation.write(self.folder)
+
+    def cell(self, key: str) -> Cell:
+        return Cell.read(self.folder, key)
+
+    def evaluations(self, only: Collection[str] | None = None) -> list[Evaluation]:
+        """What is recorded, by key; a record that is damaged is told, and its rows do not count.
+
+        Args:
+            only: keys.
+        """
+        found = []
+        for path in sorted((self.folder / FOLDER).glob("*.json")):
+            if only is not None and path.stem not in only:
+                continue
+            try:
+                found.append(Evaluation.read(path))
+            except RobenchError as error:
+                log.warning(f"{error}: its rows do not count until robench eval is run again")
+        return found
+
+    def outcomes(self, identity: str | None = None, only: Collection[str] | None = None) -> Outcomes:
+        """The rows of complete evaluations, and what was found while they were made; what does not count is told.
 
         Args:
             identity: of the target that the folder belongs to now; rows of another one, whose weights were replaced,
-                are left out and told.
+                are left out.
+            only: keys of evaluations.
         """
-        rows = self._all()
-        cells = {str(key): Cell.read(self.folder, str(key)) for key in rows["cell"].unique()}
-        if identity is not None:
-            others = [key for key, cell in cells.items() if cell.identity != identity]
-            if others:
-                log.warning(f"{len(others)} of {len(cells)} cells in {self.folder} are of other weights: left out")
-                cells = {key: cell for key, cell in cells.items() if key not in others}
-        self._tell_lost(identity, cells)
-        found = Outcomes.join(rows, cells)
-        return Outcomes(found.frame, self.remembered(identity) if identity is not None else ())
+        own = [each for each in self.evaluations(only) if identity in (None, each.identity)]
+        complete = []
+        for each in own:
+            if missing := self.missing(each):
+                log.warning(
+                    f"an evaluation under {each.threat} in {self.folder} is incomplete: {missing} of "
+                    f"{len(each.cells) * len(each.samples)} verdicts are missing, as it was cut off or files are gone; "
+                    f"it is left out until the same robench eval is run again, which makes the rest"
+                )
+            elif mixed := sum(self.cell(cell).identity != each.identity for cell in each.cells):
+                log.warning(
+                    f"{mixed} of {len(each.cells)} cells of an evaluation under {each.threat} in {self.folder} are of "
+                    f"other weights than it says: it is left out"
+                )
+            else:
+                complete.append(each)
+        if only is None:
+            self._tell_others(identity, own)
+        found = self.of(complete)
+        return found.with_checks(self.remembered(identity) if identity is not None else ())
 
-    def _tell_lost(self, identity: str | None, cells: Mapping[str, Cell]) -> None:
-        """Cells that were begun and have no row: an evaluation was cut off, or files were removed."""
-        lost = []
-        for path in sorted((self.folder / "cells").glob("*.json")):
-            if path.stem not in cells:
-                cell = Cell.read(self.folder, path.stem)
-                if identity in (None, cell.identity):
-                    lost.append(cell)
-        if lost:
-            which = sorted({f"{each.threat} {each.attack} {each.loss}".rstrip() for each in lost})
+    def _tell_others(self, identity: str | None, own: Sequence[Evaluation]) -> None:
+        """Cells with rows that belong to no evaluation of this target."""
+        known = {cell for each in own for cell in each.cells}
+        others = [key for key in self._index if key not in known]
+        foreign = [key for key in others if identity is not None and self.cell(key).identity != identity]
+        if foreign:
+            log.warning(f"{len(foreign)} of {len(self._index)} cells in {self.folder} are of other weights: left out")
+        if lone := len(others) - len(foreign):
             log.warning(
-                f"{len(lost)} cells in {self.folder} have no rows: {', '.join(which)}; an evaluation was cut off, or "
-                f"files are gone: run the same robench eval again"
+                f"{lone} of {len(self._index)} cells in {self.folder} belong to no evaluation: left out; run the same "
+                f"robench eval again, which makes no row twice"
             )
 
     def compact(self) -> None:

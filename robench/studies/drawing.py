@@ -13,13 +13,11 @@ from robench.core.errors import RobenchError
 from robench.core.provenance import versions
 from robench.core.runs import Run
 from robench.core.store import content_key
-from robench.evaluation.cells import Cell
 from robench.evaluation.checks import check
 from robench.evaluation.outcomes import Outcomes
 from robench.reports import against, build, html
 from robench.reports.pictures import Picture
 from robench.reports.regions import Regions
-from robench.studies.workbench import OUTCOMES
 
 log = logging.getLogger(__name__)
 
@@ -66,25 +64,9 @@ def draw(
     return [*files, page]
 
 
-def cells_of(runs: Sequence[Run]) -> dict[str, Cell]:
-    """The cells of ``runs``, by key."""
-    return {
-        path.stem: Cell.read(run.folder / OUTCOMES, path.stem)
-        for run in runs
-        for path in sorted((run.folder / OUTCOMES / "cells").glob("*.json"))
-    }
-
-
-def by_data(outcomes: Outcomes, runs: Sequence[Run]) -> dict[str, Outcomes]:
-    """Rows of ``runs`` by the data that they were judged on, named as in `robench.core.data.Data.identity`."""
-    judged = outcomes.frame["cell"].map({key: cell.data for key, cell in cells_of(runs).items()})
-    return {str(data): Outcomes(rows.reset_index(drop=True)) for data, rows in outcomes.frame.groupby(judged)}
-
-
 def provenance(outcomes: Outcomes, runs: Sequence[Run]) -> dict[str, Any]:
     """What made the rows: configuration, seeds, data and weights by content, versions; no path, no date."""
-    judged = set(outcomes.frame["cell"])
-    cells = {key: cell for key, cell in cells_of(runs).items() if key in judged}
+    cells = {key: outcomes.cells[key] for key in outcomes.frame["cell"].unique()}
     seeds = sorted({cell.craft.seed for cell in cells.values() if cell.craft is not None})
     trained = [run.manifest["data"] for run in runs if run.manifest["data"]]
     return {

@@ -25,7 +25,6 @@ from robench.evaluation.outcomes import ENSEMBLE, Outcomes
 from robench.evaluation.predict import classes
 from robench.evaluation.subjects import Subject
 from robench.reports.pictures import Picture, choose
-from robench.studies.drawing import cells_of
 from robench.studies.workbench import CRAFTED, Workbench
 
 log = logging.getLogger(__name__)
@@ -41,7 +40,7 @@ def pictures(bench: Workbench, outcomes: Outcomes, runs: Sequence[Run], count: i
         outcomes: rows of ``runs`` on the data of ``bench``.
     """
     rows = choose(outcomes.frame, count)
-    cells, cache = cells_of(runs), Images(bench.store.root / CRAFTED)
+    cells, cache = outcomes.cells, Images(bench.store.root / CRAFTED)
     # What one call of an attack gives, whatever its ε values; one target judges it.
     same = rows["cell"].map({key: _craft(cells[key]).at_any_eps for key in rows["cell"].unique()})
     numbers = bench.data.test.images[0].numel()

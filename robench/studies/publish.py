@@ -11,7 +11,6 @@ import pandas as pd
 
 from robench.core.runs import Run, Runs
 from robench.core.store import write_json, write_text
-from robench.evaluation.outcomes import Outcomes
 from robench.reports import build
 from robench.studies.drawing import draw
 from robench.studies.pictures import pictures
@@ -19,7 +18,7 @@ from robench.studies.plan import Plan, expand
 from robench.studies.plane import decision_regions
 from robench.studies.state import Basis
 from robench.studies.study import find, parse
-from robench.studies.summary import objects, of_judgements
+from robench.studies.summary import objects
 from robench.studies.workbench import Workbench, stored
 
 log = logging.getLogger(__name__)
@@ -37,8 +36,9 @@ def publish(plan: Plan, runs: Runs, out: Path, bench: Workbench, basis: Basis) -
     there = set(runs.names())
     main = [runs.get(name) for name in plan.main if name in there]
     varied = sorted({name for values in plan.axes.values() for name in values} & there)
-    frame = stored([*main, *(runs.get(name) for name in varied if name not in plan.main)]).frame
-    frame = of_judgements(frame, basis.judged)
+    judged_runs = [*main, *(runs.get(name) for name in varied if name not in plan.main)]
+    everything = stored(judged_runs, basis.evaluations)
+    frame = everything.frame
     judged = set(frame["target"])
     axes = {name: {run: v for run, v in values.items() if run in judged} for name, values in plan.axes.items()}
     study = plan.study
@@ -60,7 +60,7 @@ def publish(plan: Plan, runs: Runs, out: Path, bench: Workbench, basis: Basis) -
         more["not tracked"] = f"{', '.join(untracked)} trained without it; remove their folders in runs to have it"
         log.warning(f"{more['not tracked']}: not in Figure 2")
     shown = [run for run in main if run.name in judged]
-    outcomes = Outcomes(frame[frame["target"].isin(plan.main)].reset_index(drop=True))
+    outcomes = everything.where(target=list(plan.main))
     files = draw(
         outcomes,
         shown,
@@ -73,7 +73,7 @@ def publish(plan: Plan, runs: Runs, out: Path, bench: Workbench, basis: Basis) -
         ),
         more=more,
     )
-    rows = [*objects(Outcomes(frame.reset_index(drop=True))), *basis.diversities]
+    rows = [*objects(everything), *basis.diversities]
     write_json(out / "summary.json", rows)
     write_text(out / "study.md", _page(plan, more.get("incomplete"), smaller, rows))
     return [out / "study.md", out / "summary.json", *files]

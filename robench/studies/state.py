@@ -31,8 +31,7 @@ class Record(BaseModel):
 
     state: str
     weights: dict[str, str] = {}
-    cells: list[str] = []
-    samples: list[int] = []
+    evaluation: str = ""
     diversities: list[dict[str, Any]] = []
 
 
@@ -41,7 +40,7 @@ class Drawn(BaseModel):
 
     step: str
     basis: str
-    judged: list[dict[str, Any]]
+    evaluations: list[str]
     files: dict[str, str]
 
 
@@ -84,11 +83,11 @@ class Basis:
     """What a report rests on: judgements that are done, and nothing else that lies beside them.
 
     Attributes:
-        judged: ``cells`` and ``samples`` per judgement; diversities: rows of those; missing: judgements that are not
-            done; key: of all this and of the code that draws it.
+        evaluations: keys of `robench.evaluation.evaluations.Evaluation`; diversities: rows of those; missing:
+            judgements that are not done; key: of all this and of the code that draws it.
     """
 
-    judged: list[dict[str, Any]]
+    evaluations: list[str]
     diversities: list[dict[str, Any]]
     missing: int
     key: str
@@ -137,28 +136,28 @@ class Progress:
         if step.threat == "diversity":
             return any((self.place.runs.folder(step.task.name) / DIVERSITY).glob("part-*.parquet"))
         rows = self._rows_of(step.task.name)
-        samples = set(record["samples"])
-        return all(rows.samples(cell) >= samples and rows.declared(cell) for cell in record["cells"])
+        return any(
+            not rows.missing(asked) and all(map(rows.declared, asked.cells))
+            for asked in rows.evaluations([record["evaluation"]])
+        )
 
     def basis(self) -> Basis:
         judgements = [(step, self.place.record(step)) for step in self.plan.steps.values() if step.kind == "judge"]
         done = [record for step, record in judgements if self.done(step, record)]
-        parts = [[record.get(name) for name in ("cells", "samples", "weights", "diversities")] for record in done]
+        parts = [[record.get(name) for name in ("evaluation", "weights", "diversities")] for record in done]
         missing = len(judgements) - len(done)
         return Basis(
-            [{name: record[name] for name in ("cells", "samples")} for record in done if "cells" in record],
+            [record["evaluation"] for record in done if "evaluation" in record],
             [row for record in done for row in record.get("diversities", ())],
             missing,
             content_key([parts, missing, sources()]),
         )
 
     def _rows_of(self, name: str) -> FolderRows:
-        from robench.evaluation.rows import FolderRows
-        from robench.studies.workbench import OUTCOMES
+        from robench.studies.workbench import rows_of
 
         if name not in self._rows:
-            folder = self.place.runs.folder(name) / OUTCOMES
-            self._rows[name] = FolderRows(folder, repair=False)
+            self._rows[name] = rows_of(self.place.runs.get(name))
         return self._rows[name]
 
     def _run(self, name: str) -> tuple[str | None, str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -34,18 +32,6 @@ def objects(outcomes: Outcomes) -> list[dict[str, Any]]:
         for row in outcomes.transferability().to_dict("records")
     ]
     return rows
-
-
-def of_judgements(rows: pd.DataFrame, judged: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The rows that judgements made: of their ``cells``, on their ``samples``. Others may lie beside them."""
-    samples: dict[str, set[int]] = {}
-    for each in judged:
-        for cell in each["cells"]:
-            samples.setdefault(cell, set()).update(each["samples"])
-    wanted = np.zeros(len(rows), dtype=bool)
-    for cell, places in rows.groupby("cell").indices.items():
-        wanted[places] = np.isin(rows["sample"].to_numpy()[places], list(samples.get(str(cell), ())))
-    return rows[wanted]
 
 
 def diversities(rows: pd.DataFrame) -> list[dict[str, Any]]:

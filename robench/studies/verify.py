@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,14 +17,15 @@ from robench.attacks import ATTACKS
 from robench.core.data import DATASETS, load
 from robench.core.errors import RobenchError
 from robench.core.runs import Run, Runs
-from robench.core.store import content_key, read_frame, read_json, read_record
+from robench.core.store import content_key, read_json, read_record
 from robench.evaluation.cells import Cell
 from robench.evaluation.engine import Evaluator, Settings
-from robench.evaluation.outcomes import CELL_COLUMNS, ROW_COLUMNS, Outcomes, empty_rows
+from robench.evaluation.outcomes import CELL_COLUMNS, ROW_COLUMNS, Outcomes
+from robench.evaluation.rows import FolderRows
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Job, Threat
 from robench.studies.state import DRAWN
-from robench.studies.summary import objects, of_judgements
+from robench.studies.summary import objects
 from robench.studies.workbench import OUTCOMES, Workbench
 
 log = logging.getLogger(__name__)
@@ -100,13 +101,10 @@ def verify(
         RobenchError: there are no rows at all.
     """
     store = Runs(result / "runs" if (result / "runs").is_dir() else result)
-    rows: dict[str, pd.DataFrame] = {}
-    for name in store.names():
-        parts = {path: read_frame(path) for path in sorted((store.folder(name) / OUTCOMES).glob("part-*.parquet"))}
-        for path in (path for path, part in parts.items() if part is None):
-            yield Finding(str(path.relative_to(result)), False, "is not what was written: its name is not its hash")
-        frames = [part for part in parts.values() if part is not None]
-        rows[name] = pd.concat([*frames, empty_rows()], ignore_index=True).drop_duplicates(ignore_index=True)
+    kept = {name: FolderRows(store.folder(name) / OUTCOMES, repair=False) for name in store.names()}
+    for path in (path for each in kept.values() for path in each.damaged):
+        yield Finding(str(path.relative_to(result)), False, "is not what was written: its name is not its hash")
+    rows = {name: each.parts() for name, each in kept.items()}
     chosen = [(name, str(cell)) for name, frame in rows.items() for cell in frame["cell"].unique()]
     if not chosen:
         raise RobenchError(f"{result} holds no rows; name the folder of a study, or of runs (--runs of robench eval)")
@@ -135,7 +133,7 @@ def verify(
     for name, cell in possible:
         yield _guarded(f"{name} {cell}", partial(tried, name, cell))
     if (result / SUMMARY).exists():
-        yield _guarded(SUMMARY, lambda: _summary(result, store, rows))
+        yield _guarded(SUMMARY, lambda: _summary(result, kept))
 
 
 def _possible(store: Runs, chosen: Sequence[tuple[str, str]], count: int) -> list[tuple[str, str]]:
@@ -230,15 +228,12 @@ def _rows_again(bench: Workbench, run: Run, cell: Cell, samples: list[int]) -> O
     return outcomes
 
 
-def _summary(result: Path, store: Runs, rows: dict[str, pd.DataFrame]) -> Finding:
-    """Whether the numbers of a study's report are those of its rows."""
-    judged = read_record(result / "report" / DRAWN)["judged"]
-    parts = []
-    for name, frame in rows.items():
-        own = of_judgements(frame, judged)
-        if len(own):
-            cells = {str(key): _cell(store.get(name), str(key)) for key in own["cell"].unique()}
-            parts.append(Outcomes.join(own, cells))
+def _summary(result: Path, kept: Mapping[str, FolderRows]) -> Finding:
+    """Whether the numbers of a study's report are those of the evaluations that it names."""
+    shown = set(read_record(result / "report" / DRAWN)["evaluations"])
+    parts = [each.outcomes(only=shown) for each in kept.values()]
+    if gone := shown - {each.key for part in parts for each in part.evaluations}:
+        return Finding(SUMMARY, False, f"{len(gone)} of {len(shown)} evaluations that it rests on are not whole")
     told = [row for row in read_json(result / SUMMARY) if "diversity" not in row]
     true = objects(Outcomes.concat(parts))
     lost = [row for row in told if row not in true]

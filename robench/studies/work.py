@@ -93,7 +93,7 @@ def _do(plan: Plan, step: Step, place: Place, bench: Workbench) -> dict[str, Any
         (place.report / DRAWN).unlink(missing_ok=True)
         basis = Progress(plan, place).basis()
         files = {path.name: file_hash(path) for path in publish(plan, place.runs, place.report, bench, basis)}
-        shown = {"step": step.key, "basis": basis.key, "judged": basis.judged, "files": files}
+        shown = {"step": step.key, "basis": basis.key, "evaluations": basis.evaluations, "files": files}
         write_record(place.report / DRAWN, shown)
         return {}
     assert step.task is not None
@@ -118,5 +118,5 @@ def _do(plan: Plan, step: Step, place: Place, bench: Workbench) -> dict[str, Any
         outcomes = bench.blackbox([target], surrogates, **step.options)
     else:
         outcomes = bench.judge([target], THREATS[step.threat](**step.options))
-    cells = sorted(outcomes.frame["cell"].unique().tolist())
-    return {**kept, "cells": cells, "samples": sorted(set(outcomes.frame["sample"].tolist()))}
+    (evaluation,) = outcomes.evaluations
+    return {**kept, "evaluation": evaluation.key}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -245,8 +245,15 @@ class Workbench:
         return evaluator, targets, chosen_samples(self.data, threat, self.samples, self.subset, self.settings)
 
 
-def stored(runs: Sequence[Run]) -> Outcomes:
-    """All rows that were ever measured on ``runs`` as they are now; changes nothing."""
-    return Outcomes.concat(
-        FolderRows(run.folder / OUTCOMES, repair=False).outcomes(judged_identity(run)) for run in runs
-    )
+def rows_of(run: Run) -> FolderRows:
+    """The rows of a run, to read."""
+    return FolderRows(run.folder / OUTCOMES, repair=False)
+
+
+def stored(runs: Sequence[Run], only: Collection[str] | None = None) -> Outcomes:
+    """The rows of all complete evaluations of ``runs`` as they are now; changes nothing.
+
+    Args:
+        only: keys of evaluations.
+    """
+    return Outcomes.concat(rows_of(run).outcomes(judged_identity(run), only) for run in runs)

@@ -54,7 +54,7 @@ def measured(name: str, verdicts: Verdicts, samples: Iterable[int] | None = None
                     "zero_gradient": False,
                 }
             )
-    return Measured.of(name, Outcomes.join(pd.DataFrame(rows), cells), cells)
+    return Measured.of(name, Outcomes.join(pd.DataFrame(rows), cells))
 
 
 def bits(right: int, total: int = 40) -> list[bool]:
@@ -176,7 +176,7 @@ def test_rows_of_the_evaluator_are_paired_by_what_crafted_them(
         settings = Settings(torch.device("cpu"), seed=seed)
         evaluator = Evaluator(data, settings, rows=lambda subject: FolderRows(folder / subject.name))
         evaluator.run([targets[target]], threat, torch.arange(12))
-        return Measured.of_folder(targets[target].name, folder / targets[target].name)
+        return Measured.of(targets[target].name, FolderRows(folder / targets[target].name, repair=False).outcomes())
 
     attack = PGD(steps=2)
     white = Whitebox(eps=(0.05, 0.1), attacks=(attack,), restarts=2)
@@ -193,5 +193,9 @@ def test_rows_of_the_evaluator_are_paired_by_what_crafted_them(
 
 
 def test_rows_of_several_models_are_not_one_ensemble() -> None:
+    cells = [Cell("x", "x", 2, 0, "clean", each, "d") for each in "12"]
+    row = {"sample": 0, "member": ENSEMBLE, "restart": 0, "label": 0, "prediction": 0, "correct": True, "margin": 1.0}
+    frame = pd.DataFrame([{"cell": cell.key, **row, "linf": 0.0, "zero_gradient": False} for cell in cells])
+    both = Outcomes.join(frame, {cell.key: cell for cell in cells})
     with pytest.raises(RobenchError, match="the rows of 'x' are of several models, since its weights were replaced"):
-        Measured.of("x", Outcomes.concat([]), {each: Cell("x", "x", 2, 0, "clean", each, "d") for each in "12"})
+        Measured.of("x", both)

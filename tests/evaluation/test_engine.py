@@ -26,6 +26,7 @@ from robench.core.errors import RobenchError
 from robench.core.rng import Draws
 from robench.evaluation import engine
 from robench.evaluation.engine import Evaluator, Settings, correct_for_all
+from robench.evaluation.evaluations import FOLDER
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.rows import FolderRows
@@ -278,7 +279,8 @@ def test_whoever_only_reads_leaves_damaged_rows_where_they_are(
     assert path.exists()
     damaged, lost = told
     assert damaged == f"{path} is damaged: its rows do not count here"
-    assert " have no rows: clean, whitebox pgd:steps=3 ce; " in lost
+    assert "an evaluation under whitebox in " in lost
+    assert " is incomplete: " in lost
 
 
 def test_an_interruption_changes_no_row(
@@ -299,11 +301,74 @@ def test_an_interruption_changes_no_row(
     monkeypatch.setattr(Evaluator, "_attacked", failing)
     with pytest.raises(KeyboardInterrupt):
         folder_evaluator(data, tmp_path, batch_size=5).run([target], threat, SAMPLES)
-    kept = FolderRows(tmp_path / "subject0").outcomes().frame
-    assert 0 < (kept["threat"] == "whitebox").sum() < 48
+    kept = FolderRows(tmp_path / "subject0")
+    assert 0 < (kept.everything().frame["threat"] == "whitebox").sum() < 48
+    assert kept.outcomes().frame.empty, "no number rests on an evaluation that was cut off"
     monkeypatch.setattr(Evaluator, "_attacked", original)
     resumed = folder_evaluator(data, tmp_path, batch_size=5).run([target], threat, SAMPLES).frame
     assert_same(whole, resumed, 1e-5)
+
+
+def test_no_number_rests_on_some_of_the_versions_that_were_asked_for(
+    make_subject: MakeSubject, data: Data, tmp_path: Path, monkeypatch: Any, told: list[str]
+) -> None:
+    """All-or-nothing over the versions that were done when an evaluation was killed would be too high."""
+    threat, target = threats(make_subject)[2], make_subject(0)
+    original = Evaluator._share
+
+    def killed(self: Evaluator, works: Any, *rest: Any) -> Any:
+        original(self, works[:1], *rest)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Evaluator, "_share", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder_evaluator(data, tmp_path).run([target], threat, SAMPLES)
+    kept = FolderRows(tmp_path / "subject0", repair=False)
+    part = kept.everything().where(threat="blackbox")
+    assert part.frame.groupby("cell")["sample"].nunique().tolist() == [len(SAMPLES)] * len(threat.eps), "whole cells"
+    told.clear()
+    assert kept.outcomes().frame.empty
+    (line,) = told
+    assert "an evaluation under blackbox" in line
+    assert " is incomplete: " in line
+    monkeypatch.setattr(Evaluator, "_share", original)
+    whole = folder_evaluator(data, tmp_path).run([target], threat, SAMPLES)
+    told.clear()
+    read = FolderRows(tmp_path / "subject0", repair=False).outcomes(target.identity)
+    pd.testing.assert_frame_equal(read.frame, whole.frame)
+    assert [each.key for each in read.evaluations] == [each.key for each in whole.evaluations]
+    assert not told
+
+
+def test_rows_that_belong_to_no_evaluation_count_in_no_number(
+    make_subject: MakeSubject, data: Data, tmp_path: Path, told: list[str]
+) -> None:
+    threat, target = threats(make_subject)[0], make_subject(0)
+    folder_evaluator(data, tmp_path).run([target], threat, SAMPLES)
+    (record,) = (tmp_path / "subject0" / FOLDER).glob("*.json")
+    text = record.read_text()
+    record.write_text(text.replace('"whitebox"', '"transfer"'))
+    told.clear()
+    assert FolderRows(tmp_path / "subject0", repair=False).outcomes().frame.empty
+    assert len(told) == 2
+    assert "was changed after it was written" in told[0]
+    cells = len(threat.eps) + 1
+    assert told[1].startswith(f"{cells} of {cells} cells in {tmp_path / 'subject0'} belong to no evaluation")
+    folder_evaluator(data, tmp_path).run([target], threat, SAMPLES)
+    assert record.read_text() == text
+    assert len(FolderRows(tmp_path / "subject0").outcomes().frame) == (1 + len(threat.eps)) * len(SAMPLES)
+
+
+def test_fewer_images_of_the_same_cells_are_an_evaluation_of_their_own(
+    make_subject: MakeSubject, data: Data, tmp_path: Path
+) -> None:
+    threat, target = threats(make_subject)[0], make_subject(0)
+    few = folder_evaluator(data, tmp_path).run([target], threat, SAMPLES[:8])
+    many = folder_evaluator(data, tmp_path).run([target], threat, SAMPLES)
+    kept = FolderRows(tmp_path / "subject0")
+    (own,) = few.evaluations
+    pd.testing.assert_frame_equal(kept.outcomes(only=[own.key]).frame, few.frame)
+    pd.testing.assert_frame_equal(kept.outcomes().frame, many.frame)
 
 
 def test_out_of_memory_halves_the_batch(

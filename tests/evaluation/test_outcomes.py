@@ -144,7 +144,8 @@ def test_transferability_is_all_or_nothing_over_attacks() -> None:
     verdicts = {(attack, 0.1, 0, i): correct for attack, each in standing.items() for i, correct in enumerate(each)}
     rows = outcomes(verdicts, "transfer")
     (row,) = rows.transferability().to_dict("records")
-    assert row == {"target": "t", "source": 1, "member": ENSEMBLE, "eps": 0.1, "success": 0.5, "samples": 4}
+    who = {"target": "t", "defense": "d", "n": 3, "seed": 0}
+    assert row == {**who, "source": 1, "member": ENSEMBLE, "eps": 0.1, "success": 0.5, "samples": 4}
     (drawn,) = transfer_rates(rows.frame).to_dict("records")
     assert (drawn["rate"], drawn["samples"]) == (0.5, 4)
 

@@ -10,8 +10,9 @@ import torch
 from matplotlib.colors import to_hex
 
 from robench.core.errors import RobenchError
+from robench.evaluation.outcomes import intervals
 from robench.reports import appendix, curves, regions, style, transferability, trend
-from robench.reports._queries import survived, wilson
+from robench.reports._queries import survived
 from tests.reports.frames import history, rows, share
 
 
@@ -46,7 +47,7 @@ def test_wilson_is_that_of_scipy(right: int, total: int) -> None:
     from scipy.stats import binomtest
 
     expected = binomtest(right, total).proportion_ci(method="wilson")
-    low, high = wilson([right / total], [total])
+    low, high = intervals([right / total], [total])
     assert (low[0], high[0]) == pytest.approx((expected.low, expected.high))
 
 
@@ -61,7 +62,7 @@ def test_curve_starts_at_the_clean_accuracy() -> None:
     assert not ax.containers
     # The band is Wilson's interval over the images.
     (band,) = ax.collections
-    low, high = wilson([0.9, 0.4, 0.1], [100, 100, 100])
+    low, high = intervals([0.9, 0.4, 0.1], [100, 100, 100])
     corners = band.get_paths()[0].vertices
     for eps, bottom, top in zip([0, 0.01, 0.02], 100 * low, 100 * high, strict=True):
         ends = corners[np.isclose(corners[:, 0], eps), 1]

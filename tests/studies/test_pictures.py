@@ -73,10 +73,11 @@ def test_double_precision(judged: Workbench) -> None:
 
 
 def test_another_prediction_is_left_out(judged: Workbench) -> None:
-    frame = stored([judged.store.get("base")]).frame
+    measured = stored([judged.store.get("base")])
+    frame = measured.frame
     lie = (frame["threat"] == "whitebox") & ~frame["correct"]
     frame.loc[lie, "prediction"] = (frame.loc[lie, "prediction"] + 1) % 4
-    found, lines = seen(judged, Outcomes(frame))
+    found, lines = seen(judged, Outcomes(frame, cells=measured.cells))
     assert {each.cell for each in found} & set(frame.loc[lie, "cell"]) == set()
     assert {each.cell for each in found} & set(frame["cell"])
     (line,) = lines

@@ -66,7 +66,12 @@ def test_show_as_json_is_what_was_recorded(place: Path, judged: Workbench, capsy
     ]
     scores = {(row["threat"], row["eps"]): row for row in shown["scores"]}
     attacked = [(name, eps) for name in ("whitebox", "blackbox") for eps in (0.1, 0.3)]
-    assert set(scores) == {("clean", 0.0), ("transfer", 0.3), *attacked}
+    worst = [("worst", eps) for eps in (0.1, 0.3)]
+    assert set(scores) == {("clean", 0.0), ("transfer", 0.3), *attacked, *worst}
+    for eps in (0.1, 0.3):
+        assert scores["worst", eps]["accuracy"] <= min(
+            scores[name, eps]["accuracy"] for name in ("whitebox", "blackbox")
+        )
     assert {row["data"] for row in shown["scores"]} == {judged.data.identity}
     assert scores["clean", 0.0]["accuracy"] == 1.0
     black = scores["blackbox", 0.3]
@@ -176,7 +181,7 @@ def test_rows_on_two_data_sets_are_never_mixed(
     assert "| Baseline | 2 | 100.0 " not in (place / "figures" / "table5_whitebox.md").read_text()
     shown = json.loads(said(capsys, "show", "base", "--format", "json"))
     assert {row["data"] for row in shown["scores"]} == {judged.data.identity, others.identity}
-    assert len(shown["scores"]) == 2 * 6
+    assert len(shown["scores"]) == 2 * 8
 
 
 def test_only_what_needs_no_download_is_at_hand(tmp_path: Path) -> None:
