@@ -127,8 +127,7 @@ def _scores(run: Run) -> list[dict[str, Any]]:
     """One object per data set, threat and ε (of convergence, per attack); for transfer the mean over member pairs; what
     is left under all of them is called worst."""
     from robench.evaluation.outcomes import counted, left_out
-    from robench.evaluation.worst import worst
-    from robench.studies.summary import objects
+    from robench.studies.summary import left, objects
     from robench.studies.workbench import stored
 
     found: list[dict[str, Any]] = []
@@ -143,16 +142,19 @@ def _scores(run: Run) -> list[dict[str, Any]]:
                 continue
             cells = outcomes.where(**{name: row[name] for name in ("threat", "eps", "attack") if name in row}).frame
             cells = cells[counted(cells, ["threat"])]
-            kept = {key: row[key] for key in row if key not in ("target", "defense", "n", "seed")}
-            surrogates = sorted(set(cells["surrogate"]) - {""})
-            found.append({"data": data, **kept, "cells": int(cells["cell"].nunique()), "surrogates": surrogates})
+            made_on = {"cells": int(cells["cell"].nunique()), "surrogates": sorted(set(cells["surrogate"]) - {""})}
+            found.append({"data": data, **_unnamed(row), **made_on})
         for eps, rows in pairs.items():
             success = sum(row["success"] for row in rows) / len(rows)
             samples = rows[0]["samples"]
             found.append({"data": data, "threat": "transfer", "eps": eps, "success": success, "samples": samples})
-        left = worst(outcomes.frame)[["eps", "accuracy", "low", "high", "samples", "by"]]
-        found += [{"data": data, "threat": "worst"} | point for point in left.to_dict("index").values()]
+        found += [{"data": data, **_unnamed(row)} for row in left(outcomes)]
     return found
+
+
+def _unnamed(row: dict[str, Any]) -> dict[str, Any]:
+    """Without what every row of a run has."""
+    return {key: row[key] for key in row if key not in ("target", "defense", "n", "seed")}
 
 
 def _trained(history: list[dict[str, Any]]) -> str:

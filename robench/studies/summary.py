@@ -9,6 +9,7 @@ from scipy import stats
 
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.threats import BLACKBOX
+from robench.evaluation.worst import worst
 
 
 def objects(outcomes: Outcomes) -> list[dict[str, Any]]:
@@ -32,6 +33,11 @@ def objects(outcomes: Outcomes) -> list[dict[str, Any]]:
         for row in outcomes.transferability().to_dict("records")
     ]
     return rows
+
+
+def left(outcomes: Outcomes) -> list[dict[str, Any]]:
+    """One object per target and ε of `robench.evaluation.worst.worst`, its threat called ``worst``."""
+    return _plain(worst(outcomes.frame).assign(threat="worst"))
 
 
 def diversities(rows: pd.DataFrame) -> list[dict[str, Any]]:
