@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -202,9 +203,9 @@ def test_helpers_do_the_work(work: Path, capsys: pytest.CaptureFixture[str], mon
     killed: list[int] = []
 
     def kill_first_owner(self: Evaluator, *_: object) -> bool:
-        for path in Path("runs/.claims").glob("*.json"):
-            with suppress(OSError, ValueError):  # it may be written or gone by now
-                owner = json.loads(path.read_text())["process"]
+        for path in Path("runs/.claims").glob("*.lock"):
+            with suppress(OSError, TypeError):  # it may be written or gone by now
+                owner = int(re.search("pid=(.*)", path.read_text())[1])  # type: ignore[index]
                 if not killed and owner != os.getpid():
                     os.kill(owner, signal.SIGKILL)
                     killed.append(owner)
