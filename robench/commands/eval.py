@@ -24,7 +24,7 @@ from robench.commands._tables import diversity, formatted
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from robench.commands._helpers import Evaluation
+    from robench.commands._helpers import Part
     from robench.core.data import Data
     from robench.core.fast import Precision
     from robench.core.runs import Run, Runs
@@ -94,7 +94,7 @@ _ONLY = {
 @shared("data_dir", "device", "runs", "yes")
 def command(**given: Any) -> int:
     """Judge RUNs, or every target run of the data set, under a threat; says what speaks against the result."""
-    from robench.commands._helpers import helpers
+    from robench.commands._helpers import Part, helpers
     from robench.core.pool import visible_gpus
     from robench.evaluation import checks
     from robench.evaluation.outcomes import Outcomes
@@ -124,7 +124,8 @@ def command(**given: Any) -> int:
         for group, made in plans:
             click.echo(_bill(bench.forecast(group, made, cache=cache)))
         return 0
-    with helpers(_evaluation(asked, bench, plans), workers - 1, gpus[1:] + gpus[:1]):
+    parts = [Part.of(group, made) for group, made in plans]
+    with helpers(workers - 1, gpus[1:] + gpus[:1], _assist, asked, workers, parts):
         again = asked.probe is not False
         outcomes = Outcomes.concat(bench.judge(group, made, cache=cache, probe=again) for group, made in plans)
     click.echo(formatted(outcomes, asked.threat, asked.style))
@@ -187,22 +188,14 @@ def _bench(asked: _Asked, workers: int) -> tuple[list[Run], Workbench]:
     return chosen, bench
 
 
-def _evaluation(asked: _Asked, bench: Workbench, plans: Sequence[tuple[list[Run], Threat]]) -> Evaluation:
-    """What the helpers are told."""
-    from robench.commands._helpers import Evaluation, Part
+def _assist(asked: _Asked, workers: int, parts: Sequence[Part]) -> None:
+    """What a helper does: its share of the rows."""
+    from robench.commands._helpers import silent
 
-    return Evaluation(
-        runs=asked.runs,
-        dataset=bench.data.name,
-        data_dir=asked.data_dir,
-        models=asked.model,
-        device=asked.device,
-        settings=bench.settings,
-        samples=bench.samples,
-        subset=bench.subset,
-        cache=not asked.no_cache,
-        parts=tuple(Part.of(group, threat) for group, threat in plans),
-    )
+    with silent():
+        _, bench = _bench(asked, workers)
+        for part in parts:
+            part.judge(bench, cache=not asked.no_cache)
 
 
 def _radii(asked: _Asked, bench: Workbench) -> tuple[float, ...]:

@@ -17,8 +17,8 @@ from filelock import SoftFileLease, Timeout
 
 from robench.core.errors import RobenchError
 
-#: Seconds without renewal after which a claim ends whose owner cannot be looked up: it is of another machine, or was
-#: killed and not waited for. One that is dead on this machine has no claim at once.
+#: Seconds without renewal after which a claim ends: of a process on another machine, of one that is stopped, and of one
+#: that was killed and not waited for. Of any other that is dead on this machine it ends at once.
 LEASE = 120.0
 
 #: Seconds after which a claim that does not say whose it is counts as abandoned: a machine crashed that was writing it.

@@ -252,7 +252,7 @@ def test_helpers_know_surrogates_and_code_by_their_names(
 def test_a_helper_that_fails_is_named(
     work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_helpers, "assist", chores.fail)
+    monkeypatch.setattr("robench.commands.eval._assist", chores.fail)
     begun: list[Future[Any]] = []
     submit, share = Processes.submit, Evaluator._share
 
@@ -277,8 +277,8 @@ def test_every_gpu_gets_a_process(work: Path, monkeypatch: pytest.MonkeyPatch) -
     asked: list[tuple[str, int, list[str]]] = []
 
     @contextmanager
-    def noting(evaluation: _helpers.Evaluation, count: int, gpus: list[str]) -> Iterator[None]:
-        asked.append((evaluation.device, count, gpus))
+    def noting(count: int, gpus: list[str], function: Any, typed: Any, *rest: Any) -> Iterator[None]:
+        asked.append((typed.device, count, gpus))
         yield
 
     def on_cpu(name: str) -> torch.device:
