@@ -29,7 +29,7 @@ def run(arguments: Sequence[str], program: click.Command | None = None, name: st
     try:
         with logged(_Echo()):
             called = program or cli
-            result = called.main(args=list(arguments), prog_name=name, standalone_mode=False, obj=tuple(arguments))
+            result = called.main(args=list(arguments), prog_name=name, standalone_mode=False)
     except click.exceptions.Abort:
         click.echo("interrupted; what is finished is kept: run the same command to go on", err=True)
         return 130

@@ -1,90 +1,81 @@
-"""More processes with the same command, which share its work through the store (`robench.core.claims`)."""
+"""More processes for one evaluation, which share its work through the store (`robench.core.claims`)."""
 
 from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
-import tempfile
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import IO
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robench.core.errors import RobenchError
+from robench.core.logs import Lines, logged
+from robench.core.pool import Processes
+from robench.core.runs import Run
+from robench.evaluation.threats import Threat
+from robench.studies.workbench import Workbench
 
 log = logging.getLogger(__name__)
 
-#: What a helper is called with, before the arguments of `robench`: nothing is imported from the current folder.
-PROGRAM = (sys.executable, "-P", "-m", "robench")
 
+@dataclass(frozen=True)
+class Part:
+    """Who is judged under which threat, in names that another process finds in the store: no network is sent."""
 
-def places_of(device: str, workers: int | None) -> list[str]:
-    """A device for each process, the caller's first: every GPU one, unless ``device`` is one of them or the CPU.
+    targets: tuple[str, ...]
+    kind: type[Threat]
+    options: dict[str, Any]
+    surrogates: tuple[str, ...]
 
-    Args:
-        device: as the user gave it; workers: how many, by default one per GPU, and one on a CPU.
-    """
-    import torch
+    @classmethod
+    def of(cls, runs: Sequence[Run], threat: Threat) -> Part:
+        options = {each.name: getattr(threat, each.name) for each in fields(threat)}
+        surrogates = tuple(subject.name for subject in options.pop("surrogates", ()))
+        return cls(tuple(run.name for run in runs), type(threat), options, surrogates)
 
-    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
-    places = [f"cuda:{i}" for i in range(gpus)] if gpus > 1 else [device]
-    count = len(places) if workers is None else workers
-    return [places[i % len(places)] for i in range(count)]
+    def judge(self, bench: Workbench, *, cache: bool) -> None:
+        """Makes the rows that are missing and in nobody's hands."""
+        surrogates = [bench.store.get(name) for name in self.surrogates]
+        threat = bench.hold_out(surrogates, **self.options) if surrogates else self.kind(**self.options)
+        bench.judge([bench.store.get(name) for name in self.targets], threat, cache=cache, probe=False)
 
 
 @contextmanager
-def helpers(arguments: Sequence[str], places: Sequence[str]) -> Iterator[None]:
-    """One process for every place but the first, which is the caller's; ended when the caller has all rows.
+def silent() -> Iterator[None]:
+    """Nothing is printed: the caller of a helper prints the same."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), logged(Lines([])):
+        yield
 
-    A helper that fails takes nothing along: what it leaves, the others do. On a CPU the processes share the cores.
+
+@contextmanager
+def helpers(count: int, gpus: Sequence[str], function: Callable[..., None], *call: Any) -> Iterator[None]:
+    """``count`` processes that do ``function`` of ``call``, ended when the caller is done. All of them share the cores.
+
+    A helper that fails takes nothing along: what it leaves, the others do.
 
     Args:
-        arguments: of the caller's `robench`.
+        gpus: that the helpers are spread over, as CUDA_VISIBLE_DEVICES names them.
     """
-    import torch
-
-    if len(places) == 1:
+    if not count:
         yield
         return
     before = torch.get_num_threads()
-    threads = max(1, before // len(places))
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    started: list[tuple[subprocess.Popen[bytes], str, IO[bytes]]] = []
-    with ExitStack() as files:
-        try:
-            for place in places[1:]:
-                own = ["--workers", str(len(places)), "--helper", "--device", place]
-                end = arguments.index("--") if "--" in arguments else len(arguments)
-                command = [*PROGRAM, *arguments[:end], *own, *arguments[end:]]
-                output = files.enter_context(tempfile.TemporaryFile())
-                pipe, null = subprocess.PIPE, subprocess.DEVNULL
-                process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=null, stderr=output)
-                started.append((process, place, output))
-                # One that is killed would else stay as a zombie, alive to those that look at its claim.
-                threading.Thread(target=process.wait, daemon=True).start()
-            torch.set_num_threads(threads)
-            yield
-            for process, place, told in started:
-                if code := process.poll():
-                    told.seek(0)
-                    last = told.read().decode(errors="replace").strip().rpartition("\n")[2]
-                    said = last or f"exit code {code}"
-                    log.warning(f"a helper on {place} ended early, its share was done here: {said}")
-        finally:
-            torch.set_num_threads(before)
-            for process, _, _ in started:
-                process.terminate()
-                process.wait()
-                assert process.stdin is not None
-                process.stdin.close()
-
-
-def end_with_caller() -> None:
-    """Ends this process, a helper, when its caller is gone: its standard input is then at its end."""
-
-    def wait() -> None:
-        sys.stdin.buffer.read()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+    threads = max(1, before // (count + 1))
+    pool = Processes(function, count, gpus, threads)
+    try:
+        torch.set_num_threads(threads)
+        begun = [pool.submit(call) for _ in range(count)]
+        yield
+        for number, helper in enumerate(begun, 1):
+            if helper.done() and (error := helper.exception()):
+                said = str(error) if isinstance(error, RobenchError) else f"{type(error).__name__}: {error}"
+                log.warning(
+                    f"helper {number} of {count} ended early, its share was done here: {' '.join(said.split())}"
+                )
+    finally:
+        torch.set_num_threads(before)
+        pool.close()

@@ -24,6 +24,7 @@ from robench.commands._tables import diversity, formatted
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
+    from robench.commands._helpers import Part
     from robench.core.data import Data
     from robench.core.fast import Precision
     from robench.core.runs import Run, Runs
@@ -80,7 +81,6 @@ _ONLY = {
 )
 @click.option("--compile", "compiling", is_flag=True, help="Craft through torch.compile; first a minute of compiling.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes that share the work. By default one per GPU.")
-@click.option("--helper", is_flag=True, hidden=True, help="Another process prints; this one only shares its work.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, what is done, and what it would take.")
 @click.option("--no-cache", is_flag=True, help="Craft again; keep no adversarial images.")
 @click.option("--no-train", is_flag=True, help="Missing surrogates are an error.")
@@ -94,7 +94,8 @@ _ONLY = {
 @shared("data_dir", "device", "runs", "yes")
 def command(**given: Any) -> int:
     """Judge RUNs, or every target run of the data set, under a threat; says what speaks against the result."""
-    from robench.commands._helpers import end_with_caller, helpers, places_of
+    from robench.commands._helpers import Part, helpers
+    from robench.core.pool import visible_gpus
     from robench.evaluation import checks
     from robench.evaluation.outcomes import Outcomes
     from robench.evaluation.threats import THREATS
@@ -104,13 +105,12 @@ def command(**given: Any) -> int:
     for names, threats in _ONLY.items():
         if asked.threat not in threats:
             refuse_given(set(names), f"has no effect under --threat {asked.threat}")
-    if asked.helper:
-        end_with_caller()
     if asked.dry_run:
         refuse_given({"workers"}, "has no effect with --dry-run")
-    alone = asked.dry_run or asked.helper or asked.threat == "diversity"
-    places = [asked.device] if alone else places_of(asked.device, asked.workers)
-    chosen, bench = _bench(asked, places)
+    gpus = visible_gpus(asked.device)
+    alone = asked.dry_run or asked.threat == "diversity"
+    workers = 1 if alone else asked.workers or max(1, len(gpus))
+    chosen, bench = _bench(asked, workers)
     if asked.threat == "diversity":
         return _diversity(asked, bench, chosen)
     options = _options(asked, bench)
@@ -124,11 +124,10 @@ def command(**given: Any) -> int:
         for group, made in plans:
             click.echo(_bill(bench.forecast(group, made, cache=cache)))
         return 0
-    with helpers(click.get_current_context().obj, places):
-        again = asked.probe is not False and not asked.helper
+    parts = [Part.of(group, made) for group, made in plans]
+    with helpers(workers - 1, gpus[1:] + gpus[:1], _assist, asked, workers, parts):
+        again = asked.probe is not False
         outcomes = Outcomes.concat(bench.judge(group, made, cache=cache, probe=again) for group, made in plans)
-    if asked.helper:
-        return 0
     click.echo(formatted(outcomes, asked.threat, asked.style))
     found += checks.check(outcomes, stored(chosen))
     if asked.probe:
@@ -161,7 +160,6 @@ class _Asked:
     precision: Precision
     compiling: bool
     workers: int | None
-    helper: bool
     dry_run: bool
     no_cache: bool
     no_train: bool
@@ -174,7 +172,7 @@ class _Asked:
     yes: bool
 
 
-def _bench(asked: _Asked, places: Sequence[str]) -> tuple[list[Run], Workbench]:
+def _bench(asked: _Asked, workers: int) -> tuple[list[Run], Workbench]:
     """The runs that are judged, and what judges them."""
     from robench.core.runs import Runs
     from robench.evaluation.engine import Settings
@@ -185,10 +183,19 @@ def _bench(asked: _Asked, places: Sequence[str]) -> tuple[list[Run], Workbench]:
     import_models(asked.model, chosen if asked.threat != "blackbox" else store.all())
     _tell(chosen, data)
     subset = _subset(data, asked.samples, asked.subset)
-    workers = asked.workers or len(places)
-    how = device_of(places[0]), asked.precision, asked.batch_size, asked.seed, asked.compiling, workers
+    how = device_of(asked.device), asked.precision, asked.batch_size, asked.seed, asked.compiling, workers
     bench = Workbench(store, data, Settings(*how), asked.samples, subset, bar=bar, confirm=confirm(asked.yes))
     return chosen, bench
+
+
+def _assist(asked: _Asked, workers: int, parts: Sequence[Part]) -> None:
+    """What a helper does: its share of the rows."""
+    from robench.commands._helpers import silent
+
+    with silent():
+        _, bench = _bench(asked, workers)
+        for part in parts:
+            part.judge(bench, cache=not asked.no_cache)
 
 
 def _radii(asked: _Asked, bench: Workbench) -> tuple[float, ...]:

@@ -97,6 +97,7 @@ def _perform(
 ) -> Result:
     """Does what is missing, by an engine."""
     from robench.commands._shared import device_of
+    from robench.core.pool import visible_gpus
     from robench.studies import engines
     from robench.studies.plan import pass_seconds
 
@@ -104,7 +105,7 @@ def _perform(
     told = plan.name, plan.study.model_dump_json(by_alias=True), str(progress.place.out)
     folder = str(Path(data_dir).absolute())
     count = workers or _workers(device)
-    with engines.engine(engine, count, address=address, gpus=gpus, visible=_gpus(device)) as made:
+    with engines.engine(engine, count, address=address, gpus=gpus, visible=visible_gpus(device)) as made:
         return engines.run(
             plan,
             progress,
@@ -146,22 +147,13 @@ def _forecast(plan: Plan, progress: Progress, only: tuple[Any, ...], device: str
         click.echo(f"{kind}: {each * 1e6:.3g} µs a pass, one thread: at most about {times} at a time")
 
 
-def _gpus(device: str) -> list[str]:
-    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them; none where one was asked for, or the CPU."""
-    import torch
-
-    if device not in ("auto", "cuda"):
-        return []
-    there = range(torch.cuda.device_count())
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    return [named[place].strip() if place < len(named) and named[place] else str(place) for place in there]
-
-
 def _workers(device: str) -> int:
+    from robench.core.pool import visible_gpus
+
     if device.startswith("cuda:"):
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return len(_gpus(device)) or cores
+    return len(visible_gpus(device)) or cores
 
 
 def _seconds(text: str) -> float:

@@ -1,22 +1,27 @@
-"""Who works on what: several processes on one store share units of work, and none waits for a dead one."""
+"""Who works on what: several processes on one store share units of work, and none waits for a dead one.
+
+A claim is a lease of `filelock`: a file that names its owner, and that a thread of the owner renews while it is held.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import SoftFileLease, Timeout
+
 from robench.core.errors import RobenchError
 
-#: Seconds without a sign of life after which a claim of another machine counts as abandoned.
-STALE = 900.0
+#: Seconds without renewal after which a claim ends: of a process on another machine, of one that is stopped, and of one
+#: that was killed and not waited for. Of any other that is dead on this machine it ends at once.
+LEASE = 120.0
 
-#: Seconds after which a claim that does not say whose it is counts as abandoned: who is killed has no time to write it.
+#: Seconds after which a claim that does not say whose it is counts as abandoned: a machine crashed that was writing it.
 UNWRITTEN = 10.0
 
 #: Seconds between two looks at what another process has.
@@ -28,29 +33,39 @@ class Claims:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._held: Path | None = None
+        #: Of units that others have: a lease knows since when it has seen its file unchanged.
+        self._refused: dict[str, SoftFileLease] = {}
 
     @property
     def terms(self) -> str:
         """Where claims are and how they end, in words."""
-        return f"{self._folder} says who; of a machine that is gone, a claim ends after {STALE / 60:.0f} minutes"
+        return f"{self._folder} says who; of a machine that is gone, a claim ends after {LEASE / 60:.0f} minutes"
 
     @contextmanager
     def take(self, unit: str) -> Iterator[bool]:
-        """Whether ``unit`` is ours until the block ends; not while a living process has it."""
+        """Whether ``unit`` is ours until the block ends; not while a living process has it.
+
+        Raises:
+            RobenchError: the folder cannot be written.
+        """
         if self._folder is None:
             yield True
             return
-        path = self._folder / f"{unit}.json"
-        if not self._create(path) and not (self._abandoned(path) and self._create(path)):
+        path = self._folder / f"{unit}.lock"
+        lease = self._refused.pop(unit, None) or SoftFileLease(path, lease_duration=LEASE)
+        try:
+            lease.acquire(blocking=False)
+        except Timeout:
+            self._refused[unit] = lease
+            _give_up_unwritten(path)
             yield False
             return
-        self._held = path
+        except OSError as error:
+            raise RobenchError(f"cannot write {path} ({error.strerror}); free or choose another place") from error
         try:
             yield True
         finally:
-            self._held = None
-            path.unlink(missing_ok=True)
+            lease.release()
 
     @contextmanager
     def hold(self, unit: str, waiting: Callable[[str], None]) -> Iterator[None]:
@@ -67,49 +82,14 @@ class Claims:
             waiting(self.terms)
             time.sleep(PAUSE)
 
-    def beat(self) -> None:
-        """A sign of life of the claim that is held."""
-        if self._held is not None and self._held.exists():
-            os.utime(self._held)
 
-    @staticmethod
-    def _create(path: Path) -> bool:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            raise RobenchError(f"cannot write {path} ({error.strerror}); free or choose another place") from error
-        with os.fdopen(handle, "w") as file:
-            json.dump(owner(), file)
-        return True
-
-    @staticmethod
-    def _abandoned(path: Path) -> bool:
-        """Removes a claim whose owner is gone; whether it did."""
-        try:
-            age = time.time() - path.stat().st_mtime
-            told = json.loads(path.read_text() or "{}")
-        except FileNotFoundError:
-            return True
-        except ValueError:
-            told = {}
-        if not isinstance(told, dict) or not told:
-            gone = age > UNWRITTEN
-        elif told.get("host") == socket.gethostname():
-            gone = not alive(told)
-        else:
-            gone = age > STALE
-        if gone:
-            # Only one of several processes gets to move it away.
-            grave = path.with_suffix(f".{os.getpid()}.gone")
-            try:
-                path.rename(grave)
-            except FileNotFoundError:
-                return True
-            grave.unlink(missing_ok=True)
-        return gone
+def _give_up_unwritten(path: Path) -> None:
+    """Lets filelock recover an old file that is empty. It leaves these alone, as its early versions wrote no owner, but
+    takes over what it cannot read."""
+    with suppress(OSError), path.open("r+b") as file:
+        found = os.fstat(file.fileno())
+        if not found.st_size and time.time() - found.st_mtime > UNWRITTEN:
+            file.write(b"?")
 
 
 def owner() -> dict[str, Any]:

@@ -773,7 +773,6 @@ class Evaluator:
         return np.asarray(self.data.test.labels.numpy()[samples], dtype=np.int64)
 
     def _advance(self, steps: int, work: _Work) -> None:
-        self._claims.beat()
         self._done += steps
         source = work.job.source_name or work.parts[0].target.name
         self._progress(self._done, self._total, f"{work.job.threat}: {work.job.attack.label} on {source}")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
 
 from robench.core.errors import RobenchError
+from robench.core.pool import Processes
 from robench.studies.plan import Kind, Plan, Step, ranks
 from robench.studies.state import Progress
 from robench.studies.work import perform
@@ -46,34 +45,6 @@ class Here:
         future: Future[dict[str, Any]] = Future()
         future.set_result(perform(*call))
         return future
-
-
-class Processes:
-    """Processes on this machine, spread over its GPUs; a new pool where one of them died.
-
-    Args:
-        gpus: as CUDA_VISIBLE_DEVICES names them, each process sees one; with none, whatever this process sees.
-    """
-
-    def __init__(self, workers: int, gpus: Sequence[str] = ()) -> None:
-        self.slots = workers
-        self._gpus = gpus
-        self._pool = self._fresh()
-
-    def _fresh(self) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
-        begun = (context.Value("i", 0), self._gpus)
-        return ProcessPoolExecutor(self.slots, context, initializer=_begin, initargs=begun)
-
-    def submit(self, call: tuple[Any, ...]) -> Future[dict[str, Any]]:
-        try:
-            return self._pool.submit(perform, *call)
-        except BrokenExecutor:
-            self._pool = self._fresh()
-            return self._pool.submit(perform, *call)
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
 
 
 class Ray:
@@ -134,38 +105,11 @@ def engine(
     if name == "local" and workers == 1:
         yield Here()
         return
-    made = Ray(workers, address, gpus) if name == "ray" else Processes(workers, visible)
+    made = Ray(workers, address, gpus) if name == "ray" else Processes(perform, workers, visible)
     try:
         yield made
     finally:
         made.close()
-
-
-def _begin(begun: Any, gpus: Sequence[str]) -> None:
-    """The first that a worker does, before CUDA is.
-
-    Args:
-        begun: how many workers of its pool began before it, shared among them.
-    """
-    with begun.get_lock():
-        rank, begun.value = begun.value, begun.value + 1
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[rank % len(gpus)]
-    _leave_with_parent()
-
-
-def _leave_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        # Whoever inherited the other end of the pipe that `join` reads would keep it open.
-        while parent.is_alive() and os.getppid() == parent.pid:
-            parent.join(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 @dataclass
@@ -250,7 +194,7 @@ class _Work:
         for step in [step for step in self.todo.values() if self.ready(step) and self.in_time(step)]:
             if len(self.running) == self.workers.slots or (self.alone and self.running):
                 break
-            # When a worker dies, what the others are doing is lost as well: who is to blame shows alone.
+            # Memory that others took may be why it died or failed: its last try is alone.
             last = self.tries.get(step.key, 0) == TRIES - 1
             if last and self.running:
                 continue

@@ -72,33 +72,27 @@ def ensure(
     if task.name in runs.names():
         return _finished(task, runs)
     parallel.join(device)
-    claims = runs.claims()
-
-    def advance(done: int, total: int, what: str) -> None:
-        claims.beat()
-        progress(done, total, what)
-
     told: list[str] = []
 
     def waiting(terms: str) -> None:
         if not told:
             told.append(f"another process trains {task.name}: waiting for it ({terms})")
             log.info(told[0])
-        progress(0, 1, f"waiting for {task.name}")  # which is a sign of life of what waits for this one
+        progress(0, 1, f"waiting for {task.name}")
 
     # Processes of torchrun would not wait as long for each other as a training takes.
-    with claims.hold(f"train-{task.name}", waiting) if parallel.place()[1] == 1 else nullcontext():
+    with runs.claims().hold(f"train-{task.name}", waiting) if parallel.place()[1] == 1 else nullcontext():
         if task.name in runs.names():
             return _finished(task, runs)
         parent = None
         if task.start is not None:
             if task.start.name not in runs.names():
                 _rehearse(task, data, device)
-            parent = ensure(task.start, data, runs, device=device, compile=compile, progress=advance)
+            parent = ensure(task.start, data, runs, device=device, compile=compile, progress=progress)
         elif task.init != "scratch":
             parent = runs.get(task.init)
         with fitting_threads(device, task.recipe.batch_size * data.train.images[0].numel()):
-            return _train(task, data, runs, parent, device, compile, track, track_every, advance)
+            return _train(task, data, runs, parent, device, compile, track, track_every, progress)
 
 
 def _finished(task: Task, runs: Runs) -> Run:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,12 @@ import torch
 from robench.cli import run
 from robench.commands import _helpers
 from robench.core.data import Data, load
+from robench.core.pool import Processes
 from robench.core.runs import Runs
 from robench.core.store import read_record
 from robench.evaluation.engine import Evaluator
 from tests import forged
+from tests.core import chores
 from tests.evaluation.conftest import SPEC, ensemble
 
 EVAL = ["--dataset", "npz:noise.npz", "--samples", "24", "--steps", "3", "--restarts", "2", "--device", "cpu"]
@@ -197,17 +201,16 @@ def test_weights_that_were_replaced_are_not_mixed(work: Path, capsys: pytest.Cap
 
 def test_helpers_do_the_work(work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """This process does nothing: every row is theirs, and the one that is killed loses none."""
-    arguments = ["eval", "--threat", "whitebox", "--eps", "0.05,0.1", *EVAL, "--format", "csv", "--", "adp1"]
+    arguments = ["eval", "adp1", "--threat", "whitebox", "--eps", "0.05,0.1", *EVAL, "--format", "csv"]
     assert run(arguments) == 0
     alone = capsys.readouterr().out
     shutil.rmtree("runs/adp1/outcomes")
-    monkeypatch.setattr(_helpers, "places_of", lambda *_: ["cpu", "cpu", "cpu"])
     killed: list[int] = []
 
     def kill_first_owner(self: Evaluator, *_: object) -> bool:
-        for path in Path("runs/.claims").glob("*.json"):
-            with suppress(OSError, ValueError):  # it may be written or gone by now
-                owner = json.loads(path.read_text())["process"]
+        for path in Path("runs/.claims").glob("*.lock"):
+            with suppress(OSError, TypeError):  # it may be written or gone by now
+                owner = int(re.search("pid=(.*)", path.read_text())[1])  # type: ignore[index]
                 if not killed and owner != os.getpid():
                     os.kill(owner, signal.SIGKILL)
                     killed.append(owner)
@@ -217,55 +220,93 @@ def test_helpers_do_the_work(work: Path, capsys: pytest.CaptureFixture[str], mon
     monkeypatch.setattr(Evaluator, "_share", kill_first_owner)
     monkeypatch.setattr("robench.evaluation.engine.time.sleep", lambda seconds: None)
     threads = torch.get_num_threads()
-    assert run(arguments) == 0
+    assert run([*arguments, "--workers", "3"]) == 0
     printed = capsys.readouterr()
     assert printed.out == alone
     assert torch.get_num_threads() == threads
-    assert ("exit code -9" in printed.err) == bool(killed)
+    assert ("of 2 ended early, its share was done here: BrokenProcessPool" in printed.err) == bool(killed)
+
+
+def test_helpers_know_surrogates_and_code_by_their_names(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is typed as --model, they import; what their code prints goes nowhere."""
+    Path("theirs.py").write_text(
+        "from robench.core.models import MODELS\n"
+        "def make(num_classes, in_channels):\n"
+        "    print('made')\n"
+        "    return MODELS.get('resnet8')(num_classes=num_classes, in_channels=in_channels)\n"
+    )
+    monkeypatch.syspath_prepend(str(work))
+    spec = replace(SPEC, name="theirs:make")
+    about: dict[str, Any] = {"members": [spec, spec], "defense": {"name": "gal"}, "seed": 0, "data": None}
+    Runs().save("own", ensemble(40), role="target", **about)
+    arguments = ["eval", "own", "--threat", "blackbox", "--surrogates", "adp0", "--eps", "0.1", *EVAL]
+    arguments += ["--attacks", "pgd", "--model", "theirs:make"]
+    assert run(arguments) == 0
+    alone = capsys.readouterr().out
+    for folder in ("runs/own/outcomes", "runs/adp0/checked", "runs/.crafted"):
+        shutil.rmtree(folder)
+    monkeypatch.setattr(Evaluator, "_share", lambda *_: False)
+    assert run([*arguments, "--workers", "2"]) == 0
+    assert capsys.readouterr().out == alone
 
 
 def test_a_helper_that_fails_is_named(
     work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And gets the words of the caller, with which all cut the work alike."""
-    monkeypatch.setattr(_helpers, "PROGRAM", (sys.executable, "-c", "import sys; sys.exit(' '.join(sys.argv[1:]))"))
-    monkeypatch.setattr(_helpers, "places_of", lambda *_: ["cpu", "cpu", "cpu"])
-    started: list[subprocess.Popen[bytes]] = []
-    original, share = subprocess.Popen, Evaluator._share
+    monkeypatch.setattr("robench.commands.eval._assist", chores.fail)
+    begun: list[Future[Any]] = []
+    submit, share = Processes.submit, Evaluator._share
 
-    def starting(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
-        started.append(original(*arguments, **options))
-        return started[-1]
+    def noting(self: Processes, call: tuple[Any, ...]) -> Future[Any]:
+        begun.append(submit(self, call))
+        return begun[-1]
 
     def sharing(self: Evaluator, *arguments: Any) -> bool:
-        assert [process.wait() for process in started] == [1, 1]
+        assert not wait(begun, timeout=120).not_done
         return share(self, *arguments)
 
-    monkeypatch.setattr(subprocess, "Popen", starting)
+    monkeypatch.setattr(Processes, "submit", noting)
     monkeypatch.setattr(Evaluator, "_share", sharing)
-    arguments = ["eval", "--threat", "whitebox", "--eps", "0.05", *EVAL, "--seed", "3"]
-    assert run([*arguments, "--", "adp1"]) == 0
-    named = [line for line in capsys.readouterr().err.splitlines() if "ended early, its share was done here" in line]
-    assert [line.endswith("--workers 3 --helper --device cpu -- adp1") for line in named] == [True, True]
+    arguments = ["eval", "adp1", "--threat", "whitebox", "--eps", "0.05", *EVAL, "--seed", "3", "--workers", "3"]
+    assert run(arguments) == 0
+    named = [line for line in capsys.readouterr().err.splitlines() if "ended early" in line]
+    assert named == [f"helper {k} of 2 ended early, its share was done here: no help today" for k in (1, 2)]
 
 
-def test_a_helper_ends_with_its_caller(work: Path) -> None:
-    code = "from robench.commands._helpers import end_with_caller; end_with_caller(); import time; time.sleep(60)"
-    helper = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
-    assert helper.stdin is not None
-    assert helper.poll() is None
-    helper.stdin.close()
-    assert helper.wait(timeout=30) == 1
+def test_every_gpu_gets_a_process(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process takes the first."""
+    asked: list[tuple[str, int, list[str]]] = []
 
+    @contextmanager
+    def noting(count: int, gpus: list[str], function: Any, typed: Any, *rest: Any) -> Iterator[None]:
+        asked.append((typed.device, count, gpus))
+        yield
 
-def test_every_gpu_gets_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert _helpers.places_of("auto", None) == ["cuda:0", "cuda:1"]
-    assert _helpers.places_of("cuda", 3) == ["cuda:0", "cuda:1", "cuda:0"]
-    assert _helpers.places_of("cuda:1", None) == ["cuda:1"]
-    assert _helpers.places_of("cpu", 2) == ["cpu", "cpu"]
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert _helpers.places_of("auto", None) == ["auto"]
+    def on_cpu(name: str) -> torch.device:
+        return torch.device("cpu")
+
+    monkeypatch.setattr(_helpers, "helpers", noting)
+    monkeypatch.setattr("robench.commands.eval.device_of", on_cpu)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    common = ["eval", "adp2", "--threat", "whitebox", "--eps", "0.05", *EVAL, "--no-probe"]
+    for gpus, options in (
+        (3, ["--device", "auto"]),
+        (2, ["--device", "cuda", "--workers", "4"]),
+        (2, ["--device", "cuda:1"]),
+        (1, ["--device", "auto"]),
+        (0, ["--device", "cpu", "--workers", "2"]),
+    ):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        assert run([*common, *options]) == 0
+    assert asked == [
+        ("auto", 2, ["1", "2", "0"]),
+        ("cuda", 3, ["1", "0"]),
+        ("cuda:1", 0, []),
+        ("auto", 0, ["0"]),
+        ("cpu", 1, []),
+    ]
 
 
 def test_workers_without_work_are_an_error(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

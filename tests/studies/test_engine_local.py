@@ -28,7 +28,7 @@ from robench.studies.plan import Plan, expand
 from robench.studies.state import Place, Progress
 from robench.studies.study import find, parse
 from robench.studies.workbench import Workbench
-from tests.studies import meeting, small
+from tests.studies import small
 
 
 @pytest.fixture(scope="module")
@@ -183,19 +183,9 @@ def running(pid: int) -> bool:
         return False
 
 
-def test_processes_are_spread_over_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    workers = engines.Processes(2, ["4", "7"])
-    try:
-        found = [workers._pool.submit(meeting.meet, str(tmp_path)) for _ in range(2)]
-        assert {future.result(timeout=60) for future in found} == {"4", "7"}
-    finally:
-        workers.close()
+def test_there_is_a_worker_for_every_gpu_or_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert command._gpus("cuda") == ["0", "1"]
-    assert command._gpus("cuda:1") == command._gpus("cpu") == []
     assert (command._workers("auto"), command._workers("cuda:1")) == (2, 1)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert command._gpus("auto") == ["3", "5"]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert command._workers("auto") == len(os.sched_getaffinity(0))
 
@@ -416,7 +406,7 @@ def test_rows_that_are_gone_are_told(
 
 
 class Pool(Script):
-    """Where the worker of one task dies, so do all others that run: as a ProcessPoolExecutor has it."""
+    """Where the worker of one task dies, so do all others that run, as when a machine lacks memory."""
 
     def __init__(self, deadly: str) -> None:
         super().__init__(slots=4)

@@ -1,0 +1,44 @@
+"""What other processes do in `test_pool` and elsewhere."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from robench.core.errors import RobenchError
+
+
+def do(chore: str, *arguments: Any) -> Any:
+    """A function of this module, by name."""
+    return globals()[chore](*arguments)
+
+
+def meet(folder: str) -> str | None:
+    """Which GPUs this process sees; returns when a second process is here."""
+    (Path(folder) / str(os.getpid())).touch()
+    while len(list(Path(folder).iterdir())) < 2:
+        time.sleep(0.05)
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def linger(folder: str) -> None:
+    """Says which process this is, and takes its time."""
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(300)
+
+
+def threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def fail(*_: Any) -> None:
+    raise RobenchError("no help\ntoday")
