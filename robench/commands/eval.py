@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from robench.core.data import Data
     from robench.core.fast import Precision
     from robench.core.runs import Run, Runs
-    from robench.evaluation.engine import Forecast
+    from robench.evaluation.cost import Forecast
     from robench.evaluation.outcomes import Check, Outcomes
     from robench.evaluation.threats import Threat
     from robench.studies.workbench import Workbench
@@ -115,14 +115,16 @@ def command(**given: Any) -> int:
         return _diversity(asked, bench, chosen)
     options = _options(asked, bench)
     found: list[Check] = []
+    trained: list[Forecast] = []
     if asked.threat == "blackbox":
-        plans, found = _blackbox(asked, bench, chosen, options)
+        plans, found, trained = _blackbox(asked, bench, chosen, options)
     else:
         plans = [(chosen, THREATS[asked.threat](**options))]
     cache = not asked.no_cache
     if asked.dry_run:
-        for group, made in plans:
-            click.echo(_bill(bench.forecast(group, made, cache=cache)))
+        again = asked.probe is not False
+        parts = [part for group, made in plans for part in bench.forecast(group, made, cache=cache, probe=again)]
+        click.echo(_bill([*trained, *parts]))
         return 0
     parts = [Part.of(group, made) for group, made in plans]
     with helpers(workers - 1, gpus[1:] + gpus[:1], _assist, asked, workers, parts):
@@ -277,12 +279,13 @@ def _subset(data: Data, samples: int, subset: str) -> str:
 
 def _blackbox(
     asked: _Asked, bench: Workbench, chosen: Sequence[Run], options: dict[str, Any]
-) -> tuple[list[tuple[list[Run], Threat]], list[Check]]:
-    """Who is judged on which hold-out surrogates, which are trained first where they are missing."""
+) -> tuple[list[tuple[list[Run], Threat]], list[Check], list[Forecast]]:
+    """Who is judged on which hold-out surrogates, which are trained first where they are missing; with --dry-run these
+    are untrained, and what their training takes is given instead."""
     from robench.evaluation import checks
 
     plans: list[tuple[list[Run], Threat]] = []
-    found = []
+    found, trained = [], []
     same = asked.surrogate_defense == "same"
     for defense in sorted({run.defense if same else asked.surrogate_defense for run in chosen}):
         group = [run for run in chosen if not same or run.defense == defense]
@@ -290,13 +293,15 @@ def _blackbox(
         if not sizes:
             refuse_given({"surrogate_defense"}, "is of surrogates that --surrogates gives by size")
         tasks = bench.surrogate_tasks(sizes, defense)
-        if asked.dry_run and (missing := [task.name for task in tasks if task.name not in bench.store.names()]):
-            click.echo(f"missing surrogates, trained first: {', '.join(missing)}, {bench.estimate(tasks)}")
-            continue
-        hold_outs = bench.train(tasks, allowed=not asked.no_train, ask_beyond=600) + list(map(bench.store.get, others))
-        plans.append((group, bench.hold_out(hold_outs, allow_related=asked.allow_related, **options)))
+        there = bench.store.names()
+        missing = [task for task in tasks if task.name not in there] if asked.dry_run and not asked.no_train else []
+        trained += bench.trainings(missing)
+        ready = [task for task in tasks if task not in missing]
+        hold_outs = bench.train(ready, allowed=not asked.no_train, ask_beyond=600) + list(map(bench.store.get, others))
+        related = asked.allow_related
+        plans.append((group, bench.hold_out(hold_outs, missing=missing, allow_related=related, **options)))
         found.append(checks.kin(map(bench.subject, group), [*map(bench.subject, hold_outs)]))
-    return plans, found
+    return plans, found, trained
 
 
 def _bill(parts: Sequence[Forecast]) -> str:
@@ -304,17 +309,18 @@ def _bill(parts: Sequence[Forecast]) -> str:
     from robench.core.progress import duration
 
     lines = [
-        f"{part.title}: {part.cells} cells, {part.done} done, {part.passes} passes, {part.disk / 1e6:.0f} MB, "
-        f"{duration(part.seconds)}"
+        f"{part.title}: {f'{part.cells} cells, {part.done} done, ' if part.cells else ''}{part.passes:.4g} passes, "
+        f"{part.disk / 1e6:.0f} MB, {duration(part.seconds)}"
         for part in parts
+        if part.cells or part.passes
     ]
     cells, done, passes = (sum(getattr(part, name) for part in parts) for name in ("cells", "done", "passes"))
     disk, seconds = sum(part.disk for part in parts), sum(part.seconds for part in parts)
     return "\n".join(
         [
             *lines,
-            f"in all at most {cells - done} of {cells} cells, {passes} forward and backward passes of one image, "
-            f"{disk / 1e6:.0f} MB, {duration(seconds)}",
+            f"in all at most {cells - done} of {cells} cells, {passes:.4g} forward and backward passes of one image "
+            f"through one member, {disk / 1e6:.0f} MB, {duration(seconds)}",
         ]
     )
 

@@ -99,7 +99,7 @@ def _perform(
     from robench.commands._shared import device_of
     from robench.core.pool import visible_gpus
     from robench.studies import engines
-    from robench.studies.plan import pass_seconds
+    from robench.studies.plan import pace
 
     where = "auto" if device == "auto" else str(device_of(device))
     told = plan.name, plan.study.model_dump_json(by_alias=True), str(progress.place.out)
@@ -113,7 +113,7 @@ def _perform(
             lambda key: (*told, key, folder, where),
             only=only,
             budget=limit,
-            pass_seconds=0.0 if limit is None else pass_seconds(plan, device_of(device)),
+            pace=None if limit is None else pace(plan, device_of(device)),
         )
 
 
@@ -123,7 +123,7 @@ def _forecast(plan: Plan, progress: Progress, only: tuple[Any, ...], device: str
 
     from robench.commands._shared import device_of
     from robench.core.progress import duration
-    from robench.studies.plan import bill, makespan, pass_seconds
+    from robench.studies.plan import bill, makespan, pace
 
     missing = {
         key: step
@@ -131,20 +131,23 @@ def _forecast(plan: Plan, progress: Progress, only: tuple[Any, ...], device: str
         if (not only or step.kind in only) and progress.state(step) != "done"
     }
     for what, (count, passes, disk) in bill(list(missing.values())).items():
-        click.echo(f"{what:<22} {count:>4} tasks  {passes:9.2e} passes  {disk / 1e6:9.1f} MB")
+        click.echo(f"{what:<22} {count:>4} tasks  {passes:>9.4g} passes  {disk / 1e6:9.1f} MB")
     click.echo(
         f"in all {len(missing)} of {len(plan.steps)} tasks, at most "
-        f"{sum(step.passes for step in missing.values()):.2e} forward and backward passes of one image through one "
+        f"{sum(step.passes for step in missing.values()):.4g} forward and backward passes of one image through one "
         f"member, {sum(step.disk for step in missing.values()) / 1e6:.0f} MB"
     )
     kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])] if device == "auto" else [device]
     for kind in kinds:
-        each = pass_seconds(plan, device_of(kind))
+        each = pace(plan, device_of(kind))
         times = ", ".join(
-            f"{duration(makespan(missing, lambda step, each=each: step.passes * each, k))} on {k}"  # type: ignore[misc]
+            f"{duration(makespan(missing, lambda step, each=each: step.seconds(each), k))} on {k}"  # type: ignore[misc]
             for k in dict.fromkeys((1, workers or _workers(kind), 8, 64))
         )
-        click.echo(f"{kind}: {each * 1e6:.3g} µs a pass, one thread: at most about {times} at a time")
+        click.echo(
+            f"{kind}: {each.training * 1e6:.3g} µs a pass of training, {each.attacking * 1e6:.3g} µs of an attack, one "
+            f"thread: at most about {times} at a time"
+        )
 
 
 def _workers(device: str) -> int:

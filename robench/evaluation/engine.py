@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,10 @@ from robench.core.frozen import frozen
 from robench.core.progress import Progress, silent
 from robench.core.store import content_key
 from robench.core.threads import USUAL, fitting_batch, fitting_threads, judging_batch
+from robench.evaluation import cost
 from robench.evaluation.cells import Cell, Craft
 from robench.evaluation.checks import stands_for, surrogates_work
+from robench.evaluation.cost import Forecast
 from robench.evaluation.craft import craft
 from robench.evaluation.evaluations import Evaluation
 from robench.evaluation.images import Images
@@ -90,6 +93,7 @@ class _Work:
     job: Job
     parts: list[_Pending]
 
+    @cached_property
     def pairs(self) -> tuple[Indices, npt.NDArray[np.float64]]:
         """(sample, ε) pairs that some part waits for, by ε and sample."""
         wanted: dict[float, set[int]] = {}
@@ -99,27 +103,11 @@ class _Work:
         radii = [np.full(len(wanted[eps]), eps) for eps in sorted(wanted)]
         return np.concatenate(samples), np.concatenate(radii)
 
-    def cost(self) -> int:
-        """Gradient steps that the crafting takes at most."""
-        return len(self.pairs()[0]) * len(self.job.restarts) * self.job.attack.passes
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """The bill of one attack on one source.
-
-    Attributes:
-        cells: how many in all; done: how many of them need nothing.
-        passes: forward and backward passes of one image, at most: fallen samples are not attacked again.
-        disk: bytes of adversarial images; seconds: from a short calibration.
-    """
-
-    title: str
-    cells: int
-    done: int
-    passes: int
-    disk: int
-    seconds: float
+    def passes(self, crafted: int | None = None) -> float:
+        """What it takes at most, see `robench.evaluation.cost`; ``crafted`` images are missing, by default all."""
+        images = len(self.pairs[0]) if crafted is None else crafted
+        judges = sum(len(part.samples) * part.target.n for part in self.parts)
+        return cost.attacked(self.job.attack, len(self.job.restarts), len(self.job.source), images, judges)
 
 
 def _title(job: Job, target: Subject) -> str:
@@ -192,8 +180,9 @@ class Evaluator:
         self._progress = progress
         self._batch = self.settings.batch_size
         self._drawing: set[str] = set()
-        self._done = 0
-        self._total = 0
+        self._blind: set[str] = set()
+        self._done = 0.0
+        self._total = 0.0
         self._told_why = False
         if slow := slow_precision(self.settings.precision, self.settings.device):
             log.warning(slow)
@@ -241,12 +230,12 @@ class Evaluator:
     ) -> None:
         """Makes every row that is missing, together with whoever works on the same store."""
         requested = np.unique(np.concatenate(list(indices.values())))
-        self._done = 0
+        self._done = 0.0
         left: int | None = None
         waits = 0
         while works := self.plan(targets, threats, indices):
             now = sum(len(part.samples) for work in works for part in work.parts)
-            self._total = self._done + sum(work.cost() for work in works)
+            self._total = self._done + sum(work.passes() for work in works)
             with fitting_threads(self.settings.device, self._fitting() * self._numbers):
                 shared = self._share(works, requested, radii)
             if shared:
@@ -297,11 +286,10 @@ class Evaluator:
         follows = not all(attack.gradient_free for attack in threat.attacks)
         found: dict[str, list[Check]] = {}
         threats: dict[str, Threat] = {}
-        told: set[str] = set()
         for target in targets:
             own = found.setdefault(target.name, [])
             threats[target.name] = threat
-            for subject in (target, *surrogates_of(threat)):
+            for subject in (target, *(each for each in surrogates_of(threat) if each.trained)):
                 sound = examine(subject, self.data, device)
                 own += [
                     check
@@ -314,9 +302,9 @@ class Evaluator:
                     why = sound.blind.evidence
                     own.append(replace(sound.blind, evidence=f"{why}; every attack is made with CW too"))
                     threats[target.name] = _with_cw(threat)
-                    if why not in told:
+                    if why not in self._blind:
                         log.warning(f"{why}: attacking with CW too")
-                    told.add(why)
+                    self._blind.add(why)
         return threats, found
 
     def _again(self, targets: Sequence[Subject], threat: Threat, found: dict[str, list[Check]]) -> None:
@@ -341,55 +329,93 @@ class Evaluator:
         threat: Threat,
         samples: Tensor | Callable[[Subject], Tensor],
         *,
-        calibrate: bool = True,
+        again: bool = False,
+        timed: bool = True,
     ) -> list[Forecast]:
-        """What `run` would do, and for how long, by a short calibration here; writes nothing.
+        """What `run` would do of each attack on each source, and for how long at most; writes nothing.
 
         Args:
-            calibrate: False leaves the seconds at 0.
+            again: survivors of a white-box result are attacked again, as by `robench.evaluation.probe.judge`.
+            timed: False measures nothing and leaves the seconds at 0.
         """
         indices = self._open(targets, threat, samples)
-        image = self.data.test.images[0].numel() * 4
-        cells: dict[str, int] = {}
-        for target in targets:
-            for job in threat.jobs(target):
-                cells[_title(job, target)] = cells.get(_title(job, target), 0) + len(threat.eps)
-        todo: dict[str, list[_Work]] = {title: [] for title in cells}
-        for work in self.plan(targets, {target.name: threat for target in targets}, indices):
-            todo.setdefault(_title(work.job, work.parts[0].target), []).append(work)
-        found = []
-        for title, works in todo.items():
-            pairs = sum(len(work.pairs()[0]) for work in works)
-            steps = sum(work.cost() for work in works)
-            cached = self._images is not None and any(not work.job.pooled for work in works)
-            seconds = self._calibrated(works[0]) * steps if works and calibrate else 0.0
-            pending = sum(part.cell.threat not in ASIDE for work in works for part in work.parts)
-            count = cells.get(title, 0)
-            found.append(Forecast(title, count, count - pending, steps, pairs * image * cached, seconds))
-        return found
+        threats, _ = self._examined(targets, threat)
+        works = self.plan(targets, threats, indices)
+        found = [
+            (targets[0].ensemble, self._clean_forecast(targets, threat, indices)),
+            *self._attack_forecasts(targets, threats, works),
+        ]
+        if again and threat.name == "whitebox":
+            for target in {work.parts[0].target.name: work.parts[0].target for work in works}.values():
+                count, radii = len(indices[target.name]), len(threat.eps)
+                passes = cost.survivors(threat.attacks, threat.restarts, target.n, count, radii)
+                found.append((target.ensemble, Forecast(f"whitebox: survivors again on {target.name}", passes)))
+        if not timed:
+            return [part for _, part in found]
+        paces: dict[str, float] = {}
+        return [
+            replace(part, seconds=part.passes * self._pace(source, paces)) if part.passes else part
+            for source, part in found
+        ]
 
-    def _calibrated(self, work: _Work, steps: int = 2) -> float:
-        """Seconds per image and gradient step, of a full batch."""
-        samples, eps = work.pairs()
-        most = fitting_batch(self.settings.device, self._numbers, self._batch)
-        chunk = np.resize(np.arange(len(samples)), self._images_per_pass(work.job.attack, most))
-        fewer: dict[str, Any] = {name: steps for name in ("steps", "queries") if hasattr(work.job.attack, name)}
-        attack = replace(work.job.attack, **fewer)
-        model = self._source(work).model
-        times: list[float] = []
-        while len(times) < 2:
-            start = time.perf_counter()
-            try:
-                self._attacked(model, attack, self._batch_of(samples[chunk]), samples[chunk], eps[chunk], 0)
-            except RuntimeError as error:
-                if not out_of_memory(error) or len(chunk) == 1:
-                    raise
-                chunk = chunk[: len(chunk) // 2]  # as the evaluation will
-                continue
-            if self.settings.device.type == "cuda":
-                torch.cuda.synchronize(self.settings.device)
-            times.append(time.perf_counter() - start)
-        return min(times) / len(chunk) / attack.passes
+    def _clean_forecast(self, targets: Sequence[Subject], threat: Threat, indices: Mapping[str, Indices]) -> Forecast:
+        """Verdicts on clean images: of all models, or to find the images that all members of a target get right."""
+        everything = np.unique(np.concatenate(list(indices.values())))
+        left = [len(self._not_judged(each, everything, SURROGATE)) * each.n for each in surrogates_of(threat)]
+        for target in targets:
+            own = self._not_judged(target, indices[target.name], threat.name) if threat.clean else self.data.test
+            left.append(len(own) * target.n)
+        return Forecast("clean images", cost.judged(sum(left)))
+
+    def _attack_forecasts(
+        self, targets: Sequence[Subject], threats: Mapping[str, Threat], works: Sequence[_Work]
+    ) -> Iterator[tuple[Ensemble, Forecast]]:
+        """Per attack and source, which is given too."""
+        jobs: dict[str, list[Job]] = {}
+        for target in targets:
+            for job in threats[target.name].jobs(target):
+                jobs.setdefault(_title(job, target), []).append(job)
+        todo: dict[str, list[_Work]] = {title: [] for title in jobs}
+        for work in works:
+            todo.setdefault(_title(work.job, work.parts[0].target), []).append(work)
+        for title, own in todo.items():
+            job = (jobs.get(title) or [work.job for work in own])[0]
+            missing = [self._uncrafted(work) for work in own]
+            kept = self._images is not None and not job.pooled
+            pending = sum(part.cell.threat not in ASIDE for work in own for part in work.parts)
+            cells = len(jobs.get(title, ())) * len(threats[targets[0].name].eps)
+            yield (
+                job.source,
+                Forecast(
+                    title,
+                    sum(work.passes(count) for work, count in zip(own, missing, strict=True)),
+                    cost.adversarial(sum(missing), self._numbers, self.settings.precision) if kept else 0,
+                    cells=cells,
+                    done=cells - pending,
+                ),
+            )
+
+    def _uncrafted(self, work: _Work) -> int:
+        """How many images of ``work`` are in no cache."""
+        samples, eps = work.pairs
+        if self._images is None or work.job.pooled:
+            return len(samples)
+        crafts = {part.cell.eps: part.cell.craft for part in work.parts}
+        there = sum(
+            int(np.isin(samples[eps == radius], self._images.samples(craft.key)).sum())
+            for radius, craft in crafts.items()
+            if craft is not None
+        )
+        return len(samples) - there
+
+    def _pace(self, source: Ensemble, known: dict[str, float]) -> float:
+        """Seconds of a pass through a member of ``source``, on average; each architecture is measured once."""
+        shape, how = self.data.test.images.shape[1:], self.settings
+        drawings = [repr(member) for member in source.members]
+        for drawing, member in zip(drawings, source.members, strict=True):
+            if drawing not in known:
+                known[drawing] = cost.attacking_pace(member, shape, how.device, how.batch_size, how.precision)
+        return sum(known[drawing] for drawing in drawings) / len(drawings)
 
     def _open(
         self, targets: Sequence[Subject], threat: Threat, samples: Tensor | Callable[[Subject], Tensor]
@@ -485,12 +511,16 @@ class Evaluator:
         who = {"target": target.name, "defense": target.defense, "n": target.n, "seed": target.seed}
         return {**who, "identity": target.identity, "data": self.data.identity}
 
+    def _not_judged(self, target: Subject, samples: Indices, threat: str) -> Indices:
+        """Those of ``samples``, ascending, that ``target`` has not judged clean."""
+        done = self._kept(target, threat).samples(self._clean_cell(target).key)
+        return np.array(sorted(set(samples.tolist()) - done), dtype=np.int64)
+
     def _clean(self, target: Subject, samples: Indices, threat: str) -> None:
-        cell = self._clean_cell(target)
-        rows = self._kept(target, threat)
-        pending = np.array(sorted(set(samples.tolist()) - rows.samples(cell.key)), dtype=np.int64)
+        pending = self._not_judged(target, samples, threat)
         if not len(pending):
             return
+        cell, rows = self._clean_cell(target), self._kept(target, threat)
         rows.declare(cell)
         judge = self._judge_of(target)
         parts = []
@@ -593,7 +623,7 @@ class Evaluator:
         judges: Mapping[str, Ensemble],
     ) -> None:
         """All restarts, each on what still stands; a row says whether any succeeded, and which was the first."""
-        samples, eps = work.pairs()
+        samples, eps = work.pairs
         job, target = work.job, work.parts[0].target
         judge = judges[target.name]
         labels = self._labels(samples)
@@ -612,10 +642,10 @@ class Evaluator:
                 restart_of[:, chunk] = np.where(update, restart, restart_of[:, chunk])
                 distance[:, chunk] = np.where(update, crafted.linf.cpu().numpy(), distance[:, chunk])
                 flat[:, chunk] = np.where(update, crafted.zero_gradient.cpu().numpy(), flat[:, chunk])
-                self._advance(len(chunk) * job.attack.passes, work)
+                self._advance(len(chunk), work)
             fallen = alive[~verdict.correct[:, alive].any(axis=0)]
             left = len(job.restarts) - 1 - job.restarts.index(restart)
-            self._advance(len(fallen) * left * job.attack.passes, work)
+            self._advance(len(fallen) * left, work)
             alive = alive[verdict.correct[:, alive].any(axis=0)]
             if not len(alive):
                 break
@@ -634,7 +664,7 @@ class Evaluator:
         judges: Mapping[str, Ensemble],
     ) -> None:
         """One version of every image, judged by all targets that lack it."""
-        samples, eps = work.pairs()
+        samples, eps = work.pairs
         (restart,) = work.job.restarts
         made: dict[Rows, list[pd.DataFrame]] = {}
         for chunk, crafted in self._through_cache(work, source, samples, eps, restart):
@@ -659,7 +689,7 @@ class Evaluator:
                     made.setdefault(self._kept_of(part), []).append(
                         _rows(part.cell.key, judged[own], labels[own], *found)
                     )
-            self._advance(len(chunk) * work.job.attack.passes, work)
+            self._advance(len(chunk), work)
         for rows, frames in made.items():
             rows.append(pd.concat(frames, ignore_index=True))
 
@@ -772,10 +802,11 @@ class Evaluator:
     def _labels(self, samples: Indices) -> Indices:
         return np.asarray(self.data.test.labels.numpy()[samples], dtype=np.int64)
 
-    def _advance(self, steps: int, work: _Work) -> None:
-        self._done += steps
+    def _advance(self, images: int, work: _Work) -> None:
+        """So many images of a restart are done."""
+        self._done += images * work.passes() / (len(work.pairs[0]) * len(work.job.restarts))
         source = work.job.source_name or work.parts[0].target.name
-        self._progress(self._done, self._total, f"{work.job.threat}: {work.job.attack.label} on {source}")
+        self._progress(round(self._done), round(self._total), f"{work.job.threat}: {work.job.attack.label} on {source}")
 
 
 def _rows(

@@ -59,6 +59,11 @@ class Images:
                     kept.update({int(sample): (path, row) for row, sample in enumerate(tensors["samples"])})
         return kept
 
+    def samples(self, craft: str) -> list[int]:
+        """The samples that `kept` would have, unless their images are damaged; only looks."""
+        parts = map(_header, (self.root / checked_name(craft, "craft")).glob("part-*.safetensors"))
+        return [int(sample) for part in parts if part is not None for sample in part["samples"]]
+
     def save(self, cell: Cell, samples: npt.NDArray[np.int64], images: Tensor, zero_gradient: Tensor) -> None:
         """Keeps images (B,C,H,W) that were crafted for ``cell``."""
         assert cell.craft is not None

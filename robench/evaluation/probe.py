@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from robench.attacks import Attack
 from robench.attacks.apgd import APGD
 from robench.attacks.mora import MORA
-from robench.attacks.pgd import PGD
 from robench.attacks.square import Square
 from robench.core.data import Data
 from robench.core.errors import RobenchError
 from robench.core.logs import logged
 from robench.core.progress import Progress, silent
 from robench.core.rng import Draws
+from robench.evaluation import cost
 from robench.evaluation.checks import POINT, SURVIVORS, probed
 from robench.evaluation.engine import Evaluator, Settings
 from robench.evaluation.outcomes import ENSEMBLE, PROBE, Check, Outcomes
@@ -28,11 +28,6 @@ from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Threat, Whitebox
 
 log = logging.getLogger(__name__)
-
-#: Of what is always done: share of the result's gradient steps that it may take, and steps that it may take anyhow;
-#: survivors at most; queries of each; what a query costs in gradient steps, measured on a few images.
-SHARE, FLOOR, MOST = 0.06, 1500, 100
-FEW_QUERIES, QUERY = 200, 0.5
 
 #: Survivors that are attacked again at most.
 LIMIT = 200
@@ -77,7 +72,7 @@ def judge(
 
 def attack_again(evaluator: Evaluator, target: Subject, outcomes: Outcomes, threat: Whitebox) -> list[Check]:
     """Attacks a few survivors without gradient (`Square`) and by PGD with the loss that was not tried, for at most
-    `SHARE` of the gradient steps that the result took, or `FLOOR` steps where that is less.
+    `cost.SHARE` of the gradient steps that the result took, or `cost.FLOOR` steps where that is less.
 
     They are taken at the ε whose accuracy is nearest to half the clean one. What `evaluator` has of it already is not
     computed again.
@@ -93,12 +88,8 @@ def attack_again(evaluator: Evaluator, target: Subject, outcomes: Outcomes, thre
     if chosen is None:
         return [Check(SURVIVORS, "pass", f"nothing of {target.name} survives")]
     eps, _, survivors = chosen
-    tried = {attack.loss for attack in threat.attacks if isinstance(attack, PGD)}
-    losses = [loss for loss in ("ce", "cw") if loss not in tried][:1]
-    attacks = (*(PGD(loss=loss) for loss in losses), Square(queries=FEW_QUERIES))
-    cost = sum(each.passes if isinstance(each, PGD) else QUERY * FEW_QUERIES for each in attacks)
-    budget = max(SHARE * _steps_taken(own, threat), FLOOR)
-    count = min(len(survivors), MOST, int(budget / cost))
+    attacks = cost.harder(threat.attacks)
+    count = min(len(survivors), cost.affordable(attacks, _steps_taken(own, threat)))
     samples = survivors[torch.linspace(0, len(survivors) - 1, count).long()]
     found = [probed(own, evaluator.run([target], Probe(eps=(eps,), attacks=attacks), samples))]
     evaluator.remember(target, PROBE, found)
@@ -169,8 +160,8 @@ def probe(
     samples = survivors[torch.linspace(0, len(survivors) - 1, min(limit, len(survivors))).long()]
     attack = next((each for each in attacks if hasattr(each, "steps")), attacks[0])
     trials, checks = _trials(attack, eps, restarts or Whitebox.restarts, target.n, data.num_classes)
-    costs = [(trial.attack.gradient_free, len(samples) * trial.restarts * trial.attack.passes) for trial in trials]
-    steps, queries = (sum(cost for free, cost in costs if free == which) for which in (False, True))
+    counts = [(trial.attack.gradient_free, len(samples) * trial.restarts * trial.attack.passes) for trial in trials]
+    steps, queries = (sum(count for free, count in counts if free == which) for which in (False, True))
     log.info(
         f"probing {len(samples)} of {len(survivors)} survivors of {target.name} at ε {eps:g}: "
         f"at most {steps:,} gradient steps and {queries:,} queries"

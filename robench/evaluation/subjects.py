@@ -26,6 +26,7 @@ class Subject:
         identity: hash of architecture and weights; keys of cells hold it.
         members: hash of each member's weights.
         ancestors: hashes (ensembles' and members') of everything that the weights were trained from.
+        trained: False for a stand-in of a run that is missing, of which nothing but its size is known.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Subject:
     defense: str = "unknown"
     seed: int = 0
     ancestors: frozenset[str] = field(default_factory=frozenset)
+    trained: bool = True
 
     @property
     def n(self) -> int:

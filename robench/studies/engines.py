@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from robench.core.errors import RobenchError
 from robench.core.pool import Processes
+from robench.evaluation.cost import Pace
 from robench.studies.plan import Kind, Plan, Step, ranks
 from robench.studies.state import Progress
 from robench.studies.work import perform
@@ -129,16 +130,16 @@ def run(
     *,
     only: Collection[Kind] = (),
     budget: float | None = None,
-    pass_seconds: float = 0.0,
+    pace: Pace | None = None,
 ) -> Result:
     """Does what is missing of a plan; a task that fails stops those alone that need it.
 
     Args:
         only: kinds of tasks that may be done; a report alone draws what there is.
         budget: seconds; a task is begun only if it is expected to end in time.
-        pass_seconds: for that, what a pass takes here; corrected by the tasks that were done.
+        pace: for that, what a pass takes here; corrected by the tasks that were done.
     """
-    work = _Work(plan, progress, workers, call, only, budget, pass_seconds)
+    work = _Work(plan, progress, workers, call, only, budget, pace or Pace(0.0, 0.0))
     while work.begin():
         for future in wait(work.running, return_when=FIRST_COMPLETED).done:
             work.end(future)
@@ -159,10 +160,10 @@ class _Work:
         call: Call,
         only: Collection[Kind],
         budget: float | None,
-        pass_seconds: float,
+        pace: Pace,
     ) -> None:
         self.plan, self.progress, self.workers, self.call = plan, progress, workers, call
-        self.only, self.budget, self.pass_seconds = only, budget, pass_seconds
+        self.only, self.budget, self.pace = only, budget, pace
         self.began = time.monotonic()
         self.result = Result()
         self.todo: dict[str, Step] = {}
@@ -186,7 +187,7 @@ class _Work:
         return self.only == ("report",) or set(step.needs) <= self.result.done
 
     def in_time(self, step: Step) -> bool:
-        estimate = step.passes * self.pass_seconds * (self.spent / self.expected if self.expected else 1.0)
+        estimate = step.seconds(self.pace) * (self.spent / self.expected if self.expected else 1.0)
         return self.budget is None or time.monotonic() - self.began + estimate <= self.budget
 
     def begin(self) -> bool:
@@ -227,7 +228,7 @@ class _Work:
         if record["state"] == "done":
             self.result.done.add(step.key)
             self.spent += record["seconds"]
-            self.expected += step.passes * self.pass_seconds
+            self.expected += step.seconds(self.pace)
             log.info(f"[{len(self.result.done)}/{self.total}] {step.title}: {record['seconds']:.1f} s")
         else:
             self.result.failed[step.key] = record["error"]

@@ -7,32 +7,26 @@ official data set and no weights.
 from __future__ import annotations
 
 import heapq
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any, Literal
 
 import torch
 
 from robench.core.data import DATASETS, Data, outline
 from robench.core.errors import RobenchError, unknown
-from robench.core.frozen import full_float32
-from robench.core.models import MODELS, ModelSpec, build, parameter_count
+from robench.core.models import MODELS, build
 from robench.core.runs import Role
 from robench.core.store import content_key
-from robench.core.threads import SMALL, fitting_batch, fitting_threads
-from robench.evaluation import words
-from robench.evaluation.threats import RESTARTS, starts, versions
+from robench.core.threads import fitting_threads
+from robench.evaluation import cost, words
+from robench.evaluation.threats import RESTARTS, versions
 from robench.studies.study import Axis, Blackbox, BlackboxOwn, Diversity, Fields, Study, Threat, shipped
 from robench.training.recipes import recipe_file
 from robench.training.task import Task, resolve
 
 Kind = Literal["train", "craft", "judge", "report"]
-
-#: A forward pass, in forward and backward passes.
-FORWARD = 1 / 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +35,7 @@ class Step:
 
     Attributes:
         needs: keys of the tasks that are done before.
-        passes: forward and backward passes of one image through one member, at most: an image that fell is not attacked
-            again.
-        disk: bytes that it leaves.
+        passes, disk: at most, and bytes that it leaves, as `robench.evaluation.cost` counts them.
         task: what is trained, or who is judged: under ``threat`` with its ``options``, from ``surrogates``.
     """
 
@@ -59,6 +51,10 @@ class Step:
     options: Mapping[str, Any] = field(default_factory=dict)
     samples: int = 0
     subset: str = "first"
+
+    def seconds(self, pace: cost.Pace) -> float:
+        """How long it takes at most, where a pass takes so long."""
+        return self.passes * (pace.training if self.kind == "train" else pace.attacking)
 
 
 @dataclass(frozen=True)
@@ -191,11 +187,9 @@ class _Builder:
 
     def train(self, task: Task) -> str:
         needs = (self.train(task.start),) if task.start else ()
-        images = task.recipe.epochs * (len(self.data.train) // task.recipe.batch_size) * task.recipe.batch_size
         return self.add(
             "train", f"train {task.name}", [task.name, task.key], needs=needs, task=task,
-            passes=images * task.n * task.defense.passes(task.n),
-            disk=4 * sum(map(_parameters, task.members)),
+            passes=training_passes(task, self.data), disk=cost.weights(task.members),
         )  # fmt: skip
 
     def judged(self, name: str, threat: Threat | Diversity, targets: list[Task]) -> list[str]:
@@ -207,53 +201,71 @@ class _Builder:
             return [
                 self.judge(
                     "judge", name, task, threat, {"eps": threat.eps or self.radii(name)[0], "steps": threat.steps},
-                    images * task.n * (threat.steps + (task.n - 1) * FORWARD),
+                    cost.diversity(task.n, images, threat.steps, len(self.data.test)),
                 )
                 for task in targets
             ]  # fmt: skip
         family = "blackbox" if isinstance(threat, BlackboxOwn) else name
         options = self.options(name, family, threat)
-        cells = images * len(options["eps"])
         if not isinstance(threat, BlackboxOwn):
             return [
                 self.judge(
                     "judge", name, task, threat, options,
-                    cells * task.n * sum(
-                        len(starts(attack, options["restarts"])) * (attack.passes + FORWARD)
-                        for attack in options["attacks"]
+                    cost.on_target(
+                        name, options["attacks"], options["restarts"], task.n, images, len(options["eps"]),
+                        len(self.data.test),
                     ),
                 )
                 for task in targets
             ]  # fmt: skip
-        done = []
-        own = not isinstance(threat, Blackbox)
         groups: dict[str, list[Task]] = {}
         for task in targets:
             defense = threat.surrogate_defense if isinstance(threat, Blackbox) else task.defense.name
-            if not own or defense != "baseline":
+            if isinstance(threat, Blackbox) or defense != "baseline":
                 groups.setdefault(defense, []).append(task)
+        done = []
         for defense, group in groups.items():
             where = f"threats.{name}.surrogate_defense"
             surrogates = tuple(self.task(where, defense, n, role="surrogate") for n in threat.surrogates)
-            crafts = tuple(
-                self.judge(
-                    "craft", name, group[0], threat, {**options, "attacks": (attack,)},
-                    cells * len(versions(attack, options["restarts"])) * attack.passes * surrogate.n,
-                    surrogates=(surrogate,),
-                    disk=cells * len(versions(attack, options["restarts"])) * 4 * self.data.test.images[0].numel(),
-                )
-                for surrogate in surrogates
-                for attack in options["attacks"]
-            )  # fmt: skip
-            count = sum(len(versions(attack, options["restarts"])) for attack in options["attacks"])
+            crafts = self.crafts(name, threat, options, group[0], surrogates, images)
+            count = sum(len(versions(attack, options["restarts"])) for attack in options["attacks"]) * len(surrogates)
+            seen = images * (1 + len(options["eps"]) * count)
             done += [
                 self.judge(
-                    "judge", name, task, threat, options, cells * count * len(surrogates) * task.n * FORWARD,
+                    "judge", name, task, threat, options, cost.judged(seen * task.n),
                     surrogates=surrogates, needs=crafts,
                 )
                 for task in group
             ]  # fmt: skip
         return done
+
+    def crafts(
+        self,
+        name: str,
+        threat: Threat,
+        options: dict[str, Any],
+        target: Task,
+        surrogates: tuple[Task, ...],
+        images: int,
+    ) -> tuple[str, ...]:
+        """Tasks that make adversarial images, each of one attack on one surrogate, which is judged on them too."""
+        cells = images * len(options["eps"])
+        numbers = self.data.test.images[0].numel()
+        made = []
+        for surrogate in surrogates:
+            for attack in options["attacks"]:
+                count = len(versions(attack, options["restarts"]))
+                passes = cost.attacked(attack, count, surrogate.n, cells, cells * surrogate.n)
+                if attack == options["attacks"][0]:
+                    passes += cost.judged(images * surrogate.n)  # clean ones
+                made.append(
+                    self.judge(
+                        "craft", name, target, threat, {**options, "attacks": (attack,)}, passes,
+                        surrogates=(surrogate,),
+                        disk=cost.adversarial(cells * count, numbers, self.study.precision),
+                    )
+                )  # fmt: skip
+        return tuple(made)
 
     def options(self, name: str, family: str, threat: Threat) -> dict[str, Any]:
         """What `robench.studies.workbench.Workbench` is told."""
@@ -299,30 +311,21 @@ class _Builder:
         )  # fmt: skip
 
 
-@cache
-def _parameters(spec: ModelSpec) -> int:
-    return parameter_count(build(spec, 0))
+def training_passes(task: Task, data: Data) -> float:
+    """Passes of a training on ``data``, without the Baseline that it starts from."""
+    return cost.training(task.defense, task.n, len(data.train), task.recipe.epochs, task.recipe.batch_size)
 
 
-def pass_seconds(plan: Plan, device: torch.device) -> float:
-    """Seconds of a forward and backward pass of one image through one member, measured here: one thread on a CPU."""
+def pace(plan: Plan, device: torch.device) -> cost.Pace:
+    """What a pass takes here: with one thread on a CPU, as each of the tasks has."""
     task = next(step.task for step in plan.steps.values() if step.task)
-    model = build(task.members[0], 0).to(device).eval()
-    shape = plan.data.test.images.shape[1:]
-    # Nearly all passes are of training: a larger batch would be quicker by the image.
-    batch = min(fitting_batch(device, shape.numel(), plan.study.batch_size), task.recipe.batch_size)
-    if device.type == "cpu":
-        batch = min(batch, 1 + SMALL // shape.numel())
-    images = torch.rand(batch, *shape, device=device).requires_grad_()
-    times = []
-    with fitting_threads(device, 0), full_float32():
-        for _ in range(3):
-            began = time.perf_counter()
-            torch.autograd.grad(model(images).logsumexp(dim=1).sum(), images)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - began)
-    return min(times) / batch
+    recipe, study, shape = task.recipe, plan.study, plan.data.test.images.shape[1:]
+    member = build(task.members[0], 0).to(device)
+    with fitting_threads(device, 0):
+        return cost.Pace(
+            cost.training_pace(task.members, shape, device, recipe.batch_size, recipe.precision),
+            cost.attacking_pace(member, shape, device, study.batch_size, study.precision),
+        )
 
 
 def ranks(steps: Mapping[str, Step], cost: Callable[[Step], float]) -> dict[str, float]:

@@ -13,14 +13,17 @@ import pandas as pd
 from robench.core.data import Data
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
+from robench.core.models import build
 from robench.core.progress import Progress, duration, silent
 from robench.core.runs import Run, Runs
 from robench.core.threads import fitting_threads
+from robench.evaluation import cost
 from robench.evaluation.api import chosen_samples
 from robench.evaluation.cells import Cell
+from robench.evaluation.cost import Forecast
 from robench.evaluation.craft import attack_of
 from robench.evaluation.diversity import GROUP, measure
-from robench.evaluation.engine import Evaluator, Forecast, Settings, correct_for_all, surrogates_of
+from robench.evaluation.engine import Evaluator, Settings, correct_for_all, surrogates_of
 from robench.evaluation.fingerprint import Recognised, judged_identity, recognise
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import Outcomes
@@ -28,7 +31,7 @@ from robench.evaluation.probe import judge
 from robench.evaluation.rows import FolderRows
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import BLACKBOX, Blackbox, Job, Threat, Transfer, Whitebox
-from robench.training.estimate import seconds
+from robench.studies.plan import training_passes
 from robench.training.loop import Track, ensure
 from robench.training.task import Task, resolve
 
@@ -120,9 +123,16 @@ class Workbench:
                 )  # fmt: skip
         return pd.concat(frames, ignore_index=True)
 
-    def hold_out(self, surrogates: Sequence[Run], **options: Any) -> Blackbox:
-        """The black-box threat from these runs."""
-        return Blackbox(surrogates=tuple(self.subject(run) for run in surrogates), **options)
+    def hold_out(self, surrogates: Sequence[Run], *, missing: Sequence[Task] = (), **options: Any) -> Blackbox:
+        """The black-box threat from these runs; for a forecast, untrained networks stand for those that are missing."""
+        stand_ins = []
+        for task in missing:
+            members = [build(spec, number) for number, spec in enumerate(task.members)]
+            made = Subject.of_model(
+                members, self.settings.device, name=task.name, defense=task.defense.name, seed=task.seed
+            )
+            stand_ins.append(replace(made, trained=False))
+        return Blackbox(surrogates=(*map(self.subject, surrogates), *stand_ins), **options)
 
     def job(self, target: Subject, cell: Cell) -> Job:
         """The crafting behind an attacked cell of ``target``, on the target, one of its members, or a surrogate.
@@ -152,10 +162,28 @@ class Workbench:
         """Hold-out ensembles: the same recipe, in the role of a surrogate, so that every draw differs."""
         return [resolve(self.data, defense, n, role="surrogate", **options) for n in sizes]
 
-    def estimate(self, tasks: Sequence[Task]) -> str:
-        """How long the missing ones of ``tasks`` would train, in words."""
-        missing = [task for task in tasks if task.name not in self.store.names()]
-        return "about " + duration(sum(seconds(task, self.data, self.settings.device) for task in missing))
+    def missing(self, tasks: Iterable[Task]) -> list[Task]:
+        """Those of ``tasks`` that have no run, each behind the Baseline that it starts from."""
+        found: dict[str, Task] = {}
+        for task in tasks:
+            if task.name not in self.store.names():
+                found.update((each.name, each) for each in self.missing([task.start] if task.start else ()))
+                found[task.name] = task
+        return list(found.values())
+
+    def trainings(self, tasks: Iterable[Task]) -> list[Forecast]:
+        """What training the `missing` ones of ``tasks`` takes."""
+        found, paces = [], {}
+        shape, device = self.data.train.images.shape[1:], self.settings.device
+        for task in self.missing(tasks):
+            kind = task.members, task.recipe.batch_size, task.recipe.precision
+            if kind not in paces:
+                paces[kind] = cost.training_pace(task.members, shape, device, *kind[1:])
+            passes = training_passes(task, self.data)
+            found.append(
+                Forecast(f"train {task.name}", passes, cost.weights(task.members), seconds=passes * paces[kind])
+            )
+        return found
 
     def train(
         self,
@@ -179,7 +207,7 @@ class Workbench:
                 f"robench train {missing[0].defense.name} --n {missing[0].n} --role {missing[0].role}"
             )
         if missing and ask_beyond is not None:
-            estimate = sum(seconds(task, self.data, self.settings.device) for task in missing)
+            estimate = sum(part.seconds for part in self.trainings(missing))
             log.info(f"training {', '.join(task.name for task in missing)}: about {duration(estimate)}")
             if estimate > ask_beyond and not self.confirm(f"That is about {duration(estimate)}. Train them?"):
                 raise RobenchError(
@@ -211,7 +239,7 @@ class Workbench:
         with self.bar() as progress:
             evaluator, targets, samples = self._prepared(runs, threat, cache, progress)
             if cache and isinstance(threat, Blackbox):
-                size = sum(part.disk for part in evaluator.forecast(targets, threat, samples, calibrate=False))
+                size = sum(part.disk for part in evaluator.forecast(targets, threat, samples, timed=False))
                 if size > LARGE:
                     log.info(f"adversarial images: up to {size / 1e9:.1f} GB in {self.store.root / CRAFTED}")
             for subject in (*targets, *surrogates_of(threat)):
@@ -219,10 +247,12 @@ class Workbench:
                     self._recognised[subject.name].keep()
             return judge(evaluator, targets, threat, samples, again=probe)
 
-    def forecast(self, runs: Sequence[Run], threat: Threat, *, cache: bool = True) -> list[Forecast]:
+    def forecast(
+        self, runs: Sequence[Run], threat: Threat, *, cache: bool = True, probe: bool = True
+    ) -> list[Forecast]:
         """What `judge` would do; writes nothing."""
         evaluator, targets, samples = self._prepared(runs, threat, cache, silent, repair=False)
-        return evaluator.forecast(targets, threat, samples)
+        return evaluator.forecast(targets, threat, samples, again=probe)
 
     def _prepared(
         self, runs: Sequence[Run], threat: Threat, cache: bool, progress: Progress, *, repair: bool = True

@@ -22,6 +22,7 @@ from robench.commands import run as command
 from robench.core.runs import Runs
 from robench.core.store import read_record, write_record
 from robench.evaluation import words
+from robench.evaluation.cost import Pace
 from robench.evaluation.engine import Settings
 from robench.studies import engines
 from robench.studies.plan import Plan, expand
@@ -246,17 +247,17 @@ def test_nothing_is_begun_that_would_end_after_the_budget(study: Path, tmp_path:
     limit = costs[len(costs) // 2]
     # A second per pass, in which the script does its tasks; its clock stands still.
     script = Script(slots=1, clock={step.title: step.passes for step in plan.steps.values()})
-    _, result = scripted(study, tmp_path, script, budget=limit + 0.5, pass_seconds=1.0)
+    _, result = scripted(study, tmp_path, script, budget=limit + 0.5, pace=Pace(1.0, 1.0))
     begun = {step.passes for step in plan.steps.values() if step.title in script.asked}
     assert 0 < max(begun) <= limit
     # Twice as slow as was thought: a task of half the limit may be begun first, none of more than half later.
     script = Script(slots=1, clock={step.title: 2 * step.passes for step in plan.steps.values()})
-    scripted(study, tmp_path, script, budget=limit + 0.5, pass_seconds=1.0)
+    scripted(study, tmp_path, script, budget=limit + 0.5, pace=Pace(1.0, 1.0))
     begun_late = [step.passes for title in script.asked[1:] for step in plan.steps.values() if step.title == title]
     assert max(begun_late) <= limit / 2
     assert "beyond the budget" in result.left.values()
     assert not result.failed
-    assert scripted(study, tmp_path, Script(slots=1), budget=1e9, pass_seconds=1.0)[1].left == {}
+    assert scripted(study, tmp_path, Script(slots=1), budget=1e9, pace=Pace(1.0, 1.0))[1].left == {}
 
 
 def test_only_what_was_asked_for(study: Path, tmp_path: Path) -> None:

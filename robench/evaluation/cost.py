@@ -1,0 +1,232 @@
+"""What a training and an evaluation cost: the one place that counts passes and bytes, and measures what a pass takes.
+
+A pass is a forward and a backward pass of one image through one member. Passes of an evaluation are exact where no
+image falls before its last restart, else an upper bound. Left out are the 16 images on which every model is examined,
+and what `--track` measures along a training.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from robench.attacks import Attack
+from robench.attacks.pgd import PGD
+from robench.attacks.square import Square
+from robench.core.errors import RobenchError, out_of_memory
+from robench.core.fast import Precision, attackable, crafting_dtype
+from robench.core.frozen import full_float32
+from robench.core.models import ModelSpec, build, parameter_count
+from robench.core.threads import SMALL, fitting_batch, fitting_threads
+from robench.defenses import Defense
+from robench.evaluation.threats import starts
+
+#: A forward pass alone, in passes.
+FORWARD = 1 / 3
+
+#: Survivors of a white-box result that are always attacked again, see `robench.evaluation.probe.attack_again`: share of
+#: the result's gradient steps that it may take, and steps that it may take anyhow; survivors at most; queries of each;
+#: what a query costs in gradient steps, measured on a few images.
+SHARE, FLOOR, MOST = 0.06, 1500, 100
+FEW_QUERIES, QUERY = 200, 0.5
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is still to be done of one part of a job.
+
+    Attributes:
+        passes, seconds: at most; disk: bytes that are left.
+        cells: how many in all; done: how many of them need nothing.
+    """
+
+    title: str
+    passes: float
+    disk: int = 0
+    seconds: float = 0.0
+    cells: int = 0
+    done: int = 0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of a pass.
+
+    Attributes:
+        training: backward to the weights, in batches of the recipe's size.
+        attacking: backward to the image, on a copy for attacks.
+    """
+
+    training: float
+    attacking: float
+
+
+def training(defense: Defense, members: int, images: int, epochs: int, batch_size: int) -> float:
+    """Passes of a training on ``images``, of which the last, incomplete batch of every epoch is left out."""
+    return epochs * (images // batch_size) * batch_size * members * defense.passes(members)
+
+
+def weights(members: Sequence[ModelSpec]) -> int:
+    """Bytes of a run."""
+    return 4 * sum(map(_parameters, members))
+
+
+@cache
+def _parameters(spec: ModelSpec) -> int:
+    return parameter_count(build(spec, 0))
+
+
+def crafted(attack: Attack, members: int) -> float:
+    """Passes of one adversarial image on a source of ``members``: the attack's own; its contract's, which looks at the
+    clean image and at the gradient where the attack ended; and the proof that the copy returns what the original does.
+    """
+    step = FORWARD if attack.gradient_free else 1.0
+    return members * (attack.passes * step + FORWARD + step + FORWARD)
+
+
+def judged(members: float) -> float:
+    """Passes of the verdict of ``members`` on an image."""
+    return members * FORWARD
+
+
+def attacked(attack: Attack, restarts: int, source: int, images: int, judges: int) -> float:
+    """Passes of an attack's restarts.
+
+    Args:
+        source: members that are attacked; images: how many are crafted, one for each ε.
+        judges: members that say what they see, summed over all images.
+    """
+    return restarts * (images * crafted(attack, source) + judged(judges))
+
+
+def on_target(
+    threat: str, attacks: Sequence[Attack], restarts: int, members: int, images: int, radii: int, test_images: int
+) -> float:
+    """Passes of a threat that attacks its target: ``whitebox``, ``convergence`` or ``transfer``.
+
+    Args:
+        test_images: among which ``transfer`` looks for those that all members get right.
+    """
+    sources, source = (members, 1) if threat == "transfer" else (1, members)
+    cells = images * radii
+    passes = sum(
+        sources * attacked(attack, len(starts(attack, restarts)), source, cells, cells * members) for attack in attacks
+    )
+    if threat == "whitebox":
+        passes += survivors(attacks, restarts, members, images, radii)
+    return passes + judged(members * (test_images if threat == "transfer" else images))
+
+
+def harder(tried: Sequence[Attack]) -> tuple[Attack, ...]:
+    """What survivors of a white-box result of these attacks are attacked with: PGD with the loss that was not tried,
+    and `Square`."""
+    losses = {attack.loss for attack in tried if isinstance(attack, PGD)}
+    other = [loss for loss in ("ce", "cw") if loss not in losses][:1]
+    return (*(PGD(loss=loss) for loss in other), Square(queries=FEW_QUERIES))
+
+
+def affordable(attacks: Sequence[Attack], steps: float) -> int:
+    """How many survivors are attacked by `harder` at most, where the result took so many gradient steps."""
+    each = sum(attack.passes if isinstance(attack, PGD) else QUERY * FEW_QUERIES for attack in attacks)
+    return min(MOST, int(max(SHARE * steps, FLOOR) / each))
+
+
+def survivors(attacks: Sequence[Attack], restarts: int, members: int, images: int, radii: int) -> float:
+    """Passes of attacking survivors of a white-box result again."""
+    again = harder(attacks)
+    steps = images * radii * sum(len(starts(attack, restarts)) * attack.passes for attack in attacks)
+    chosen = min(images, affordable(again, steps))
+    return sum(attacked(attack, 1, members, chosen, chosen * members) for attack in again)
+
+
+def diversity(members: int, images: int, steps: int, test_images: int) -> float:
+    """Passes of the diversity: distillation on every member, up to a layer that is drawn, each seen by all others.
+
+    Args:
+        test_images: among which it looks for those that all members get right.
+    """
+    return images * members * (steps + FORWARD + judged(members - 1)) + judged(members * test_images)
+
+
+def adversarial(images: int, numbers: int, precision: Precision) -> int:
+    """Bytes of adversarial images, each of so many numbers."""
+    return images * numbers * crafting_dtype(precision).itemsize
+
+
+def training_pace(
+    members: Sequence[ModelSpec], shape: torch.Size, device: torch.device, batch_size: int, precision: str
+) -> float:
+    """Seconds of a training's pass through a member, measured here: the mean over all.
+
+    Args:
+        shape: of an image, (C,H,W).
+
+    Raises:
+        RobenchError: a network does not take such images.
+    """
+    found = {spec: _trained(spec, shape, device, batch_size, precision) for spec in set(members)}
+    return sum(found[spec] for spec in members) / len(members)
+
+
+def _trained(spec: ModelSpec, shape: torch.Size, device: torch.device, batch_size: int, precision: str) -> float:
+    model = build(spec, 0).to(device).train()
+
+    def step(images: Tensor) -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = model(images).float().logsumexp(dim=1).sum()
+        loss.backward()
+
+    try:
+        return _seconds(step, shape, device, batch_size)
+    except Exception as error:  # whatever other people's networks may raise
+        if out_of_memory(error):
+            raise
+        raise RobenchError(
+            f"model {spec.name!r} does not take images of {'x'.join(map(str, shape))} ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}); choose another --model"
+        ) from error
+
+
+def attacking_pace(
+    member: nn.Module, shape: torch.Size, device: torch.device, batch_size: int | None, precision: Precision
+) -> float:
+    """Seconds of an attack's pass through a network, measured here.
+
+    Args:
+        member: on the device.
+        shape: of an image, (C,H,W); batch_size: images per pass at most, by default what suits the device.
+    """
+    dtype = crafting_dtype(precision)
+    copy = attackable(member, torch.rand(1, *shape, device=device), precision)
+
+    def step(images: Tensor) -> None:
+        images = images.to(dtype, memory_format=torch.channels_last).requires_grad_()
+        torch.autograd.grad(copy(images).logsumexp(dim=1).sum(), images)
+
+    return _seconds(step, shape, device, fitting_batch(device, shape.numel(), batch_size))
+
+
+def _seconds(step: Callable[[Tensor], None], shape: torch.Size, device: torch.device, batch: int) -> float:
+    """Seconds of ``step`` by the image; in smaller batches where memory runs out."""
+    times: list[float] = []
+    if device.type == "cpu":  # an image takes as long in a larger batch
+        batch = min(batch, 1 + SMALL // shape.numel())
+    with fitting_threads(device, batch * shape.numel()), full_float32():
+        while len(times) < 3:
+            began = time.perf_counter()
+            try:
+                step(torch.rand(batch, *shape, device=device))
+            except RuntimeError as error:
+                if not out_of_memory(error) or batch == 1:
+                    raise
+                batch //= 2
+                continue
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - began)
+    return min(times) / batch

@@ -1,0 +1,169 @@
+"""One bill: `robench eval --dry-run` and `robench run --dry-run` say the same of the same evaluation."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from robench.cli import run
+from robench.core.data import load
+from robench.core.runs import Runs
+from robench.studies.plan import Plan, expand
+from robench.studies.study import find, parse
+from robench.training.loop import ensure
+from tests.studies import small
+
+#: Options of `robench eval` beside ε, as `STUDY` has them.
+OPTIONS = {
+    "whitebox": ["--steps", "2", "--restarts", "2", "--eps", "0.1,0.3"],
+    "convergence": ["--attacks", "fgsm,pgd:steps=3", "--eps", "0.1"],
+    "transfer": ["--steps", "1", "--restarts", "2", "--eps", "0.1"],
+    "blackbox": ["--attacks", "pgd,mdi2", "--losses", "ce", "--steps", "1", "--restarts", "2", "--eps", "0.1,0.3"],
+    "blackbox-own": ["--attacks", "pgd", "--losses", "ce", "--steps", "1", "--restarts", "2", "--eps", "0.1"],
+}
+
+STUDY = """
+# Trained for so long that cross-entropy is a loss to follow on all of them: that CW is tried too, eval alone can know.
+title = "One bill"
+dataset = "npz:{data}"
+model = "resnet8"
+sizes = [2]
+samples = 8
+batch_size = 16
+
+[defenses.baseline]
+epochs = 24
+batch_size = 16
+[defenses.advt]
+epochs = 24
+batch_size = 16
+steps = 1
+
+[threats.whitebox]
+steps = 2
+restarts = 2
+eps = [0.1, 0.3]
+[threats.convergence]
+attacks = ["fgsm", "pgd:steps=3"]
+eps = [0.1]
+[threats.transfer]
+steps = 1
+restarts = 2
+eps = [0.1]
+[threats.blackbox]
+attacks = ["pgd", "mdi2"]
+losses = ["ce"]
+steps = 1
+restarts = 2
+surrogates = [1, 2]
+eps = [0.1, 0.3]
+[threats.blackbox-own]
+attacks = ["pgd"]
+losses = ["ce"]
+steps = 1
+restarts = 2
+surrogates = [1, 2]
+eps = [0.1]
+"""
+
+
+@dataclass
+class Bench:
+    """A study whose runs are trained: its plan, file and folder of runs."""
+
+    plan: Plan
+    path: Path
+    runs: Runs
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    folder = tmp_path_factory.mktemp("bill")
+    path = small.write(folder)
+    path.write_text(STUDY.format(data=folder / "data.npz"))
+    assert run(["run", str(path), "--out", str(folder / "out"), "--only", "train", "--workers", "1"]) == 0
+    return Bench(planned(path), path, Runs(folder / "out" / "runs"))
+
+
+def planned(path: Path) -> Plan:
+    name, text = find(str(path))
+    return expand(name, parse(name, text))
+
+
+def common(store: Runs, dataset: str) -> list[str]:
+    """Options of every `robench eval` here."""
+    where = ["--runs", str(store.root), "--dataset", dataset, "--device", "cpu"]
+    return [*where, "--samples", "8", "--batch-size", "16", "--dry-run"]
+
+
+def of(bench: Bench, threat: str, defense: str) -> float:
+    """Passes of the plan's tasks that judge a defense under a threat."""
+    return sum(
+        step.passes
+        for step in bench.plan.steps.values()
+        if step.threat == threat and (step.kind == "craft" or (step.task and step.task.defense.name == defense))
+    )
+
+
+def billed(printed: str) -> str:
+    """Passes of everything, as printed."""
+    found = re.search(r"cells, (\S+) forward and backward passes", printed.splitlines()[-1])
+    assert found, printed
+    return found[1]
+
+
+@pytest.mark.parametrize("threat", OPTIONS)
+def test_eval_and_run_say_the_same_passes(bench: Bench, threat: str, capsys: pytest.CaptureFixture[str]) -> None:
+    defense = "advt" if threat == "blackbox-own" else "baseline"
+    target = next(name for name in bench.plan.main if f"-{defense}-" in name)
+    surrogates = {task.name for step in bench.plan.steps.values() if step.threat == threat for task in step.surrogates}
+    more = ["--surrogates", ",".join(sorted(surrogates))] if surrogates else []
+    more += common(bench.runs, bench.plan.study.dataset)
+    assert run(["eval", target, "--threat", threat.removesuffix("-own"), *OPTIONS[threat], *more]) == 0
+    assert billed(capsys.readouterr().out) == f"{of(bench, threat, defense):.4g}"
+
+
+def test_run_says_of_its_tasks_what_they_take(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    out = bench.runs.root.parent
+    assert run(["run", str(bench.path), "--out", str(out), "--dry-run", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert not re.search(r"^train ", printed, re.MULTILINE)
+    for threat in OPTIONS:
+        passes = sum(step.passes for step in bench.plan.steps.values() if (step.kind, step.threat) == ("judge", threat))
+        assert re.search(rf"^judge {threat} +\d+ tasks +{re.escape(f'{passes:.4g}')} passes", printed, re.MULTILINE)
+
+
+def test_surrogates_that_are_missing_are_trained_and_crafted_on_in_the_forecast(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is to be done is the same whether they are there or not, but for their training."""
+    path = tmp_path / "plain.toml"
+    fields = "epochs = 24\nbatch_size = 16\n"
+    path.write_text(STUDY.replace("npz:{data}", "digits").replace(f"{fields}[defenses.advt]\n{fields}steps = 1\n", ""))
+    plan = planned(path)
+    target = next(step.task for step in plan.steps.values() if step.task and step.task.name in plan.main)
+    store = Runs(tmp_path / "runs")
+    # A run under the name of the target, whose weights nobody looks at.
+    few = target.recipe.model_copy(update={"epochs": 1})
+    ensure(replace(target, recipe=few), load("digits"), store, device=torch.device("cpu"))
+    before = sorted(tmp_path.rglob("*"))
+    asked = ["eval", target.name, "--threat", "blackbox", "--surrogates", "1,2", *OPTIONS["blackbox"]]
+    asked += common(store, "digits")
+    assert run(asked) == 0
+    printed = capsys.readouterr().out
+    wanted = [step for step in plan.steps.values()
+              if (step.task and step.task.role == "surrogate" and step.kind == "train")
+              or (step.threat == "blackbox" and (step.kind == "craft" or step.task == target))]  # fmt: skip
+    assert sum(step.kind == "train" for step in wanted) == 2
+    assert billed(printed) == f"{sum(step.passes for step in wanted):.4g}"
+    for step in wanted:
+        if step.kind == "train":
+            assert f"{step.title}: {step.passes:.4g} passes" in printed
+    assert sorted(tmp_path.rglob("*")) == before
+    # Where they may not be trained, that is the error that the evaluation would end with.
+    assert run([*asked, "--no-train"]) == 2
+    assert "is missing" in capsys.readouterr().err
