@@ -46,7 +46,7 @@ def test_ours_pass_without_a_doubt(kind: Kind, name: str) -> None:
     assert kind in kinds(name)
     found = list(examine(kind, name))
     assert len(found) == len(CHECKS[kind])
-    assert [finding for finding in found if finding.verdict != "pass"] == []
+    assert [finding for finding in found if finding.status != "pass"] == []
 
 
 class _Base(Attack):
@@ -129,34 +129,34 @@ class Lazy(_Base):
 
 ATTACK_FAULTS: dict[type[Attack], set[tuple[str, str]]] = {
     Sound: set(),
-    Undecorated: {("FAIL", "is data")},
-    Listed: {("FAIL", "is data")},
-    Permissive: {("FAIL", "refuses wrong fields")},
+    Undecorated: {("fail", "is data")},
+    Listed: {("fail", "is data")},
+    Permissive: {("fail", "refuses wrong fields")},
     Global: {
-        ("FAIL", "leaves the global generators alone"),
-        ("FAIL", "is deterministic"),
-        ("FAIL", "takes one eps per image"),
-        ("FAIL", "does not depend on the batch"),
-        ("FAIL", "restarts as it says"),
+        ("fail", "leaves the global generators alone"),
+        ("fail", "is deterministic"),
+        ("fail", "takes one eps per image"),
+        ("fail", "does not depend on the batch"),
+        ("fail", "restarts as it says"),
         ("warn", "stays in the ball and in the box by itself"),
     },
-    Restless: {("FAIL", "restarts as it says")},
-    Sharing: {("FAIL", "does not depend on the batch"), ("warn", "stays in the ball and in the box by itself")},
+    Restless: {("fail", "restarts as it says")},
+    Sharing: {("fail", "does not depend on the batch"), ("warn", "stays in the ball and in the box by itself")},
     Vandal: {
-        ("FAIL", "leaves nothing on the model"),
+        ("fail", "leaves nothing on the model"),
         ("warn", "leaves its inputs alone"),
         ("warn", "stays in the ball and in the box by itself"),
     },
     Lazy: {
-        ("FAIL", "returns images like those it got"),
-        ("FAIL", "raises the loss"),
-        ("FAIL", "does not depend on the batch"),
+        ("fail", "returns images like those it got"),
+        ("fail", "raises the loss"),
+        ("fail", "does not depend on the batch"),
     },
 }
 
 
 def faults(kind: Kind, name: str) -> set[tuple[str, str]]:
-    return {(verdict, check) for check, verdict, _ in examine(kind, name) if verdict != "pass"}
+    return {(each.status, each.name) for each in examine(kind, name) if each.status != "pass"}
 
 
 @pytest.fixture
@@ -262,7 +262,7 @@ DEFENSE_FAULTS: dict[type[Defense], set[str]] = {
 @pytest.mark.parametrize("defense", DEFENSE_FAULTS, ids=lambda kind: kind.__name__)
 def test_a_defense_is_told_what_it_breaks(defense: type[Defense], register: Any) -> None:
     register(DEFENSES, defense)
-    assert faults("defense", "faulty") == {("FAIL", check) for check in DEFENSE_FAULTS[defense]}
+    assert faults("defense", "faulty") == {("fail", check) for check in DEFENSE_FAULTS[defense]}
 
 
 class _Net(nn.Module):
@@ -300,7 +300,7 @@ def test_a_model_is_told_what_it_breaks(habit: str, register: Any) -> None:
         return _Net(10 if habit == "ten" else num_classes, in_channels, habit)
 
     register(MODELS, factory)
-    assert faults("model", "faulty") == {("FAIL", check) for check in MODEL_FAULTS[habit]}
+    assert faults("model", "faulty") == {("fail", check) for check in MODEL_FAULTS[habit]}
 
 
 def test_a_data_set_is_told_what_it_breaks(register: Any) -> None:
@@ -319,24 +319,24 @@ def test_a_data_set_is_told_what_it_breaks(register: Any) -> None:
 
     register(DATASETS, faulty)
     assert faults("dataset", "faulty") == {
-        ("FAIL", "is a data set"),  # it calls itself digits
-        ("FAIL", "holds images and labels"),
-        ("FAIL", "is the same every time"),
+        ("fail", "is a data set"),  # it calls itself digits
+        ("fail", "holds images and labels"),
+        ("fail", "is the same every time"),
     }
 
 
 def test_the_exit_code_tells(register: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert run(["check", "resnet8"]) == 0
+    assert run(["check", "plugin", "resnet8"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "model resnet8:"
-    assert out[3] == "  pass shows its layers: 8 layers"
+    assert out[3] == "  pass  shows its layers: 8 layers"
     register(DEFENSES, Partial)
-    assert run(["check", "resnet8", "faulty"]) == 1
+    assert run(["check", "plugin", "resnet8", "faulty"]) == 1
     out = capsys.readouterr().out
-    assert "  FAIL reaches every member: model.conv1.weight of member 3 gets no gradient" in out
-    assert run(["check", "resnet9"]) == 2
+    assert "  fail  reaches every member: model.conv1.weight of member 3 gets no gradient" in out
+    assert run(["check", "plugin", "resnet9"]) == 2
     assert "unknown plug-in 'resnet9'; did you mean resnet8" in capsys.readouterr().err
     pixels, labels = np.arange(256, dtype=np.uint8).reshape(4, 1, 8, 8), np.array([0, 1, 0, 1])
     np.savez(tmp_path / "d.npz", x_train=pixels, y_train=labels, x_test=pixels[:2], y_test=labels[:2])
-    assert run(["check", f"npz:{tmp_path / 'd.npz'}"]) == 0
-    assert "  warn keeps test images apart: 2 test images are among the training images" in capsys.readouterr().out
+    assert run(["check", "plugin", f"npz:{tmp_path / 'd.npz'}"]) == 0
+    assert "  warn  keeps test images apart: 2 test images are among the training images" in capsys.readouterr().out

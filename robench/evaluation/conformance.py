@@ -1,4 +1,4 @@
-"""Whether a plug-in keeps its contract, on small networks and images: `robench check`.
+"""Whether a plug-in keeps its contract, on small networks and images: `robench check plugin`.
 
 A check is a function of the plug-in that returns what it saw, or raises: `Violation` where the contract is broken,
 `Doubt` where robench puts it right or where it may be meant. Whatever else it raises is a violation too.
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import FrozenInstanceError, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from robench.core.models import MODELS, ModelSpec, Normalized, ResNet, build, im
 from robench.core.registry import Registry
 from robench.core.rng import Draws, Stream
 from robench.defenses import DEFENSES, Batch, Defense
+from robench.evaluation.findings import Finding
 
 Kind = Literal["attack", "defense", "model", "dataset"]
 
@@ -44,19 +45,19 @@ SLACK = 1e-6
 ROUNDING = 1e-9
 
 
-class Finding(NamedTuple):
-    """One check's outcome; ``warn`` is no violation."""
+class _Told(Exception):
+    """What a check saw, and what to do about it."""
 
-    check: str
-    verdict: Literal["pass", "warn", "FAIL"]
-    evidence: str
+    def __init__(self, evidence: str, fix: str = "") -> None:
+        super().__init__(evidence)
+        self.fix = fix
 
 
-class Violation(Exception):
+class Violation(_Told):
     """What the contract forbids."""
 
 
-class Doubt(Exception):
+class Doubt(_Told):
     """What the contract puts right, or what may be meant but is worth knowing."""
 
 
@@ -93,23 +94,21 @@ def examine(kind: Kind, name: str, folder: Path | str = "data") -> Iterator[Find
         subject = REGISTRIES[kind].get(name)
         if not (isinstance(subject, type) and issubclass(subject, base)):
             what = f"is {subject!r}, expected a subclass of robench.{kind}s.{base.__name__}"
-            yield Finding(f"is a class of {kind}s", "FAIL", what)
+            yield Finding(f"is a class of {kind}s", "fail", what)
             return
     for check in CHECKS[kind]:
         title = check.__name__.strip("_").replace("_", " ")
         try:
             yield Finding(title, "pass", check(subject))
-        except Doubt as doubt:
-            yield Finding(title, "warn", str(doubt))
-        except Violation as violation:
-            yield Finding(title, "FAIL", str(violation))
+        except _Told as told:
+            yield Finding(title, "warn" if isinstance(told, Doubt) else "fail", str(told), told.fix)
         except Exception as error:  # a plug-in may raise anything
-            yield Finding(title, "FAIL", " ".join(f"{type(error).__name__}: {error}".split()))
+            yield Finding(title, "fail", " ".join(f"{type(error).__name__}: {error}".split()))
 
 
-def _require(kept: bool, evidence: str) -> None:
+def _require(kept: bool, evidence: str, fix: str = "") -> None:
     if not kept:
-        raise Violation(evidence)
+        raise Violation(evidence, fix)
 
 
 # What a plug-in may not change
@@ -170,23 +169,24 @@ def _changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[
 
 def _is_data(kind: type[Attack] | type[Defense]) -> str:
     """Frozen, keyword-only, made from its defaults alone; its manifest is JSON and names it."""
-    _require("__dataclass_params__" in vars(kind), f"write @dataclass(frozen=True, kw_only=True) above {kind.__name__}")
+    decorated = "__dataclass_params__" in vars(kind)
+    _require(decorated, "is no dataclass", f"write @dataclass(frozen=True, kw_only=True) above {kind.__name__}")
     made = kind()
     own = [item.name for item in fields(made)]
     positional = [item.name for item in fields(made) if not item.kw_only]
-    _require(not positional, f"{', '.join(positional)} can be given without a name; write kw_only=True")
+    _require(not positional, f"{', '.join(positional)} can be given without a name", "write kw_only=True")
     try:
         setattr(made, own[0] if own else "anything", None)
     except FrozenInstanceError:
         pass
     else:
-        raise Violation("its fields can be changed; write frozen=True")
+        raise Violation("its fields can be changed", "write frozen=True")
     manifest = made.manifest()
     try:
         same = json.loads(json.dumps(manifest)) == manifest
     except (TypeError, ValueError) as error:
-        raise Violation(f"its manifest is no JSON ({error}); fields are numbers, strings and switches") from error
-    _require(same, f"its manifest is not itself after JSON: {manifest}; fields are numbers, strings and switches")
+        raise Violation(f"its manifest is no JSON ({error})", "fields are numbers, strings and switches") from error
+    _require(same, f"its manifest is not itself after JSON: {manifest}", "fields are numbers, strings and switches")
     lacking = {"name", "version", *own} - manifest.keys()
     _require(not lacking, f"its manifest lacks {', '.join(sorted(lacking))}, so that keys would not hold them")
     _require(isinstance(kind.version, int) and kind.version >= 1, f"`version` is {kind.version!r}, expected 1 or more")
@@ -247,7 +247,7 @@ def _refuses_wrong_fields(kind: type[Attack]) -> str:
             kind(**values)
         except RobenchError:
             continue
-        raise Violation(f"takes {values}; call super().__post_init__() in its own __post_init__")
+        raise Violation(f"takes {values}", "call super().__post_init__() in its own __post_init__")
     return ", ".join(f"{name}={value}" for values in wrong for name, value in values.items())
 
 
@@ -319,7 +319,7 @@ def _leaves_its_inputs_alone(kind: type[Attack]) -> str:
 def _leaves_the_global_generators_alone(kind: type[Attack]) -> str:
     scene, before = _Scene(), _generators()
     scene.crafted(_few_steps(kind))
-    _require(_generators() == before, "draws from a global generator; take numbers from `draws`")
+    _require(_generators() == before, "draws from a global generator", "take numbers from `draws`")
     return "torch, numpy, random"
 
 
@@ -358,7 +358,7 @@ def _does_not_depend_on_the_batch(kind: type[Attack]) -> str:
     for what, difference in (("smaller batches", parts - whole), ("another order", craft(order) - whole[order])):
         worst = float(difference.abs().max())
         remedy = "draw from `draws`, or say `batch_dependent: ClassVar[bool] = True`"
-        _require(worst <= ROUNDING, f"{what} change images by up to {worst:.2g}; {remedy}")
+        _require(worst <= ROUNDING, f"{what} change images by up to {worst:.2g}", remedy)
     return f"smaller batches and another order give the same images within {ROUNDING:g} in float64"
 
 
@@ -428,7 +428,7 @@ def _is_deterministic_in_training(kind: type[Defense]) -> str:
             training = _Training(kind)
             found.append((training.loss(), _values(training.ensemble)))
     (one, weights), (other, others) = found
-    _require(one == other, f"the same draws give {one} and {other}; take numbers from `batch.draws`")
+    _require(one == other, f"the same draws give {one} and {other}", "take numbers from `batch.draws`")
     _require(not _changed(weights, others), "the same draws leave other running statistics")
     return "the same loss to the bit, however the global generators are seeded"
 
@@ -455,14 +455,14 @@ def _leaves_its_batch_alone(kind: type[Defense]) -> str:
     kept = {name: value.clone() for name, value in tensors.items()}
     training.loss()
     changed = [*_changed(kept, tensors), *(name for name, value in tensors.items() if value.requires_grad)]
-    _require(not changed, f"changes {', '.join(changed)} of the batch in place; clone first")
+    _require(not changed, f"changes {', '.join(changed)} of the batch in place", "clone first")
     return ", ".join(kept)
 
 
 def _leaves_the_generators_alone_in_training(kind: type[Defense]) -> str:
     training, before = _Training(kind), _generators()
     training.loss()
-    _require(_generators() == before, "draws from a global generator; take numbers from `batch.draws`")
+    _require(_generators() == before, "draws from a global generator", "take numbers from `batch.draws`")
     return "torch, numpy, random"
 
 
@@ -474,7 +474,7 @@ def _refuses_too_few_members(kind: type[Defense]) -> str:
             defense.check(members=members, classes=10)
         except RobenchError:
             continue
-        raise Violation(f"takes {members} members, with min_members {kind.min_members}; call super().check(...)")
+        raise Violation(f"takes {members} members, with min_members {kind.min_members}", "call super().check(...)")
     return f"fewer than {kind.min_members}"
 
 
@@ -559,7 +559,9 @@ def _trains_from_its_seed(name: str) -> str:
     got = tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__
     _require(got == (4, 10), f"expected logits (4, 10) in train mode too, got {got}")
     _require(torch.equal(one, again), "train mode gives other logits for the same state of torch's generator")
-    _require(_generators()[1:] == before, "train mode draws from numpy or random; draw from torch, which training keys")
+    _require(
+        _generators()[1:] == before, "train mode draws from numpy or random", "draw from torch, which training keys"
+    )
     one.square().sum().backward()
     if idle := [key for key, weights in model.named_parameters() if weights.grad is None]:
         raise Doubt(f"{len(idle)} parameters get no gradient, such as {idle[0]}")

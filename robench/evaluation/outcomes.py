@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ from scipy.stats import binomtest
 
 from robench.core.errors import RobenchError, unknown
 from robench.evaluation.cells import Cell
+from robench.evaluation.findings import Finding
 
 #: What a cell says about each of its rows, and as which type.
 _OF_CELL = {
@@ -44,20 +44,6 @@ ENSEMBLE = "ensemble"
 #: The column ``threat`` of rows that serve checks and no number, and are kept apart: of a surrogate on what was crafted
 #: on itself, and of a few survivors of a white-box result that are attacked otherwise.
 SURROGATE, PROBE = ASIDE = "surrogate", "probe"
-
-Status = Literal["pass", "warn", "fail"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One question put to a result, and the evidence."""
-
-    name: str
-    status: Status
-    evidence: str
-
-    def __str__(self) -> str:
-        return f"{self.status}  {self.name}: {self.evidence}"
 
 
 def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -145,7 +131,7 @@ class Outcomes:
         checks: what was found while it was measured: of the models, the surrogates and a few survivors.
     """
 
-    def __init__(self, frame: pd.DataFrame, checks: Iterable[Check] = ()) -> None:
+    def __init__(self, frame: pd.DataFrame, checks: Iterable[Finding] = ()) -> None:
         missing = [name for name in (*CELL_COLUMNS, *ROW_COLUMNS) if name not in frame]
         if missing:
             raise RobenchError(

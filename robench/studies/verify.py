@@ -20,6 +20,7 @@ from robench.core.runs import Run, Runs
 from robench.core.store import content_key, read_frame, read_json, read_record
 from robench.evaluation.cells import Cell
 from robench.evaluation.engine import Evaluator, Settings
+from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import CELL_COLUMNS, ROW_COLUMNS, Outcomes, empty_rows
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Job, Threat
@@ -34,19 +35,6 @@ CLOSE = 1e-4
 _KEYS = ["member", "sample"]
 #: The numbers of a study's report.
 SUMMARY = "report/summary.json"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What became of one cell, or of a file.
-
-    Attributes:
-        good: whether it is confirmed; evidence: why, or why not.
-    """
-
-    what: str
-    good: bool
-    evidence: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +92,7 @@ def verify(
     for name in store.names():
         parts = {path: read_frame(path) for path in sorted((store.folder(name) / OUTCOMES).glob("part-*.parquet"))}
         for path in (path for path, part in parts.items() if part is None):
-            yield Finding(str(path.relative_to(result)), False, "is not what was written: its name is not its hash")
+            yield Finding(str(path.relative_to(result)), "fail", "is not what was written: its name is not its hash")
         frames = [part for part in parts.values() if part is not None]
         rows[name] = pd.concat([*frames, empty_rows()], ignore_index=True).drop_duplicates(ignore_index=True)
     chosen = [(name, str(cell)) for name, frame in rows.items() for cell in frame["cell"].unique()]
@@ -176,9 +164,9 @@ def _guarded(what: str, attempt: Callable[[], Finding]) -> Finding:
     try:
         return attempt()
     except RobenchError as error:
-        return Finding(what, False, str(error))
+        return Finding(what, "fail", str(error))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        return Finding(what, False, f"a file of it is damaged ({error!r})")
+        return Finding(what, "fail", f"a file of it is damaged ({error!r})")
 
 
 def _tried(bench: Workbench, run: Run, key: str, rows: pd.DataFrame, tolerance: float) -> Finding:
@@ -189,10 +177,10 @@ def _tried(bench: Workbench, run: Run, key: str, rows: pd.DataFrame, tolerance: 
     wrong = [name for name in CELL_COLUMNS if getattr(cell, name) != true[name]]
     if wrong:
         told = getattr(cell, wrong[0])
-        return Finding(what, False, f"its manifest says {wrong[0]} {told!r}, and it is {true[wrong[0]]!r}")
+        return Finding(what, "fail", f"its manifest says {wrong[0]} {told!r}, and it is {true[wrong[0]]!r}")
     both = rows.merge(again.frame, on=_KEYS, how="outer", suffixes=("", "_again"), indicator=True)
     if len(rows) != len(again.frame) or not (both["_merge"] == "both").all():
-        return Finding(what, False, f"it has {len(rows)} rows, and {len(again.frame)} are made")
+        return Finding(what, "fail", f"it has {len(rows)} rows, and {len(again.frame)} are made")
     differs = pd.Series(False, index=both.index)
     for name in (name for name in ROW_COLUMNS if name not in (*_KEYS, "cell")):
         apart = both[name] != both[f"{name}_again"]
@@ -203,11 +191,11 @@ def _tried(bench: Workbench, run: Run, key: str, rows: pd.DataFrame, tolerance: 
     if share > tolerance:
         first = both[differs].iloc[0]
         return Finding(
-            what, False,
+            what, "fail",
             f"{int(differs.sum())} of {len(both)} rows differ, such as sample {first['sample']} of {first['member']}: "
             f"margin {first['margin']:.4g}, again {first['margin_again']:.4g}",
         )  # fmt: skip
-    return Finding(what, True, f"{len(both)} rows, {int(differs.sum())} differ")
+    return Finding(what, "pass", f"{len(both)} rows, {int(differs.sum())} differ")
 
 
 def _rows_again(bench: Workbench, run: Run, cell: Cell, samples: list[int]) -> Outcomes:
@@ -243,8 +231,8 @@ def _summary(result: Path, store: Runs, rows: dict[str, pd.DataFrame]) -> Findin
     true = objects(Outcomes.concat(parts))
     lost = [row for row in told if row not in true]
     if lost:
-        return Finding(SUMMARY, False, f"{len(lost)} numbers are not those of the rows, such as {lost[0]}")
-    return Finding(SUMMARY, True, f"{len(told)} numbers are those of the rows")
+        return Finding(SUMMARY, "fail", f"{len(lost)} numbers are not those of the rows, such as {lost[0]}")
+    return Finding(SUMMARY, "pass", f"{len(told)} numbers are those of the rows")
 
 
 def _cell(run: Run, key: str) -> Cell:
