@@ -27,7 +27,7 @@ from robench.core.errors import RobenchError, unknown
 from robench.core.features import depth, features
 from robench.core.frozen import frozen
 from robench.core.losses import LOSSES
-from robench.core.models import MODELS, ModelSpec, Normalized, ResNet, build, import_model
+from robench.core.models import MODELS, ModelSpec, Normalized, ResNet, WideResNet, build, import_model
 from robench.core.registry import Registry
 from robench.core.rng import Draws, Stream
 from robench.defenses import DEFENSES, Batch, Defense
@@ -81,11 +81,17 @@ def kinds(name: str) -> list[Kind]:
     return found
 
 
-def examine(kind: Kind, name: str, folder: Path | str = "data") -> Iterator[Finding]:
+def titles(kind: Kind) -> list[str]:
+    """What is checked of that kind of plug-in, in order."""
+    return [_title(check) for check in CHECKS[kind]]
+
+
+def examine(kind: Kind, name: str, folder: Path | str = "data", *, only: str | None = None) -> Iterator[Finding]:
     """Every check of that kind of plug-in, in order, as they finish.
 
     Args:
         folder: where official data sets are kept.
+        only: one of `titles`: that check alone.
     """
     base = {"attack": Attack, "defense": Defense}.get(kind)
     if base is None:
@@ -97,13 +103,19 @@ def examine(kind: Kind, name: str, folder: Path | str = "data") -> Iterator[Find
             yield Finding(f"is a class of {kind}s", "fail", what)
             return
     for check in CHECKS[kind]:
-        title = check.__name__.strip("_").replace("_", " ")
+        title = _title(check)
+        if only not in (None, title):
+            continue
         try:
             yield Finding(title, "pass", check(subject))
         except _Told as told:
             yield Finding(title, "warn" if isinstance(told, Doubt) else "fail", str(told), told.fix)
         except Exception as error:  # a plug-in may raise anything
             yield Finding(title, "fail", " ".join(f"{type(error).__name__}: {error}".split()))
+
+
+def _title(check: Callable[[Any], str]) -> str:
+    return check.__name__.strip("_").replace("_", " ")
 
 
 def _require(kept: bool, evidence: str, fix: str = "") -> None:
@@ -189,6 +201,9 @@ def _is_data(kind: type[Attack] | type[Defense]) -> str:
     _require(same, f"its manifest is not itself after JSON: {manifest}", "fields are numbers, strings and switches")
     lacking = {"name", "version", *own} - manifest.keys()
     _require(not lacking, f"its manifest lacks {', '.join(sorted(lacking))}, so that keys would not hold them")
+    _require(manifest["name"] == kind.name, f"its manifest calls it {manifest['name']!r}, it is {kind.name!r}")
+    label = made.label if isinstance(made, Attack) else kind.name
+    _require(label == kind.name, f"its label at its defaults is {label!r}, expected its name, {kind.name!r}")
     _require(isinstance(kind.version, int) and kind.version >= 1, f"`version` is {kind.version!r}, expected 1 or more")
     return f"version {kind.version}, fields: {', '.join(own) or 'none'}"
 
@@ -245,7 +260,10 @@ def _refuses_wrong_fields(kind: type[Attack]) -> str:
     for values in wrong:
         try:
             kind(**values)
-        except RobenchError:
+        except RobenchError as error:
+            _require(
+                next(iter(values)) in str(error), f"refuses {values} without a word of it: {error}", "name the field"
+            )
             continue
         raise Violation(f"takes {values}", "call super().__post_init__() in its own __post_init__")
     return ", ".join(f"{name}={value}" for values in wrong for name, value in values.items())
@@ -310,7 +328,8 @@ def _leaves_its_inputs_alone(kind: type[Attack]) -> str:
     scene, radii = _Scene(), _Scene().radii()
     kept = {"images": scene.images.clone(), "labels": scene.labels.clone(), "eps": radii.clone()}
     scene.raw(_few_steps(kind), radii)
-    changed = _changed(kept, {"images": scene.images, "labels": scene.labels, "eps": radii})
+    given = {"images": scene.images, "labels": scene.labels, "eps": radii}
+    changed = [*_changed(kept, given), *(name for name, value in given.items() if value.requires_grad)]
     if changed:
         raise Doubt(f"changes {', '.join(changed)} in place; robench hands it copies")
     return ", ".join(kept)
@@ -370,9 +389,13 @@ class _Training:
 
     def __init__(self, kind: type[Defense], mixed: bool = False) -> None:
         self.defense: Defense = _few_steps(kind)
-        names = ["resnet8"] * max(3, kind.min_members)
-        names[-1] = "resnet14" if mixed else "resnet8"
-        self.ensemble = Ensemble(build(_spec(name, 10, 3), key) for key, name in enumerate(names)).train()
+        members: list[nn.Module] = [build(_spec("resnet8", 10, 3), key) for key in range(max(3, kind.min_members))]
+        if mixed:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(0)
+                other = WideResNet(10, 1, num_classes=10, in_channels=3)
+            members[-1] = Normalized(other, (0.5,) * 3, (0.25,) * 3)
+        self.ensemble = Ensemble(members).train()
         epoch = Stream(("conformance",)).within("epoch", 0)
         draws = epoch.within("step", 0)
         images, paired = (draws.uniform((8, 3, 8, 8), name) for name in ("first", "second"))
@@ -468,11 +491,15 @@ def _leaves_the_generators_alone_in_training(kind: type[Defense]) -> str:
 
 def _refuses_too_few_members(kind: type[Defense]) -> str:
     defense = kind()
-    defense.check(members=max(3, kind.min_members), classes=10)
+    try:
+        defense.check(members=kind.min_members, classes=10)
+    except RobenchError as error:
+        raise Violation(f"refuses {kind.min_members} members, its min_members: {error}", "raise min_members") from error
     for members in range(kind.min_members):
         try:
             defense.check(members=members, classes=10)
-        except RobenchError:
+        except RobenchError as error:
+            _require("`n`" in str(error), f"refuses {members} members without a word of `n`: {error}", "name it")
             continue
         raise Violation(f"takes {members} members, with min_members {kind.min_members}", "call super().check(...)")
     return f"fewer than {kind.min_members}"
