@@ -21,6 +21,7 @@ from robench.core.store import write_text
 from robench.evaluation import words
 from robench.evaluation.engine import Settings
 from robench.evaluation.outcomes import Outcomes
+from robench.reports.document import Cell, Table, markdown
 from robench.studies.workbench import Workbench
 from robench.training.task import resolve
 
@@ -65,15 +66,16 @@ def main(craft_bn: bool, seeds: int, samples: int, runs: str, out: Path) -> None
             click.echo(rows[-1], err=True)
     frame = pd.DataFrame(rows)
     columns = ["clean 0", "transfer 0.2", *(f"{t} {e:g}" for t in ("whitebox", "blackbox") for e in EPS)]
-    lines = ["| | " + " | ".join(columns).replace("clean 0", "clean") + " |", "|---" * (len(columns) + 1) + "|"]
+    lines = []
     for label in variants:
         own = 100 * frame.loc[frame["variant"] == label, columns]
-        cells = [f"{own[name].mean():.1f} ± {own[name].std():.1f}" for name in columns]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+        means = [Cell(f"{own[name].mean():.1f} ± {own[name].std():.1f}", own[name].mean()) for name in columns]
+        lines.append([Cell.of(label), *means])
+    table = markdown(Table(["", "clean", *columns[1:]], lines))
     name = "craft_bn" if craft_bn else "defenses"
     write_text(out / f"{name}.csv", frame.to_csv(index=False))
-    write_text(out / f"{name}.md", "\n".join(lines) + "\n")
-    click.echo("\n".join(lines))
+    write_text(out / f"{name}.md", table)
+    click.echo(table, nl=False)
 
 
 if __name__ == "__main__":

@@ -684,7 +684,7 @@ def cifar10(plan: Plan) -> Rows:
                     for each in table.itertuples()
                 )
                 yield row(f"{defense}/3, {threat.name}", said)
-                yield from (row(f"{defense}/3, {check.name}", f"{check.status}: {check.evidence}")
+                yield from (row(f"{defense}/3, {check.name}", f"{check.status}: {check.said}")
                             for check in outcomes.checks if check.status != "pass")  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from robench.core.errors import unknown
 from robench.evaluation.outcomes import intervals
 from robench.evaluation.statistics import LEVEL
 from robench.evaluation.words import steps
-from robench.reports import style, tables
+from robench.reports import style
 from robench.reports._queries import POINT, accuracies, paired, survived, tidy
 
 #: Whether our images are the paper's: they are; they are on the user's word; they are not.
@@ -127,13 +127,7 @@ def against(frame: pd.DataFrame, paper: str = "dverge2020", *, data: SameData) -
     both["verdict"] = "different data" if data == "different" else judged
     if data == "vouched":
         both["verdict"] += " (data vouched for)"
-    rank = {name: place for place, name in enumerate(style.order(both["defense"]))}
-    order = {"clean": 0, "blackbox": 1, "whitebox": 2}
-    both = both.sort_values(
-        ["threat", "defense", "n", "eps"],
-        key=lambda s: s.map(order) if s.name == "threat" else s.map(rank) if s.name == "defense" else s,
-        ignore_index=True,
-    )
+    both = style.ordered(both, "threat", "defense", "n", "eps")
     return both[
         [
             "threat", "defense", "n", "eps", "ours", "ours_low", "ours_high", "published", "published_low",
@@ -200,25 +194,6 @@ def orderings(frame: pd.DataFrame) -> pd.DataFrame:
             left, right = ("whitebox", "advt", n, eps), ("whitebox", "dverge-advt", n, eps)
             compare("DVERGE+AdvT loses to AdvT white-box", left, right)
     return pd.DataFrame(found, columns=["claim", "left", "right", "difference", "p", "verdict"])
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """`against` or `orderings`, rates in percent."""
-    header = [tables.escape_markdown(str(name).replace("_", " ")) for name in table.columns]
-    rows = [[_shown(str(name), value) for name, value in row.items()] for _, row in table.iterrows()]
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-_RATES = ("ours", "published", "difference")
-
-
-def _shown(name: str, value: object) -> str:
-    if isinstance(value, float):
-        if name.startswith(_RATES):
-            return f"{100 * value:.1f}"
-        return "–" if np.isnan(value) else f"{value:.3g}"
-    return tables.escape_markdown(str(value))
 
 
 def _comparable(frame: pd.DataFrame) -> pd.DataFrame:

@@ -12,10 +12,10 @@ from robench.evaluation.outcomes import robust
 from robench.evaluation.words import steps
 from robench.reports import style
 from robench.reports._queries import accuracies, survived, tidy
-from robench.reports.lines import Look, lines, look
+from robench.reports.lines import lines, look
 
-_LABELS = {"clean": "clean", "blackbox": "black-box", "whitebox": "white-box"}
-_LOOKS = {"clean": Look("#555555", "o"), "blackbox": Look("#0072B2", "D"), "whitebox": Look("#D55E00", "s")}
+#: Threats whose accuracy a setting of a defense is drawn against, and their lines.
+_LOOKS = {threat: shown.look for threat, shown in style.THREATS.items() if shown.look}
 
 #: What the points of these figures say.
 _VALUES = ["accuracy", "samples", "seeds", "low", "high"]
@@ -81,7 +81,9 @@ def setting_values(frame: pd.DataFrame, settings: Mapping[str, float | str], eps
 def ablation(frame: pd.DataFrame, ax: Axes, *, settings: Mapping[str, float | str], name: str, eps: float) -> Axes:
     """Accuracy in percent by a setting of the defense, such as the distillation layer: clean and under each threat."""
     points = setting_values(frame, settings, eps)
-    labels = {threat: label if threat == "clean" else f"{label}, ε = {eps:g}" for threat, label in _LABELS.items()}
+    labels = {
+        threat: style.THREATS[threat].label + (f", ε = {eps:g}" if threat != "clean" else "") for threat in _LOOKS
+    }
     points["line"] = points["threat"].astype(str).map(labels)
     lines(points, ax, x="setting", y="accuracy", looks={labels[threat]: _LOOKS[threat] for threat in labels})
     ax.set_xlabel(name)
@@ -100,7 +102,7 @@ def trade_off(frame: pd.DataFrame, ax: Axes, *, settings: Mapping[str, float | s
     x, across = points["accuracy", "clean"], _reach(points, "clean")
     for threat in [threat for threat in ("blackbox", "whitebox") if threat in points["accuracy"]]:
         y, drawn = points["accuracy", threat], _LOOKS[threat]
-        label = f"{_LABELS[threat]}, ε = {eps:g}"
+        label = f"{style.THREATS[threat].label}, ε = {eps:g}"
         ax.plot(x.to_numpy(), y.to_numpy(), color=drawn.color, marker=drawn.marker, markeredgewidth=0, label=label)
         ax.errorbar(
             x, y, xerr=across, yerr=_reach(points, threat), fmt="none", ecolor=drawn.color, elinewidth=0.5, alpha=0.5

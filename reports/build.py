@@ -16,17 +16,12 @@ from robench.core.store import atomic, checked_name, write_text
 from robench.defenses.base import DEFENSES
 from robench.evaluation.outcomes import left_out
 from robench.evaluation.threats import BLACKBOX
-from robench.reports import against, appendix, curves, regions, style, tables, transferability, trend
+from robench.reports import against, appendix, curves, document, regions, style, tables, transferability, trend
 from robench.reports._queries import ambiguous, tidy, transfer_rates
 
 FORMATS = ("pdf", "png", "svg")
-#: Tables of accuracy, and the threat of each; those of an A are extras.
-TABLES = {
-    "table4_blackbox": "blackbox",
-    "table5_whitebox": "whitebox",
-    "tableA_blackbox_own": "blackbox-own",
-    "tableA_blackbox_related": "blackbox-related",
-}
+#: The threats that have a table of accuracy, and its file name.
+TABLES = {threat: shown.table for threat, shown in style.THREATS.items() if shown.table}
 #: ε of the paper's Figure 3.
 TRANSFER_EPS = 0.03
 #: ε at which one setting of a defense is judged, or the nearest that was measured.
@@ -125,16 +120,17 @@ def write(
                 notices.append(str(sheet))
                 continue
             files += _figure(sheet, out, formats, provenance)
-    for name, threat in TABLES.items():
+    for threat, name in TABLES.items():
         if (frame["threat"] == threat).any():
-            table = tables.accuracy(frame, threat)
-            texts = {"md": tables.markdown(table), "tex": tables.latex(table)}
-            files += _table(out, name, table, texts, provenance)
+            points = tables.accuracy(frame, threat)
+            table = tables.described(points)
+            texts = {"md": document.markdown(table), "tex": document.latex(table)}
+            files += _table(out, name, points, texts, provenance)
         elif not name.startswith("tableA"):
             notices.append(f"{name} skipped: no {threat} accuracy in these outcomes")
     if paper is not None:
         numbers, claims = against.against(frame, paper, data=data), against.orderings(frame)
-        text = f"{against.markdown(numbers)}\n{against.markdown(claims)}"
+        text = "\n".join(document.markdown(document.of_frame(each)) for each in (numbers, claims))
         files += _table(out, f"against_{paper}", numbers, {"md": text}, provenance)
     return files, notices
 
@@ -164,13 +160,10 @@ def sheets(
     yield from _accuracy(
         frame[combined], "fig5_adversarial_training", f"{title}, with adversarial training", main, links
     )
-    for threat, whose in (
-        ("blackbox-own", "surrogates of the target's own defense"),
-        ("blackbox-related", "from related networks: no black-box result"),
-    ):
+    for threat in ("blackbox-own", "blackbox-related"):
         if (frame["threat"] == threat).any():
             name = f"figA_{threat.replace('-', '_')}"
-            yield from _accuracy(frame, name, f"{title}, {whose}", (threat,), links)
+            yield from _accuracy(frame, name, f"{title}, {style.THREATS[threat].label}", (threat,), links)
     if (frame["threat"] == "convergence").any():
         yield _convergence(frame)
     else:
@@ -188,7 +181,7 @@ def cautions(frame: pd.DataFrame) -> list[str]:
         if rivals
     ]
     notices += left_out(frame)
-    for threat in TABLES.values():
+    for threat in TABLES:
         if not (frame["threat"] == threat).any():
             continue
         points = curves.values(frame, threat)

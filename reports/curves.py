@@ -15,13 +15,6 @@ from robench.reports.lines import by_defense, lines
 #: The link of a point, from (defense, n, ε).
 Link = Callable[[str, int, float], str]
 
-TITLES = {
-    "blackbox": "Black-box transfer attacks",
-    "blackbox-own": "Black-box, surrogates of the own defense",
-    "blackbox-related": "From related networks, not black-box",
-    "whitebox": "White-box attacks",
-}
-
 
 def values(frame: pd.DataFrame, threat: str) -> pd.DataFrame:
     """One row per defense, size and ε: accuracy in [0, 1] under ``threat``, and at ε = 0 the clean one.
@@ -39,10 +32,8 @@ def values(frame: pd.DataFrame, threat: str) -> pd.DataFrame:
     attacked = attacked[attacked["eps"] > 0]
     points = accuracies(pd.concat([clean, attacked]))
     points["defense"] = points["defense"].astype(object)
-    rank = {name: place for place, name in enumerate(style.order(points["defense"]))}
-    return points.sort_values(["defense", "n", "eps"], key=lambda s: s.map(rank) if s.name == "defense" else s)[
-        ["threat", "defense", "n", "eps", "accuracy", "low", "high", "sd", "seeds", "samples", "versions"]
-    ].reset_index(drop=True)
+    columns = ["threat", "defense", "n", "eps", "accuracy", "low", "high", "sd", "seeds", "samples", "versions"]
+    return style.ordered(points, "defense", "n", "eps")[columns]
 
 
 def curves(frame: pd.DataFrame, ax: Axes, *, threat: str, link: Link | None = None) -> Axes:
@@ -65,5 +56,5 @@ def curves(frame: pd.DataFrame, ax: Axes, *, threat: str, link: Link | None = No
     ax.set_xlim(left=-0.02 * float(points["eps"].max()))
     ax.set_xlabel("perturbation ε (ℓ∞, pixels in [0, 1])")
     ax.set_ylabel("accuracy, %")
-    ax.set_title(TITLES.get(threat, threat))
+    ax.set_title(style.THREATS[threat].title if threat in style.THREATS else threat)
     return ax

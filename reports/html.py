@@ -8,7 +8,8 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from robench.core.errors import RobenchError
 from robench.core.store import write_text
 from robench.evaluation.outcomes import that_count
 from robench.evaluation.threats import BLACKBOX
-from robench.reports import against, build, style, tables
+from robench.reports import against, build, document, style, tables
 from robench.reports._queries import tidy
+from robench.reports.document import Cell, Table
 from robench.reports.pictures import VERSION, Picture, Pixels
 
 #: Bytes that a report must stay below, and what images may take of them.
@@ -33,33 +35,8 @@ _IMAGE_LIMIT = 2_000_000
 #: Samples named for each attack of a drill-down: the most that keeps the file below `LIMIT`.
 _NAMED = (1_000_000, 300, 100, 30, 10, 0)
 
-_NAMES = {
-    "blackbox": "black-box",
-    "blackbox-own": "black-box from surrogates of its own defense",
-    "blackbox-related": "from related networks, no black-box result",
-    "whitebox": "white-box",
-}
-
 #: Cell, member and sample.
 _Row = tuple[str, str, int]
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """A cell of a table; ``sort`` is what it is sorted by, ``note`` what stands behind the text."""
-
-    text: str
-    sort: float | str
-    href: str = ""
-    best: bool = False
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class _Table:
-    caption: str
-    headers: list[str]
-    rows: list[list[_Cell]]
 
 
 class _Drills:
@@ -83,7 +60,7 @@ class _Drills:
 
     def point(self, threat: str, defense: str, n: int, eps: float) -> str:
         threat = threat if eps else "clean"
-        title = f"{style.label(defense)}/{n}, {_NAMES.get(threat, threat)}" + (f", ε = {eps:g}" if eps else "")
+        title = f"{style.label(defense)}/{n}, {style.THREATS[threat].label}" + (f", ε = {eps:g}" if eps else "")
         return self._add(("point", threat, defense, n, eps), title, self._points.get((threat, defense, n, eps)))
 
     def cell(self, target: str, eps: float, source: str, member: str) -> str:
@@ -172,9 +149,15 @@ def write(
         "title": title,
         "summary": _summary(frame),
         "notices": notices,
-        "checks": [{name: str(check[name]) for name in ("name", "status", "evidence")} for check in checks],
+        "checks": _checks(checks) if checks else None,
         "tables": [
-            _accuracy(frame, threat, links) for threat in build.TABLES.values() if (frame["threat"] == threat).any()
+            tables.described(
+                tables.accuracy(frame, threat),
+                f"Accuracy by ε, {style.THREATS[threat].label}, %, with 95 % Wilson intervals",
+                partial(links.point, threat),
+            )
+            for threat in build.TABLES
+            if (frame["threat"] == threat).any()
         ],
         "paper": _paper(frame, paper, data) if paper is not None else None,
         "figures": figures,
@@ -204,12 +187,25 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["csp"] = _csp
+    environment.globals["lines"] = _lines
     return environment
 
 
 def _csp(script: str) -> str:
     """The hash by which the content policy admits our script, and no other."""
     return "sha256-" + base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode()
+
+
+def _lines(lines: Sequence[Mapping[str, Any]], limit: int) -> Table:
+    """The attacks of a drill-down, with as many samples named."""
+    rows = []
+    for line in lines:
+        samples, more = line["samples"][:limit], len(line["samples"]) - limit
+        named = (" ".join(map(str, samples)) or "–") + (f" and {more} more" if more > 0 else "")
+        about = [*line["about"], line["restart"], line["took"]]
+        rows.append([*map(Cell.of, about), Cell.of(named, look="long")])
+    headers = ["Target", "Surrogate", "Attack", "Loss", "Restart", "Took", "Samples it took first"]
+    return Table(headers, rows)
 
 
 def _summary(frame: pd.DataFrame) -> list[tuple[str, str]]:
@@ -226,82 +222,54 @@ def _summary(frame: pd.DataFrame) -> list[tuple[str, str]]:
     ]
 
 
-def _accuracy(frame: pd.DataFrame, threat: str, links: build.Links) -> _Table:
-    table = tables.accuracy(frame, threat)
-    columns = sorted(table["eps"].unique())
+def _checks(checks: Sequence[Mapping[str, str]]) -> Table:
     rows = []
-    for (name, n), line in table.groupby(["defense", "n"], sort=False):
-        by_eps = {row["eps"]: row for _, row in line.iterrows()}
-        cells = [_Cell(style.label(str(name)), style.label(str(name)).lower()), _Cell(str(n), float(str(n)))]
-        for eps in columns:
-            if eps not in by_eps:
-                cells.append(_Cell("–", -1.0))
-                continue
-            row = by_eps[eps]
-            href = links.point(threat, str(name), int(str(n)), float(eps))
-            cells.append(_rate(row["accuracy"], row["low"], row["high"], href, bool(row["best"])))
-        rows.append(cells)
-    headers = ["Defense", "N", *("clean" if eps == 0 else f"ε = {eps:g}" for eps in columns)]
-    return _Table(f"Accuracy, {_NAMES[threat]}, %, with 95 % Wilson intervals", headers, rows)
+    for check in checks:
+        known = check["status"] if check["status"] in ("pass", "warn", "fail") else ""
+        look = f"text status {known}".rstrip()
+        rows.append(
+            [Cell.of(check["name"]), Cell.of(check["status"], look=look), Cell.of(check["evidence"], look="long")]
+        )
+    return Table(["Check", "Status", "Evidence"], rows, "Checks on these results")
 
 
 def _paper(frame: pd.DataFrame, paper: str, data: against.SameData) -> dict[str, Any]:
     numbers = against.against(frame, paper, data=data)
     rows = []
     for row in numbers.to_dict("records"):
-        rates = [_rate(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in _COMPARED]
-        about = [_cell("threat", row["threat"]), _cell("defense", style.label(row["defense"]))]
-        rows.append([*about, _cell("n", row["n"]), _cell("eps", row["eps"]), *rates, _cell("verdict", row["verdict"])])
+        rates = [Cell.measured(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in _COMPARED]
+        about = [row["threat"], style.label(row["defense"]), row["n"], row["eps"]]
+        rows.append([*map(Cell.of, about), *rates, Cell.of(row["verdict"])])
     verdicts = numbers["verdict"].value_counts()
     return {
         "title": against.PAPERS[paper].title,
         "count": ", ".join(f"{verdicts[name]} {name}" for name in sorted(verdicts.index)) or "nothing in common",
-        "numbers": _Table(
-            "Ours and the published numbers, %, with 95 % intervals for the images",
+        "numbers": Table(
             ["Threat", "Defense", "N", "ε", *map(str.capitalize, _COMPARED), "Verdict"],
             rows,
+            "Ours and the published numbers, %, with 95 % intervals for the images",
         ),
-        "orderings": _table(
-            "What a reproduction must show: left above right (difference in %)", against.orderings(frame)
+        "orderings": document.of_frame(
+            against.orderings(frame), "What a reproduction must show: left above right (difference in %)"
         ),
     }
 
 
-def _rate(value: float, low: float, high: float, href: str = "", best: bool = False) -> _Cell:
-    return _Cell(f"{100 * value:.1f}", float(value), href, best, f"[{100 * low:.1f}, {100 * high:.1f}]")
-
-
 _COMPARED = ("ours", "published", "difference")
-_RATES = ("accuracy", "low", "high", "sd", "rate", "share", *_COMPARED)
 
 
-def _table(caption: str, values: pd.DataFrame, links: build.Links | None = None) -> _Table:
-    """Every value, rates in percent; rows of a curve or of a matrix lead to their drill-down."""
-    rows = []
-    for _, row in values.iterrows():
-        cells = [_cell(str(name), value) for name, value in row.items()]
+def _linked(table: Table, values: pd.DataFrame, links: build.Links) -> Table:
+    """The table of ``values``, where rows of a curve or of a matrix lead to their drill-down."""
+    shown = next((place for place, name in enumerate(values.columns) if name in ("accuracy", "rate")), None)
+    for cells, row in zip(table.rows, values.to_dict("records"), strict=True):
         href = ""
-        if links is not None and {"source", "member"} <= set(values.columns):
+        if {"source", "member"} <= row.keys():
             href = links.cell(row["target"], float(row["eps"]), row["source"], row["member"])
-        elif links is not None and "panel" in values.columns:
+        elif "panel" in row:
             href = links.point(row["panel"], row["defense"], int(row["n"]), float(row["eps"]))
-        if href:
-            place = [str(name) in ("accuracy", "rate") for name in row.index].index(True)
-            cells[place] = _Cell(cells[place].text, cells[place].sort, href)
-        rows.append(cells)
-    return _Table(caption, [str(name).replace("_", " ") for name in values.columns], rows)
-
-
-def _cell(name: str, value: Any) -> _Cell:
-    if isinstance(value, (bool, np.bool_)):
-        return _Cell("yes" if value else "no", float(value))
-    if isinstance(value, (int, np.integer)):
-        return _Cell(str(value), float(value))
-    if isinstance(value, (float, np.floating)):
-        if np.isnan(value):
-            return _Cell("–", -1e9)
-        return _Cell(f"{100 * value:.1f}" if name.startswith(_RATES) else f"{value:.3g}", float(value))
-    return _Cell(str(value), str(value).lower())
+        if href and shown is not None:
+            cells[shown] = replace(cells[shown], href=href)
+    return table
 
 
 def _figure(sheet: build.Sheet, links: build.Links) -> dict[str, Any]:
@@ -321,7 +289,7 @@ def _figure(sheet: build.Sheet, links: build.Links) -> dict[str, Any]:
         "title": sheet.title,
         "width": 10 * sheet.figure.get_figwidth(),
         "svg": Markup(svg.replace("<svg ", f"<svg {alt} ", 1)),
-        "table": _table(f"Values of: {sheet.title}", sheet.values, links),
+        "table": _linked(document.of_frame(sheet.values, f"Values of: {sheet.title}"), sheet.values, links),
     }
 
 

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
 from robench.reports import style
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a line is told from the others: by colour, and in grey print by marker and dash."""
-
-    color: str
-    marker: str
-    dash: tuple[float, tuple[float, ...]] = (0, ())
+from robench.reports.style import Look
 
 
 def look(defense: str, n: int) -> Look:
@@ -29,11 +20,8 @@ def look(defense: str, n: int) -> Look:
 def by_defense(points: pd.DataFrame) -> dict[str, Look]:
     """Names the line of each point, such as DVERGE/3, in a column ``line``; the looks of the lines, in their order."""
     points["line"] = [f"{style.label(name)}/{n}" for name, n in zip(points["defense"], points["n"], strict=True)]
-    rank = {name: place for place, name in enumerate(style.order(points["defense"]))}
-    drawn = sorted(
-        set(zip(points["defense"], points["n"], points["line"], strict=True)), key=lambda one: (rank[one[0]], one[1])
-    )
-    return {line: look(name, n) for name, n, line in drawn}
+    drawn = style.ordered(points[["defense", "n", "line"]].drop_duplicates(), "defense", "n")
+    return {line: look(name, n) for name, n, line in drawn.itertuples(index=False)}
 
 
 def lines(

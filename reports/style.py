@@ -6,10 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import matplotlib as mpl
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -44,6 +46,47 @@ _OTHER_DASHES: tuple[tuple[float, tuple[float, ...]], ...] = (
     (0, (8, 2)),
     (0, (2, 3)),
 )
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a line is told from the others: by colour, and in grey print by marker and dash."""
+
+    color: str
+    marker: str
+    dash: tuple[float, tuple[float, ...]] = (0, ())
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How a threat is named and drawn.
+
+    Attributes:
+        label: within a sentence; title: over the panel of a figure.
+        table: file name of its table of accuracy, where it has one; those of an A are extras.
+        look: of its line, where lines are threats.
+    """
+
+    label: str
+    title: str
+    table: str = ""
+    look: Look | None = None
+
+
+#: Threats with an accuracy at several ε, in the order of tables and figures.
+THREATS = {
+    "clean": Shown("clean", "Clean images", look=Look("#555555", "o")),
+    "blackbox": Shown("black-box", "Black-box transfer attacks", "table4_blackbox", Look("#0072B2", "D")),
+    "whitebox": Shown("white-box", "White-box attacks", "table5_whitebox", Look("#D55E00", "s")),
+    "blackbox-own": Shown(
+        "black-box from surrogates of its own defense", "Black-box, surrogates of the own defense",
+        "tableA_blackbox_own",
+    ),
+    "blackbox-related": Shown(
+        "from related networks, no black-box result", "From related networks, not black-box",
+        "tableA_blackbox_related",
+    ),
+}  # fmt: skip
 
 _RC: dict[str, Any] = {
     "font.family": ["DejaVu Sans"],  # ships with matplotlib: the same glyphs on every machine
@@ -122,6 +165,16 @@ def order(defenses: Iterable[str]) -> list[str]:
     """Unique defenses: the paper's in its order, then others by name."""
     known = list(_KNOWN)
     return sorted(set(defenses), key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def ordered(frame: pd.DataFrame, *by: str) -> pd.DataFrame:
+    """``frame`` sorted by these columns: of them ``defense`` as `order` says, ``threat`` as `THREATS` are."""
+    orders = {"threat": list(THREATS), "defense": order(frame["defense"])}
+
+    def place(column: pd.Series) -> pd.Series:
+        return column.astype(object).map(orders[column.name].index) if column.name in orders else column
+
+    return frame.sort_values(list(by), key=place, ignore_index=True)
 
 
 def legend(ax: Axes | Figure, defenses: Iterable[str], sizes: Iterable[int], **where: Any) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 
@@ -11,6 +9,8 @@ from robench.core.errors import RobenchError
 from robench.evaluation.statistics import LEVEL, holm
 from robench.reports import style
 from robench.reports._queries import accuracies, paired, survived
+from robench.reports.curves import Link
+from robench.reports.document import MISSING, Cell, Table
 
 
 def accuracy(frame: pd.DataFrame, threat: str) -> pd.DataFrame:
@@ -45,10 +45,8 @@ def accuracy(frame: pd.DataFrame, threat: str) -> pd.DataFrame:
         ahead = ranked["accuracy"].iloc[0] > ranked["accuracy"].iloc[1]
         points.loc[ranked.index[0], ["p", "best"]] = [p, bool(ahead and p <= LEVEL)]
     points["best"] = points["best"].astype(bool)
-    rank = {name: place for place, name in enumerate(style.order(points["defense"]))}
-    return points.sort_values(
-        ["defense", "n", "eps"], key=lambda s: s.map(rank) if s.name == "defense" else s, ignore_index=True
-    )[["defense", "n", "eps", "accuracy", "low", "high", "best", "p", "samples", "seeds", "sd", "versions"]]
+    columns = ["defense", "n", "eps", "accuracy", "low", "high", "best", "p", "samples", "seeds", "sd", "versions"]
+    return style.ordered(points, "defense", "n", "eps")[columns]
 
 
 def csv(table: pd.DataFrame) -> str:
@@ -56,53 +54,22 @@ def csv(table: pd.DataFrame) -> str:
     return str(table.to_csv(index=False, lineterminator="\n"))
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """Accuracy in percent with its interval; **best**."""
+def described(table: pd.DataFrame, caption: str = "", link: Link | None = None) -> Table:
+    """`accuracy` for documents: a row per defense and size, a column per ε.
 
-    def cell(row: pd.Series) -> str:
-        number = f"{100 * row['accuracy']:.1f}"
-        return f"{f'**{number}**' if row['best'] else number} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-
-    header, rows = _grid(table, cell, escape_markdown)
-    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n{_note(table)}\n"
-
-
-def latex(table: pd.DataFrame) -> str:
-    """The same for LaTeX with booktabs, at most as wide as a NeurIPS page: the interval under its number."""
-
-    def number(row: pd.Series) -> str:
-        shown = f"{100 * row['accuracy']:.1f}"
-        return rf"\textbf{{{shown}}}" if row["best"] else shown
-
-    def interval(row: pd.Series) -> str:
-        return rf"{{\tiny [{100 * row['low']:.1f}, {100 * row['high']:.1f}]}}"
-
-    header, numbers = _grid(table, number, escape_latex)
-    _, intervals = _grid(table, interval, escape_latex)
-    body = "".join(
-        f"    {' & '.join(upper)} \\\\[-3pt]\n    & & {' & '.join(lower[2:]).replace('–', '')} \\\\[1pt]\n"
-        for upper, lower in zip(numbers, intervals, strict=True)
-    )
-    return (
-        "% \\usepackage{booktabs}\n"
-        "\\begingroup\\setlength{\\tabcolsep}{2pt}\\small\n"
-        f"  \\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}\n    \\toprule\n"
-        f"    {' & '.join(header)} \\\\\n    \\midrule\n{body}    \\bottomrule\n"
-        f"  \\end{{tabular}}\n\\endgroup\n% {_note(table)}\n"
-    )
-
-
-def _grid(
-    table: pd.DataFrame, cell: Callable[[pd.Series], str], escape: Callable[[str], str]
-) -> tuple[list[str], list[list[str]]]:
+    Args:
+        link: the address that a cell leads to, in HTML.
+    """
     columns = sorted(table["eps"].unique())
-    header = ["Defense", "N", *("clean" if eps == 0 else f"{eps:g}" for eps in columns)]
     rows = []
     for (name, n), line in table.groupby(["defense", "n"], sort=False):
-        cells = {row["eps"]: cell(row) for _, row in line.iterrows()}
-        rows.append([escape(style.label(str(name))), str(n), *(cells.get(eps, "–") for eps in columns)])
-    return header, rows
+        cells = dict.fromkeys(columns, MISSING)
+        for row in line.to_dict("records"):
+            href = link(str(name), int(str(n)), float(row["eps"])) if link else ""
+            cells[row["eps"]] = Cell.measured(row["accuracy"], row["low"], row["high"], best=row["best"], href=href)
+        rows.append([Cell.of(style.label(str(name))), Cell.of(n), *cells.values()])
+    headers = ["Defense", "N", *("clean" if eps == 0 else f"{eps:g}" for eps in columns)]
+    return Table(headers, rows, caption, _note(table))
 
 
 def _note(table: pd.DataFrame) -> str:
@@ -116,36 +83,3 @@ def _note(table: pd.DataFrame) -> str:
 
 def _range(values: list[int]) -> str:
     return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"{\char34}",
-    # At the start of a row, the \\ before it would take these two for its own.
-    "[": "{[}",
-    "*": "{*}",
-    # Alone, so that -- is no dash and ?` no ¿.
-    "-": "{-}",
-    "`": "{`}",
-    **{character: f"\\{character}" for character in "&%$#_"},
-    # A line break could end a table row, or a comment.
-    **dict.fromkeys("\r\n\t\v\f\x85\u2028\u2029", " "),
-}
-
-
-def escape_latex(text: str) -> str:
-    """``text`` such that LaTeX prints it."""
-    return "".join(_LATEX.get(character, character) for character in text)
-
-
-def escape_markdown(text: str) -> str:
-    """``text`` such that Markdown, in a table or not, prints it."""
-    escaped = "".join(f"\\{character}" if character in r"\`*_{}[]#!|~^$:" else character for character in text)
-    return " ".join(escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").split())

@@ -80,8 +80,7 @@ def panels(frame: pd.DataFrame, *, n: int, eps: float, link: Callable[[str, str,
     """
     rates = transfer_rates(frame)
     targets = rates.loc[(rates["n"] == n) & (rates["eps"] == eps), ["defense", "seed", "target"]].drop_duplicates()
-    rank = {name: place for place, name in enumerate(style.order(targets["defense"]))}
-    targets = targets.sort_values(["seed", "defense"], key=lambda s: s.map(rank) if s.name == "defense" else s)
+    targets = style.ordered(targets, "seed", "defense")
     across = len(targets) if len(targets) <= (4 if n <= 5 else 3) else 3
     down = -(-len(targets) // across)
     side = min(style.TEXT / across, 0.6 + 0.32 * n)

@@ -13,6 +13,8 @@ import click
 from robench import commands
 from robench.core.logs import logged
 
+log = logging.getLogger(__name__)
+
 
 def main() -> None:
     """The entry point: one line and exit code 2 for what the user can mend."""
@@ -65,8 +67,22 @@ class _Echo(logging.Handler):
         click.echo(record.getMessage(), err=True)
 
 
+#: Commands that have another name now; the old one goes with the next release.
+RENAMED = {"doctor": ("check", "model"), "verify": ("check", "result")}
+
+
 class _Commands(click.Group):
     """Every module of `robench.commands` is a command; only the one that is called is imported."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if now := RENAMED.get(args[0]):
+            log.warning(
+                f"`robench {args[0]}` is now `robench {' '.join(now)}`; the old name goes with the next release"
+            )
+            args = [*now, *args[1:]]
+        return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(self._modules())

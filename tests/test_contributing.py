@@ -37,7 +37,7 @@ def test_the_file_is_found_and_keeps_the_contract(path: str, tmp_path: Path) -> 
     file = tmp_path / Path(path).name
     file.write_text(snippets()[path], encoding="utf-8")
     package = f"robench.{Path(path).parent.name}"
-    lines = [["list", package.rpartition(".")[2]], ["check", file.stem]]
+    lines = [["list", package.rpartition(".")[2]], ["check", "plugin", file.stem]]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps([package, str(tmp_path), lines])],
         capture_output=True,
@@ -47,8 +47,8 @@ def test_the_file_is_found_and_keeps_the_contract(path: str, tmp_path: Path) -> 
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(rf"^  {file.stem} +\S", done.stdout, re.MULTILINE)
-    assert "pass is data" in done.stdout
-    assert not re.search("^  (warn|FAIL) ", done.stdout, re.MULTILINE), done.stdout
+    assert "pass  is data" in done.stdout
+    assert not re.search("^  (warn|fail) ", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_the_code_is_formatted(tmp_path: Path) -> None:

@@ -36,13 +36,13 @@ TRAIN = f"--n 2 --model resnet8 --epochs 1 --batch-size 32 {DATA}"
 EVAL = f"--threat whitebox --eps 0.1,0.3 --samples 8 --restarts 1 --format json {DATA}"
 LINES = {
     "list": "list",
-    "check": "check example-noise example-fgsm",
+    "check": "check plugin example-noise example-fgsm",
     "train": f"train example-noise --set sigma=0.05 --name noisy {TRAIN}",
     "eval": f"eval noisy --attacks example-fgsm {EVAL}",
-    "broken attack": "check broken",
+    "broken attack": "check plugin broken",
     "wrong field": f"train example-noise --set sigma=2 {TRAIN}",
     "broken defense": f"train broken {TRAIN}",
-    "not a class": "check number",
+    "not a class": "check plugin number",
 }
 
 
@@ -145,4 +145,4 @@ def test_a_broken_plug_in_is_an_error_when_it_is_used(answers: dict[str, Any], u
 def test_a_plug_in_that_is_no_class_is_a_violation(answers: dict[str, Any]) -> None:
     code, out, _ = answers["not a class"]
     assert code == 1
-    assert "FAIL is a class of attacks: is 7, expected a subclass of robench.attacks.Attack" in out
+    assert "fail  is a class of attacks: is 7, expected a subclass of robench.attacks.Attack" in out

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from robench.reports import build, style
+from robench.reports import build, document, style
 
 HEADINGS = ("part", "variant", "s", "images/s", "times faster", "of the roof, %", "accuracy, %", "")
 _TITLES = {
@@ -57,8 +57,8 @@ def lines(report: Report) -> list[list[str]]:
 
 
 def markdown(report: Report) -> str:
-    table = [list(HEADINGS), ["---"] * len(HEADINGS), *lines(report)]
-    return "\n".join([title(report), "", *("| " + " | ".join(cells) + " |" for cells in table)]) + "\n"
+    table = document.Table(list(HEADINGS), [[document.Cell.of(text) for text in line] for line in lines(report)])
+    return f"{title(report)}\n\n{document.markdown(table)}"
 
 
 def speedups(report: Report, ax: Axes) -> Axes:

@@ -1,23 +1,124 @@
-"""`robench check`."""
+"""`robench check plugin`, `model` and `result`."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
-from robench.commands._shared import shared
+from robench.commands._shared import dataset_of, device_of, import_models, refuse_given, shared
+
+if TYPE_CHECKING:
+    from robench.evaluation.findings import Finding
+
+log = logging.getLogger(__name__)
 
 
-@click.command("check")
+class _Kinds(click.Group):
+    """What can be checked; a name alone is a plug-in's, as it was before there were kinds."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, *self.get_help_option_names(ctx)):
+            log.warning(
+                "`robench check NAME` is now `robench check plugin NAME`; the old form goes with the next release"
+            )
+            args = ["plugin", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group("check", cls=_Kinds)
+def command() -> None:
+    """Check a plug-in, a model or a result; exit code 1 where something fails."""
+
+
+@command.command("plugin")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @shared("data_dir")
-def command(names: tuple[str, ...], data_dir: str) -> int:
-    """Check that attacks, defenses, models or data sets keep their contract; exit code 1 where one does not."""
+def plugin(names: tuple[str, ...], data_dir: str) -> int:
+    """Whether attacks, defenses, models or data sets keep their contract.
+
+    A NAME is one that `robench list` shows, package.module:factory of a model, npz:PATH or folder:PATH of data.
+    """
     from robench.evaluation.conformance import examine, kinds
 
-    violations = 0
+    found = []
     for kind, name in [(kind, each) for each in names for kind in kinds(each)]:
         click.echo(f"{kind} {name}:")
-        for finding in examine(kind, name, data_dir):
-            click.echo(f"  {finding.verdict} {finding.check}: {finding.evidence}")
-            violations += finding.verdict == "FAIL"
-    return int(violations > 0)
+        found += _told(examine(kind, name, data_dir), indent="  ")
+    return _failed(found)
+
+
+@command.command("model")
+@click.argument("what", metavar="RUN|FACTORY")
+@click.option("--dataset", help="By default the one that the run was trained on; needed for a FACTORY.")
+@click.option("--model", multiple=True, help="package.module:factory that a run needs: allows to import it.")
+@shared("data_dir", "device", "runs")
+def model(what: str, dataset: str | None, model: tuple[str, ...], data_dir: str, device: str, runs: str) -> int:
+    """What is wrong with a RUN, or with the model that FACTORY, package.module:factory, makes, and the fix of each."""
+    from robench.core.data import load
+    from robench.core.ensemble import Ensemble
+    from robench.core.errors import RobenchError
+    from robench.core.models import build, import_model
+    from robench.core.runs import Runs
+    from robench.evaluation.doctor import diagnose
+
+    if ":" in what:
+        refuse_given({"model", "runs"}, "has no effect for a FACTORY")
+        if dataset is None:
+            raise RobenchError("a model is examined on data: add --dataset")
+        data = load(dataset, data_dir)
+        import_model(what)
+        ensemble = Ensemble([build(data.model(what), 0)]).eval()
+    else:
+        run = Runs(runs).get(what)
+        data = load(dataset or dataset_of([run]), data_dir)
+        import_models(model, [run])
+        ensemble = run.load()
+    found = _told(diagnose(ensemble.to(device_of(device)), data))
+    if not found:
+        click.echo(f"{what}: nothing found")
+    return _failed(found)
+
+
+@command.command("result")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--cells", type=click.IntRange(1), default=20, show_default=True, help="How many are tried again.")
+@click.option("--seed", default=0, show_default=True, help="Draws the cells.")
+@click.option(
+    "--tolerance", type=click.FloatRange(0, 1), default=0.0, show_default=True,
+    help="Share of a cell's rows that may differ: in float32 another machine or a GPU rounds otherwise.",
+)  # fmt: skip
+@click.option("--dataset", help="By default the one that the runs were trained on.")
+@shared("data_dir", "device")
+def result(
+    folder: Path, cells: int, seed: int, tolerance: float, dataset: str | None, data_dir: str, device: str
+) -> int:
+    """Craft random cells of FOLDER, a study's or one of runs, again, and compare the rows."""
+    from robench.studies.verify import verify
+
+    found = _told(
+        verify(
+            folder, cells=cells, seed=seed, tolerance=tolerance, dataset=dataset, data_dir=data_dir,
+            device=device_of(device),
+        )
+    )  # fmt: skip
+    bad = sum(each.status == "fail" for each in found)
+    click.echo(f"refused: {bad} of {len(found)} differ" if bad else f"confirmed: {len(found)} of {len(found)}")
+    return _failed(found)
+
+
+def _told(findings: Iterable[Finding], indent: str = "") -> list[Finding]:
+    """Prints each finding as it comes; all of them."""
+    found = []
+    for each in findings:
+        found.append(each)
+        click.echo(f"{indent}{each}")
+    return found
+
+
+def _failed(findings: Iterable[Finding]) -> int:
+    """The exit code."""
+    return int(any(each.status == "fail" for each in findings))

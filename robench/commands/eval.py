@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from robench.core.fast import Precision
     from robench.core.runs import Run, Runs
     from robench.evaluation.cost import Forecast
-    from robench.evaluation.outcomes import Check, Outcomes
+    from robench.evaluation.findings import Finding
+    from robench.evaluation.outcomes import Outcomes
     from robench.evaluation.threats import Threat
     from robench.studies.workbench import Workbench
 
@@ -114,7 +115,7 @@ def command(**given: Any) -> int:
     if asked.threat == "diversity":
         return _diversity(asked, bench, chosen)
     options = _options(asked, bench)
-    found: list[Check] = []
+    found: list[Finding] = []
     trained: list[Forecast] = []
     if asked.threat == "blackbox":
         plans, found, trained = _blackbox(asked, bench, chosen, options)
@@ -228,7 +229,7 @@ def _diversity(asked: _Asked, bench: Workbench, chosen: Sequence[Run]) -> int:
 
 def _probed(
     asked: _Asked, bench: Workbench, chosen: Sequence[Run], outcomes: Outcomes, options: dict[str, Any]
-) -> list[Check]:
+) -> list[Finding]:
     """What `robench.evaluation.probe` finds."""
     from robench.evaluation.probe import probe
 
@@ -279,7 +280,7 @@ def _subset(data: Data, samples: int, subset: str) -> str:
 
 def _blackbox(
     asked: _Asked, bench: Workbench, chosen: Sequence[Run], options: dict[str, Any]
-) -> tuple[list[tuple[list[Run], Threat]], list[Check], list[Forecast]]:
+) -> tuple[list[tuple[list[Run], Threat]], list[Finding], list[Forecast]]:
     """Who is judged on which hold-out surrogates, which are trained first where they are missing; with --dry-run these
     are untrained, and what their training takes is given instead."""
     from robench.evaluation import checks

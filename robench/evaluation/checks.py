@@ -13,7 +13,8 @@ from robench.attacks import ATTACKS
 from robench.core.data import ORDERED, Data, improbability
 from robench.core.errors import RobenchError
 from robench.evaluation import words
-from robench.evaluation.outcomes import ENSEMBLE, PROBE, SURROGATE, Check, Outcomes, Status, wilson
+from robench.evaluation.findings import Finding, Status
+from robench.evaluation.outcomes import ENSEMBLE, PROBE, SURROGATE, Outcomes, wilson
 from robench.evaluation.statistics import LEVEL, mcnemar
 from robench.evaluation.subjects import Subject, kinship
 from robench.evaluation.threats import BLACKBOX
@@ -40,7 +41,7 @@ ROUNDING = 1e-6
 _STATUSES: tuple[Status, ...] = ("pass", "warn", "fail")
 
 
-def check(outcomes: Outcomes, known: Outcomes | None = None) -> list[Check]:
+def check(outcomes: Outcomes, known: Outcomes | None = None) -> list[Finding]:
     """What was found while a result was measured, and checks from its rows alone.
 
     Args:
@@ -64,7 +65,7 @@ def check(outcomes: Outcomes, known: Outcomes | None = None) -> list[Check]:
     return list(dict.fromkeys([*outcomes.checks, *(each for each in checks if each is not None)]))
 
 
-def impossible(outcomes: Outcomes) -> Check:
+def impossible(outcomes: Outcomes) -> Finding:
     """Rows that no attack and no model can have made."""
     frame = outcomes.frame
     counts = {
@@ -82,11 +83,11 @@ def impossible(outcomes: Outcomes) -> Check:
     }
     found = [f"{count} {what}" for what, count in counts.items() if count]
     if found:
-        return Check("rows possible", "fail", f"of {len(frame)} rows {', '.join(found)}; evaluate again")
-    return Check("rows possible", "pass", f"{len(frame)} rows within ε, finite and consistent")
+        return Finding("rows possible", "fail", f"of {len(frame)} rows {', '.join(found)}", "evaluate again")
+    return Finding("rows possible", "pass", f"{len(frame)} rows within ε, finite and consistent")
 
 
-def above_chance(outcomes: Outcomes) -> Check | None:
+def above_chance(outcomes: Outcomes) -> Finding | None:
     """Clean accuracy must beat guessing among the classes there are: else model, data or preprocessing is another's."""
     clean = outcomes.where(threat="clean", member=ENSEMBLE)
     classes = clean.frame["label"].nunique()
@@ -95,13 +96,13 @@ def above_chance(outcomes: Outcomes) -> Check | None:
     table = clean.accuracy(["target"])
     low = table[table["low"] <= 1 / classes]
     if low.empty:
-        return Check("clean above chance", "pass", f"at least {table['accuracy'].min():.1%}")
+        return Finding("clean above chance", "pass", f"at least {table['accuracy'].min():.1%}")
     worst = low.iloc[0]
     evidence = f"{worst['accuracy']:.1%} of {worst['samples']} images by {worst['target']}, {classes} classes"
-    return Check("clean above chance", "warn", f"{evidence}; robench doctor looks for the reason")
+    return Finding("clean above chance", "warn", evidence, "robench check model looks for the reason")
 
 
-def moved(outcomes: Outcomes) -> Check | None:
+def moved(outcomes: Outcomes) -> Finding | None:
     """Samples still right whose image the attack hardly moved.
 
     Of attacks that give the clean image back where they fail (`Attack.keeps_clean`) this is no more than a warning,
@@ -126,7 +127,7 @@ def _keeps_clean(label: str) -> bool:
         return "/" in name
 
 
-def zero_gradients(outcomes: Outcomes) -> Check | None:
+def zero_gradients(outcomes: Outcomes) -> Finding | None:
     """Samples still right at whose adversarial image the attack had no gradient to follow.
 
     Where the source is not the model that is judged, CW alone is left out: on a source that is fooled its gradient
@@ -140,7 +141,7 @@ def zero_gradients(outcomes: Outcomes) -> Check | None:
     )
 
 
-def falls(outcomes: Outcomes) -> Check | None:
+def falls(outcomes: Outcomes) -> Finding | None:
     """Accuracy must fall with ε, and under a white-box attack must fall at all."""
     status: Status = "pass"
     notes, curves = [], 0
@@ -169,10 +170,10 @@ def falls(outcomes: Outcomes) -> Check | None:
             )
     if not curves:
         return None
-    return Check("accuracy falls with ε", status, "; ".join(notes) or f"{curves} curve{'s' * (curves > 1)}")
+    return Finding("accuracy falls with ε", status, "; ".join(notes) or f"{curves} curve{'s' * (curves > 1)}")
 
 
-def whitebox_is_strongest(outcomes: Outcomes) -> Check | None:
+def whitebox_is_strongest(outcomes: Outcomes) -> Finding | None:
     """On the same images, white-box accuracy must not exceed black-box accuracy: else its attack is too weak."""
     wide = outcomes.where(threat=["whitebox", *BLACKBOX], member=ENSEMBLE).frame.replace(
         {"threat": dict.fromkeys(BLACKBOX, "blackbox")}
@@ -193,10 +194,10 @@ def whitebox_is_strongest(outcomes: Outcomes) -> Check | None:
             shares = f"white-box {white.mean():.1%} > black-box {black.mean():.1%}"
             notes.append(f"{target} at ε {eps:g}: {shares} on {len(rows)} images")
     evidence = "; ".join(notes) or f"at ε {', '.join(f'{eps:g}' for eps in points.index.unique('eps').sort_values())}"
-    return Check("white-box at most black-box", status, evidence)
+    return Finding("white-box at most black-box", status, evidence)
 
 
-def converged(outcomes: Outcomes) -> Check | None:
+def converged(outcomes: Outcomes) -> Finding | None:
     """In a convergence check, the strongest attack must not take more than the first of 50 steps or so does."""
     verdicts = outcomes.where(threat="convergence", member=ENSEMBLE).verdicts(["target", "eps", "attack"])
     effort = {attack: words.steps(attack) for attack in verdicts["attack"].unique()}
@@ -216,10 +217,10 @@ def converged(outcomes: Outcomes) -> Check | None:
         (compared if gap == "pass" else notes).append(evidence)
     if not notes and not compared:
         return None
-    return Check("attack converged", status, "; ".join(notes or compared))
+    return Finding("attack converged", status, "; ".join(notes or compared))
 
 
-def stands_for(data: Data, samples: Tensor) -> Check:
+def stands_for(data: Data, samples: Tensor) -> Finding:
     """Whether the classes of the test images that are judged are those of the data set, in shares of a random draw.
 
     Args:
@@ -231,26 +232,26 @@ def stands_for(data: Data, samples: Tensor) -> Check:
     evidence = f"{len(chosen)} of {len(labels)} test images, {judged} of {data.num_classes} classes"
     likely = improbability(labels, chosen)
     if likely >= UNLIKELY:
-        return Check("sample stands for the data", "pass", evidence)
+        return Finding("sample stands for the data", "pass", evidence)
     status: Status = "fail" if judged < there and likely < ORDERED else "warn"
     evidence += (
         f": a random draw has such shares in one of {1 / max(likely, 1e-12):.0e} cases, so that accuracy and interval "
-        f"are of these classes and not of {data.label}; leave --subset away, or --subset random"
+        f"are of these classes and not of {data.label}"
     )
-    return Check("sample stands for the data", status, evidence)
+    return Finding("sample stands for the data", status, evidence, "omit --subset, or --subset random")
 
 
-def kin(targets: Iterable[Subject], surrogates: Sequence[Subject]) -> Check:
+def kin(targets: Iterable[Subject], surrogates: Sequence[Subject]) -> Finding:
     """Whether surrogates are hold-outs for the targets; a relation that was allowed labels the result."""
     pairs = [(surrogate, target) for target in targets for surrogate in surrogates]
     reasons = list(dict.fromkeys(filter(None, (kinship(surrogate, target) for surrogate, target in pairs))))
     if reasons:
-        return Check("surrogates unrelated", "warn", f"no black-box result, for {'; '.join(reasons)}")
+        return Finding("surrogates unrelated", "warn", f"no black-box result, for {'; '.join(reasons)}")
     names = ", ".join(dict.fromkeys(surrogate.name for surrogate in surrogates))
-    return Check("surrogates unrelated", "pass", f"{names}: no weights, ancestor or similarity shared")
+    return Finding("surrogates unrelated", "pass", f"{names}: no weights, ancestor or similarity shared")
 
 
-def surrogates_work(outcomes: Outcomes, sources: Outcomes, classes: int) -> list[Check]:
+def surrogates_work(outcomes: Outcomes, sources: Outcomes, classes: int) -> list[Finding]:
     """Whether each surrogate knows the data and falls to what was crafted on it, beside what that took of the target.
 
     Args:
@@ -278,23 +279,23 @@ def surrogates_work(outcomes: Outcomes, sources: Outcomes, classes: int) -> list
             f"{name} gets {right.mean():.1%} of {len(right)} images right; what was crafted on it at ε {eps:g} fools "
             f"itself on {fooled.mean():.1%} and {versions['target'].iloc[0]} on {took:.1%}"
         )
-        target = clean["correct"].mean() if len(clean) else float("nan")
+        target, fix = clean["correct"].mean() if len(clean) else float("nan"), ""
         if low <= 1 / classes:
             status: Status = "fail" if len(right) >= FEW else "warn"
             evidence += (
-                f": it knows no more of the data than chance, {1 / classes:.1%}, so that this is no black-box result; "
-                f"robench doctor {name} looks for the reason"
+                f": it knows no more of the data than chance, {1 / classes:.1%}, so that this is no black-box result"
             )
+            fix = f"robench check model {name} looks for the reason"
         elif high < target - FAR:
             status = "warn"
             evidence += f": a weak attacker makes a target look robust, whose own clean accuracy is {target:.1%}"
         else:
             status = "pass"
-        checks.append(Check(f"surrogate {name}", status, evidence))
+        checks.append(Finding(f"surrogate {name}", status, evidence, fix))
     return checks
 
 
-def probed(outcomes: Outcomes, again: Outcomes) -> Check:
+def probed(outcomes: Outcomes, again: Outcomes) -> Finding:
     """Whether survivors of a white-box result fall to attacks that were not part of it.
 
     Args:
@@ -315,10 +316,10 @@ def probed(outcomes: Outcomes, again: Outcomes) -> Check:
             f": the accuracy there, {white:.1%}, is too high by {100 * least:.1f} points at least; evaluate with "
             f"--losses ce,cw, or with more of --attacks pgd,square,strongest"
         )
-    return Check(SURVIVORS, status, evidence)
+    return Finding(SURVIVORS, status, evidence)
 
 
-def failed(checks: Iterable[Check]) -> bool:
+def failed(checks: Iterable[Finding]) -> bool:
     return any(each.status == "fail" for each in checks)
 
 
@@ -331,7 +332,7 @@ def _attacked(outcomes: Outcomes) -> pd.DataFrame:
 
 def _shares(
     name: str, frame: pd.DataFrame, bad: pd.Series, what: str, fix: str, tolerated: pd.Series | None = None
-) -> Check | None:
+) -> Finding | None:
     """The worst share of bad rows among those still right, over attacks and ε.
 
     It fails where it is large and more than a point of accuracy hangs on it; ``tolerated`` rows only warn.
@@ -353,7 +354,7 @@ def _shares(
     worst = groups.iloc[int(np.argmax(rank + share))]
     place = f"{worst['threat']} of {worst['target']}, {worst['attack']} {worst['loss']}, ε {worst['eps']:g}"
     evidence = f"{worst['bad']} of {worst['right']} samples still right {what} ({place})"
-    return Check(name, status, f"at most {evidence}" if status == "pass" else f"{evidence}; {fix}")
+    return Finding(name, status, f"at most {evidence}") if status == "pass" else Finding(name, status, evidence, fix)
 
 
 def _worse(difference: float, p: float) -> Status:

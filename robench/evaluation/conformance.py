@@ -1,4 +1,4 @@
-"""Whether a plug-in keeps its contract, on small networks and images: `robench check`.
+"""Whether a plug-in keeps its contract, on small networks and images: `robench check plugin`.
 
 A check is a function of the plug-in that returns what it saw, or raises: `Violation` where the contract is broken,
 `Doubt` where robench puts it right or where it may be meant. Whatever else it raises is a violation too.
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import FrozenInstanceError, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,10 +27,11 @@ from robench.core.errors import RobenchError, unknown
 from robench.core.features import depth, features
 from robench.core.frozen import frozen
 from robench.core.losses import LOSSES
-from robench.core.models import MODELS, ModelSpec, Normalized, ResNet, build, import_model
+from robench.core.models import MODELS, ModelSpec, Normalized, ResNet, WideResNet, build, import_model
 from robench.core.registry import Registry
 from robench.core.rng import Draws, Stream
 from robench.defenses import DEFENSES, Batch, Defense
+from robench.evaluation.findings import Finding
 
 Kind = Literal["attack", "defense", "model", "dataset"]
 
@@ -44,19 +45,19 @@ SLACK = 1e-6
 ROUNDING = 1e-9
 
 
-class Finding(NamedTuple):
-    """One check's outcome; ``warn`` is no violation."""
+class _Told(Exception):
+    """What a check saw, and what to do about it."""
 
-    check: str
-    verdict: Literal["pass", "warn", "FAIL"]
-    evidence: str
+    def __init__(self, evidence: str, fix: str = "") -> None:
+        super().__init__(evidence)
+        self.fix = fix
 
 
-class Violation(Exception):
+class Violation(_Told):
     """What the contract forbids."""
 
 
-class Doubt(Exception):
+class Doubt(_Told):
     """What the contract puts right, or what may be meant but is worth knowing."""
 
 
@@ -80,11 +81,17 @@ def kinds(name: str) -> list[Kind]:
     return found
 
 
-def examine(kind: Kind, name: str, folder: Path | str = "data") -> Iterator[Finding]:
+def titles(kind: Kind) -> list[str]:
+    """What is checked of that kind of plug-in, in order."""
+    return [_title(check) for check in CHECKS[kind]]
+
+
+def examine(kind: Kind, name: str, folder: Path | str = "data", *, only: str | None = None) -> Iterator[Finding]:
     """Every check of that kind of plug-in, in order, as they finish.
 
     Args:
         folder: where official data sets are kept.
+        only: one of `titles`: that check alone.
     """
     base = {"attack": Attack, "defense": Defense}.get(kind)
     if base is None:
@@ -93,23 +100,27 @@ def examine(kind: Kind, name: str, folder: Path | str = "data") -> Iterator[Find
         subject = REGISTRIES[kind].get(name)
         if not (isinstance(subject, type) and issubclass(subject, base)):
             what = f"is {subject!r}, expected a subclass of robench.{kind}s.{base.__name__}"
-            yield Finding(f"is a class of {kind}s", "FAIL", what)
+            yield Finding(f"is a class of {kind}s", "fail", what)
             return
     for check in CHECKS[kind]:
-        title = check.__name__.strip("_").replace("_", " ")
+        title = _title(check)
+        if only not in (None, title):
+            continue
         try:
             yield Finding(title, "pass", check(subject))
-        except Doubt as doubt:
-            yield Finding(title, "warn", str(doubt))
-        except Violation as violation:
-            yield Finding(title, "FAIL", str(violation))
+        except _Told as told:
+            yield Finding(title, "warn" if isinstance(told, Doubt) else "fail", str(told), told.fix)
         except Exception as error:  # a plug-in may raise anything
-            yield Finding(title, "FAIL", " ".join(f"{type(error).__name__}: {error}".split()))
+            yield Finding(title, "fail", " ".join(f"{type(error).__name__}: {error}".split()))
 
 
-def _require(kept: bool, evidence: str) -> None:
+def _title(check: Callable[[Any], str]) -> str:
+    return check.__name__.strip("_").replace("_", " ")
+
+
+def _require(kept: bool, evidence: str, fix: str = "") -> None:
     if not kept:
-        raise Violation(evidence)
+        raise Violation(evidence, fix)
 
 
 # What a plug-in may not change
@@ -170,25 +181,29 @@ def _changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[
 
 def _is_data(kind: type[Attack] | type[Defense]) -> str:
     """Frozen, keyword-only, made from its defaults alone; its manifest is JSON and names it."""
-    _require("__dataclass_params__" in vars(kind), f"write @dataclass(frozen=True, kw_only=True) above {kind.__name__}")
+    decorated = "__dataclass_params__" in vars(kind)
+    _require(decorated, "is no dataclass", f"write @dataclass(frozen=True, kw_only=True) above {kind.__name__}")
     made = kind()
     own = [item.name for item in fields(made)]
     positional = [item.name for item in fields(made) if not item.kw_only]
-    _require(not positional, f"{', '.join(positional)} can be given without a name; write kw_only=True")
+    _require(not positional, f"{', '.join(positional)} can be given without a name", "write kw_only=True")
     try:
         setattr(made, own[0] if own else "anything", None)
     except FrozenInstanceError:
         pass
     else:
-        raise Violation("its fields can be changed; write frozen=True")
+        raise Violation("its fields can be changed", "write frozen=True")
     manifest = made.manifest()
     try:
         same = json.loads(json.dumps(manifest)) == manifest
     except (TypeError, ValueError) as error:
-        raise Violation(f"its manifest is no JSON ({error}); fields are numbers, strings and switches") from error
-    _require(same, f"its manifest is not itself after JSON: {manifest}; fields are numbers, strings and switches")
+        raise Violation(f"its manifest is no JSON ({error})", "fields are numbers, strings and switches") from error
+    _require(same, f"its manifest is not itself after JSON: {manifest}", "fields are numbers, strings and switches")
     lacking = {"name", "version", *own} - manifest.keys()
     _require(not lacking, f"its manifest lacks {', '.join(sorted(lacking))}, so that keys would not hold them")
+    _require(manifest["name"] == kind.name, f"its manifest calls it {manifest['name']!r}, it is {kind.name!r}")
+    label = made.label if isinstance(made, Attack) else kind.name
+    _require(label == kind.name, f"its label at its defaults is {label!r}, expected its name, {kind.name!r}")
     _require(isinstance(kind.version, int) and kind.version >= 1, f"`version` is {kind.version!r}, expected 1 or more")
     return f"version {kind.version}, fields: {', '.join(own) or 'none'}"
 
@@ -245,9 +260,12 @@ def _refuses_wrong_fields(kind: type[Attack]) -> str:
     for values in wrong:
         try:
             kind(**values)
-        except RobenchError:
+        except RobenchError as error:
+            _require(
+                next(iter(values)) in str(error), f"refuses {values} without a word of it: {error}", "name the field"
+            )
             continue
-        raise Violation(f"takes {values}; call super().__post_init__() in its own __post_init__")
+        raise Violation(f"takes {values}", "call super().__post_init__() in its own __post_init__")
     return ", ".join(f"{name}={value}" for values in wrong for name, value in values.items())
 
 
@@ -310,7 +328,8 @@ def _leaves_its_inputs_alone(kind: type[Attack]) -> str:
     scene, radii = _Scene(), _Scene().radii()
     kept = {"images": scene.images.clone(), "labels": scene.labels.clone(), "eps": radii.clone()}
     scene.raw(_few_steps(kind), radii)
-    changed = _changed(kept, {"images": scene.images, "labels": scene.labels, "eps": radii})
+    given = {"images": scene.images, "labels": scene.labels, "eps": radii}
+    changed = [*_changed(kept, given), *(name for name, value in given.items() if value.requires_grad)]
     if changed:
         raise Doubt(f"changes {', '.join(changed)} in place; robench hands it copies")
     return ", ".join(kept)
@@ -319,7 +338,7 @@ def _leaves_its_inputs_alone(kind: type[Attack]) -> str:
 def _leaves_the_global_generators_alone(kind: type[Attack]) -> str:
     scene, before = _Scene(), _generators()
     scene.crafted(_few_steps(kind))
-    _require(_generators() == before, "draws from a global generator; take numbers from `draws`")
+    _require(_generators() == before, "draws from a global generator", "take numbers from `draws`")
     return "torch, numpy, random"
 
 
@@ -358,7 +377,7 @@ def _does_not_depend_on_the_batch(kind: type[Attack]) -> str:
     for what, difference in (("smaller batches", parts - whole), ("another order", craft(order) - whole[order])):
         worst = float(difference.abs().max())
         remedy = "draw from `draws`, or say `batch_dependent: ClassVar[bool] = True`"
-        _require(worst <= ROUNDING, f"{what} change images by up to {worst:.2g}; {remedy}")
+        _require(worst <= ROUNDING, f"{what} change images by up to {worst:.2g}", remedy)
     return f"smaller batches and another order give the same images within {ROUNDING:g} in float64"
 
 
@@ -370,9 +389,13 @@ class _Training:
 
     def __init__(self, kind: type[Defense], mixed: bool = False) -> None:
         self.defense: Defense = _few_steps(kind)
-        names = ["resnet8"] * max(3, kind.min_members)
-        names[-1] = "resnet14" if mixed else "resnet8"
-        self.ensemble = Ensemble(build(_spec(name, 10, 3), key) for key, name in enumerate(names)).train()
+        members: list[nn.Module] = [build(_spec("resnet8", 10, 3), key) for key in range(max(3, kind.min_members))]
+        if mixed:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(0)
+                other = WideResNet(10, 1, num_classes=10, in_channels=3)
+            members[-1] = Normalized(other, (0.5,) * 3, (0.25,) * 3)
+        self.ensemble = Ensemble(members).train()
         epoch = Stream(("conformance",)).within("epoch", 0)
         draws = epoch.within("step", 0)
         images, paired = (draws.uniform((8, 3, 8, 8), name) for name in ("first", "second"))
@@ -428,7 +451,7 @@ def _is_deterministic_in_training(kind: type[Defense]) -> str:
             training = _Training(kind)
             found.append((training.loss(), _values(training.ensemble)))
     (one, weights), (other, others) = found
-    _require(one == other, f"the same draws give {one} and {other}; take numbers from `batch.draws`")
+    _require(one == other, f"the same draws give {one} and {other}", "take numbers from `batch.draws`")
     _require(not _changed(weights, others), "the same draws leave other running statistics")
     return "the same loss to the bit, however the global generators are seeded"
 
@@ -455,26 +478,30 @@ def _leaves_its_batch_alone(kind: type[Defense]) -> str:
     kept = {name: value.clone() for name, value in tensors.items()}
     training.loss()
     changed = [*_changed(kept, tensors), *(name for name, value in tensors.items() if value.requires_grad)]
-    _require(not changed, f"changes {', '.join(changed)} of the batch in place; clone first")
+    _require(not changed, f"changes {', '.join(changed)} of the batch in place", "clone first")
     return ", ".join(kept)
 
 
 def _leaves_the_generators_alone_in_training(kind: type[Defense]) -> str:
     training, before = _Training(kind), _generators()
     training.loss()
-    _require(_generators() == before, "draws from a global generator; take numbers from `batch.draws`")
+    _require(_generators() == before, "draws from a global generator", "take numbers from `batch.draws`")
     return "torch, numpy, random"
 
 
 def _refuses_too_few_members(kind: type[Defense]) -> str:
     defense = kind()
-    defense.check(members=max(3, kind.min_members), classes=10)
+    try:
+        defense.check(members=kind.min_members, classes=10)
+    except RobenchError as error:
+        raise Violation(f"refuses {kind.min_members} members, its min_members: {error}", "raise min_members") from error
     for members in range(kind.min_members):
         try:
             defense.check(members=members, classes=10)
-        except RobenchError:
+        except RobenchError as error:
+            _require("`n`" in str(error), f"refuses {members} members without a word of `n`: {error}", "name it")
             continue
-        raise Violation(f"takes {members} members, with min_members {kind.min_members}; call super().check(...)")
+        raise Violation(f"takes {members} members, with min_members {kind.min_members}", "call super().check(...)")
     return f"fewer than {kind.min_members}"
 
 
@@ -559,7 +586,9 @@ def _trains_from_its_seed(name: str) -> str:
     got = tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__
     _require(got == (4, 10), f"expected logits (4, 10) in train mode too, got {got}")
     _require(torch.equal(one, again), "train mode gives other logits for the same state of torch's generator")
-    _require(_generators()[1:] == before, "train mode draws from numpy or random; draw from torch, which training keys")
+    _require(
+        _generators()[1:] == before, "train mode draws from numpy or random", "draw from torch, which training keys"
+    )
     one.square().sum().backward()
     if idle := [key for key, weights in model.named_parameters() if weights.grad is None]:
         raise Doubt(f"{len(idle)} parameters get no gradient, such as {idle[0]}")

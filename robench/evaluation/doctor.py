@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +24,7 @@ from robench.core.frozen import frozen
 from robench.core.hidden import unregistered
 from robench.core.losses import Loss, cross_entropy, margin
 from robench.core.models import Normalized
+from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import wilson
 from robench.evaluation.soundness import IMAGES as LOOKED
 from robench.evaluation.soundness import MANY as MANY_WRONG
@@ -60,19 +60,6 @@ _USUAL: dict[int, dict[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
     1: {_HALF: ((0.5,), (0.5,))},
     3: {_HALF: ((0.5,) * 3, (0.5,) * 3), "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))},
 }
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong, on one line, and how to mend it."""
-
-    name: str
-    status: Literal["warn", "fail"]
-    evidence: str
-    fix: str
-
-    def __str__(self) -> str:
-        return f"{self.status}  {self.name}: {self.evidence}; {self.fix}"
 
 
 def diagnose(model: nn.Module, data: Data, *, samples: int = SAMPLES) -> list[Finding]:

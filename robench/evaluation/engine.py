@@ -34,8 +34,9 @@ from robench.evaluation.checks import stands_for, surrogates_work
 from robench.evaluation.cost import Forecast
 from robench.evaluation.craft import craft
 from robench.evaluation.evaluations import Evaluation
+from robench.evaluation.findings import Finding
 from robench.evaluation.images import Images
-from robench.evaluation.outcomes import ASIDE, ENSEMBLE, SURROGATE, Check, Outcomes
+from robench.evaluation.outcomes import ASIDE, ENSEMBLE, SURROGATE, Outcomes
 from robench.evaluation.predict import Indices, Predictions, classes, predict
 from robench.evaluation.rows import Rows
 from robench.evaluation.soundness import GRADIENT, REPEAT, changed, examine
@@ -144,7 +145,7 @@ def correct_for_all(
     if not len(chosen):
         raise RobenchError(
             f"no image of {data.name} is classified right by every member of {target.name!r}, and these alone are "
-            f"attacked here; robench doctor looks at what is wrong with it"
+            f"attacked here; robench check model looks at what is wrong with it"
         )
     return chosen.sort().values
 
@@ -266,7 +267,7 @@ class Evaluator:
         rows.begin(evaluation)
         return evaluation
 
-    def _judged(self, target: Subject, threat: Threat, evaluation: Evaluation, found: Sequence[Check]) -> Outcomes:
+    def _judged(self, target: Subject, threat: Threat, evaluation: Evaluation, found: Sequence[Finding]) -> Outcomes:
         """The rows of an evaluation, and what is to be known of them."""
         own = self._kept(target, threat.name).of([evaluation])
         said = [*found, *self._surrogates_work(own, threat)]
@@ -275,16 +276,18 @@ class Evaluator:
         self._kept(target).remember(target.identity, threat.name, said)
         return own.with_checks(said)
 
-    def remember(self, target: Subject, threat: str, checks: Sequence[Check]) -> None:
+    def remember(self, target: Subject, threat: str, checks: Sequence[Finding]) -> None:
         """Keeps beside the rows of ``target`` what was found since `run`."""
         self._kept(target).remember(target.identity, threat, checks)
 
-    def _examined(self, targets: Sequence[Subject], threat: Threat) -> tuple[dict[str, Threat], dict[str, list[Check]]]:
+    def _examined(
+        self, targets: Sequence[Subject], threat: Threat
+    ) -> tuple[dict[str, Threat], dict[str, list[Finding]]]:
         """The threat of every target, with CW beside cross-entropy where that has no gradient on what is attacked; what
         was found of the target and of the surrogates that attack it."""
         device = self.settings.device
         follows = not all(attack.gradient_free for attack in threat.attacks)
-        found: dict[str, list[Check]] = {}
+        found: dict[str, list[Finding]] = {}
         threats: dict[str, Threat] = {}
         for target in targets:
             own = found.setdefault(target.name, [])
@@ -307,7 +310,7 @@ class Evaluator:
                     self._blind.add(why)
         return threats, found
 
-    def _again(self, targets: Sequence[Subject], threat: Threat, found: dict[str, list[Check]]) -> None:
+    def _again(self, targets: Sequence[Subject], threat: Threat, found: dict[str, list[Finding]]) -> None:
         """Adds to what was found of every target that it, or a surrogate of it, is no longer who it was."""
         late = [check for each in surrogates_of(threat) if (check := changed(each, self.data, self.settings.device))]
         for target in targets:
@@ -316,7 +319,7 @@ class Evaluator:
                 kept = [check for check in found[target.name] if check.name != REPEAT]
                 found[target.name] = [*kept, *([own] if own else []), *late]
 
-    def _surrogates_work(self, outcomes: Outcomes, threat: Threat) -> list[Check]:
+    def _surrogates_work(self, outcomes: Outcomes, threat: Threat) -> list[Finding]:
         surrogates = surrogates_of(threat)
         if not surrogates:
             return []

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ from scipy.stats import binomtest
 from robench.core.errors import RobenchError, unknown
 from robench.evaluation.cells import Cell
 from robench.evaluation.evaluations import Evaluation
+from robench.evaluation.findings import Finding
 
 #: What a cell says about each of its rows, and as which type.
 _OF_CELL = {
@@ -46,20 +46,6 @@ ENSEMBLE = "ensemble"
 #: The column ``threat`` of rows that serve checks and no number, and are kept apart: of a surrogate on what was crafted
 #: on itself, and of a few survivors of a white-box result that are attacked otherwise.
 SURROGATE, PROBE = ASIDE = "surrogate", "probe"
-
-Status = Literal["pass", "warn", "fail"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One question put to a result, and the evidence."""
-
-    name: str
-    status: Status
-    evidence: str
-
-    def __str__(self) -> str:
-        return f"{self.status}  {self.name}: {self.evidence}"
 
 
 def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -191,7 +177,7 @@ class Outcomes:
     def __init__(
         self,
         frame: pd.DataFrame,
-        checks: Iterable[Check] = (),
+        checks: Iterable[Finding] = (),
         cells: Mapping[str, Cell] | None = None,
         evaluations: Iterable[Evaluation] = (),
     ) -> None:
@@ -229,7 +215,7 @@ class Outcomes:
         evaluations = dict.fromkeys(each for part in parts for each in part.evaluations)
         return cls(frame.drop_duplicates(["cell", "member", "sample"], ignore_index=True), checks, cells, evaluations)
 
-    def with_checks(self, checks: Iterable[Check]) -> Outcomes:
+    def with_checks(self, checks: Iterable[Finding]) -> Outcomes:
         """The same rows, and these checks instead."""
         return Outcomes(self.frame, checks, self.cells, self.evaluations)
 

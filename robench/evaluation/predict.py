@@ -67,7 +67,7 @@ def predict(ensemble: Ensemble, images: Tensor, labels: Indices, *, members: boo
         margins[:, at] = torch.stack([margin(output, truth[at]) for output in outputs]).to(margins.dtype)
     predicted = prediction.cpu().numpy()
     if not bool(torch.isfinite(logits).all()):
-        raise RobenchError("the model returned NaN or infinity; `robench doctor` looks for the reason")
+        raise RobenchError("the model returned NaN or infinity; `robench check model` looks for the reason")
     return Predictions(predicted.astype(np.int16), predicted == labels, margins.float().cpu().numpy())
 
 

@@ -23,7 +23,8 @@ from robench.core.rng import Draws
 from robench.evaluation import cost
 from robench.evaluation.checks import POINT, SURVIVORS, probed
 from robench.evaluation.engine import Evaluator, Settings
-from robench.evaluation.outcomes import ENSEMBLE, PROBE, Check, Outcomes
+from robench.evaluation.findings import Finding
+from robench.evaluation.outcomes import ENSEMBLE, PROBE, Outcomes
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Threat, Whitebox
 
@@ -70,7 +71,7 @@ def judge(
     return outcomes.with_checks((*outcomes.checks, *found))
 
 
-def attack_again(evaluator: Evaluator, target: Subject, outcomes: Outcomes, threat: Whitebox) -> list[Check]:
+def attack_again(evaluator: Evaluator, target: Subject, outcomes: Outcomes, threat: Whitebox) -> list[Finding]:
     """Attacks a few survivors without gradient (`Square`) and by PGD with the loss that was not tried, for at most
     `cost.SHARE` of the gradient steps that the result took, or `cost.FLOOR` steps where that is less.
 
@@ -86,7 +87,7 @@ def attack_again(evaluator: Evaluator, target: Subject, outcomes: Outcomes, thre
     own = outcomes.where(target=target.name, member=ENSEMBLE)
     chosen = _survivors(own)
     if chosen is None:
-        return [Check(SURVIVORS, "pass", f"nothing of {target.name} survives")]
+        return [Finding(SURVIVORS, "pass", f"nothing of {target.name} survives")]
     eps, _, survivors = chosen
     attacks = cost.harder(threat.attacks)
     count = min(len(survivors), cost.affordable(attacks, _steps_taken(own, threat)))
@@ -139,7 +140,7 @@ def probe(
     *,
     limit: int = LIMIT,
     progress: Progress = silent,
-) -> list[Check]:
+) -> list[Finding]:
     """Attacks some survivors again: in a ball of 0.5, with ten times the steps and twice the restarts, with random sign
     noise, with Square (Andriushchenko et al. 2020), towards every other class (Croce & Hein 2020), and with members
     weighed anew at every step (Yu et al. 2022). The last two find what a loss on the true class, or on the average of
@@ -155,7 +156,7 @@ def probe(
     """
     chosen = _survivors(outcomes.where(target=target.name, member=ENSEMBLE))
     if chosen is None:
-        return [Check("probe", "pass", f"nothing of {target.name} survives, so that there is nothing to probe")]
+        return [Finding("probe", "pass", f"nothing of {target.name} survives, so that there is nothing to probe")]
     eps, accuracy, survivors = chosen
     samples = survivors[torch.linspace(0, len(survivors) - 1, min(limit, len(survivors))).long()]
     attack = next((each for each in attacks if hasattr(each, "steps")), attacks[0])
@@ -174,7 +175,7 @@ def probe(
                 outcomes = Evaluator(data, settings, progress=progress).run([target], threat, samples)
             rows = outcomes.where(threat="whitebox")
         except RobenchError as error:
-            checks.append(Check(trial.name, "warn", f"skipped: {error}"))
+            checks.append(Finding(trial.name, "warn", f"skipped: {error}"))
             continue
         checks.append(_judged(trial, rows, target, accuracy, large=trial.eps != eps))
     return checks
@@ -198,7 +199,9 @@ def _others(members: int, classes: int) -> Iterator[tuple[str, Attack]]:
         yield MEMBERS, MORA(targets=0, steps=OTHER_STEPS)
 
 
-def _trials(attack: Attack, eps: float, restarts: int, members: int, classes: int) -> tuple[list[_Trial], list[Check]]:
+def _trials(
+    attack: Attack, eps: float, restarts: int, members: int, classes: int
+) -> tuple[list[_Trial], list[Finding]]:
     """What to try, and a check for what cannot be tried."""
     masked = "gradients are masked or the attack is set badly, and the accuracy is too high"
     trials, skipped = [], []
@@ -217,11 +220,11 @@ def _trials(attack: Attack, eps: float, restarts: int, members: int, classes: in
         says = f"the attack had not converged: evaluate with --steps {STEPS * values['steps']}"
         trials.append(_Trial(_EFFORT, harder, eps, more, says))
     else:
-        skipped.append(Check(_EFFORT, "warn", f"skipped: attack {attack.label!r} has no `steps` to raise"))
+        skipped.append(Finding(_EFFORT, "warn", f"skipped: attack {attack.label!r} has no `steps` to raise"))
     return trials, skipped
 
 
-def _judged(trial: _Trial, rows: Outcomes, target: Subject, accuracy: float, *, large: bool) -> Check:
+def _judged(trial: _Trial, rows: Outcomes, target: Subject, accuracy: float, *, large: bool) -> Finding:
     verdicts = rows.verdicts(["target"])
     standing = int(verdicts["correct"].sum())
     fallen = len(verdicts) - standing
@@ -236,8 +239,8 @@ def _judged(trial: _Trial, rows: Outcomes, target: Subject, accuracy: float, *, 
             f"{trial.eps:g}, {100 * excess:.1f} points of accuracy"
         )
     if excess > POINT:
-        return Check(trial.name, "fail", f"{evidence}: {trial.says}")
-    return Check(trial.name, "pass", evidence)
+        return Finding(trial.name, "fail", f"{evidence}: {trial.says}")
+    return Finding(trial.name, "pass", evidence)
 
 
 def _survivors(outcomes: Outcomes) -> tuple[float, float, Tensor] | None:

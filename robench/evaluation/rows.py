@@ -15,7 +15,8 @@ from robench.core.errors import RobenchError
 from robench.core.store import read_frame, read_record, write_frame, write_record
 from robench.evaluation.cells import Cell
 from robench.evaluation.evaluations import FOLDER, Evaluation
-from robench.evaluation.outcomes import Check, Outcomes, empty_rows
+from robench.evaluation.findings import Finding
+from robench.evaluation.outcomes import Outcomes, empty_rows
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class Rows:
         self._index: dict[str, set[int]] = {}
         self._cells: dict[str, Cell] = {}
         self._evaluations: dict[str, Evaluation] = {}
-        self._checks: dict[str, dict[str, Check]] = {}
+        self._checks: dict[str, dict[str, Finding]] = {}
 
     def samples(self, cell: str) -> frozenset[int]:
         """Samples that are judged already."""
@@ -51,13 +52,13 @@ class Rows:
         wanted = set(evaluation.samples)
         return sum(len(wanted - self.samples(cell)) for cell in evaluation.cells)
 
-    def remember(self, target: str, threat: str, checks: Sequence[Check]) -> None:
+    def remember(self, target: str, threat: str, checks: Sequence[Finding]) -> None:
         """Keeps what was found while the rows of ``threat`` on ``target`` (an identity) were made, instead of what was
         found before under the same names."""
         own = self._checks.setdefault(f"{target}/{threat}", {})
         own.update({check.name: check for check in checks})
 
-    def remembered(self, target: str) -> list[Check]:
+    def remembered(self, target: str) -> list[Finding]:
         """What was found of ``target``, under every threat; the same finding of several threats counts once."""
         found = [each for key, own in self._checks.items() if key.startswith(f"{target}/") for each in own.values()]
         return list(dict.fromkeys(found))
@@ -143,7 +144,7 @@ class FolderRows(Rows):
     def append(self, rows: pd.DataFrame) -> None:
         self._add(write_frame(self.folder, rows).name, rows)
 
-    def remember(self, target: str, threat: str, checks: Sequence[Check]) -> None:
+    def remember(self, target: str, threat: str, checks: Sequence[Finding]) -> None:
         self._checks = self._read_checks()
         before = {key: dict(own) for key, own in self._checks.items()}
         super().remember(target, threat, checks)
@@ -151,13 +152,13 @@ class FolderRows(Rows):
             values = {key: {name: asdict(check) for name, check in own.items()} for key, own in self._checks.items()}
             write_record(self.folder / "checks.json", values)
 
-    def _read_checks(self) -> dict[str, dict[str, Check]]:
+    def _read_checks(self) -> dict[str, dict[str, Finding]]:
         path = self.folder / "checks.json"
         if not path.exists():
             return {}
         try:
             return {
-                str(key): {str(name): Check(**check) for name, check in own.items()}
+                str(key): {str(name): Finding(**check) for name, check in own.items()}
                 for key, own in read_record(path).items()
             }
         except (RobenchError, TypeError, AttributeError):

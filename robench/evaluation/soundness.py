@@ -21,7 +21,7 @@ from robench.core.frozen import frozen
 from robench.core.hidden import unregistered
 from robench.core.losses import cross_entropy, margin
 from robench.core.rng import Stream, key
-from robench.evaluation.outcomes import Check
+from robench.evaluation.findings import Finding, Status
 from robench.evaluation.subjects import Subject
 
 #: Name of the check of the gradient, which an attack without gradients has no use for.
@@ -62,10 +62,10 @@ class Soundness:
         blind: a check that does not pass where cross-entropy is no loss to follow.
     """
 
-    checks: tuple[Check, ...]
+    checks: tuple[Finding, ...]
     outputs: tuple[Tensor, ...]
     draws: bool
-    blind: Check | None
+    blind: Finding | None
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, dict[str, Soundness]] = WeakKeyDictionary()
@@ -84,7 +84,7 @@ def examine(subject: Subject, data: Data, device: torch.device) -> Soundness:
     return known[data.identity]
 
 
-def changed(subject: Subject, data: Data, device: torch.device) -> Check | None:
+def changed(subject: Subject, data: Data, device: torch.device) -> Finding | None:
     """A failing check where ``subject`` gives the images of `examine` other outputs by now: something that no module
     owns, as a counter, has changed it while it was judged. None where it does not, and where its outputs are drawn."""
     known = examine(subject, data, device)
@@ -98,12 +98,12 @@ def changed(subject: Subject, data: Data, device: torch.device) -> Check | None:
         )
     if apart <= DRAWN:
         return None
-    return Check(
+    return Finding(
         REPEAT,
         "fail",
         f"after it was attacked {subject.name} gives the same images other outputs than before, by {apart:.1%} of "
-        f"their scale: its rows are of more than one function; let nothing outside the model decide, such as a "
-        f"counter, a clock or a global",
+        f"their scale: its rows are of more than one function",
+        "let nothing outside the model decide, such as a counter, a clock or a global",
     )
 
 
@@ -115,7 +115,7 @@ def _looked_at(data: Data, device: torch.device) -> tuple[Tensor, Tensor]:
 def _examine(subject: Subject, data: Data, device: torch.device) -> Soundness:
     images, labels = _looked_at(data, device)
     outputs, drawn, wrong = [], [], []
-    blind: Check | None = None
+    blind: Finding | None = None
     with keyed_torch(device, "examine"), frozen(subject.ensemble):
         for number, member in enumerate(subject.ensemble.members, 1):
             who = subject.name if subject.n == 1 else f"member {number} of {subject.name}"
@@ -130,25 +130,25 @@ def _examine(subject: Subject, data: Data, device: torch.device) -> Soundness:
     checks = []
     if drawn:
         checks.append(
-            Check(
+            Finding(
                 REPEAT,
                 "fail",
                 f"the same images give outputs that differ, {', '.join(drawn)} of their scale: verdicts are of one "
-                f"draw, and an attack follows one; switch dropout and noise off, or attack the mean of several draws "
-                f"(--attacks torchattacks/EOTPGD)",
+                f"draw, and an attack follows one",
+                "switch dropout and noise off, or attack the mean of several draws (--attacks torchattacks/EOTPGD)",
             )
         )
     else:
-        checks.append(Check(REPEAT, "pass", f"{subject.name}: alone, in a batch and again"))
+        checks.append(Finding(REPEAT, "pass", f"{subject.name}: alone, in a batch and again"))
     if wrong:
         share, who = max(wrong)
         evidence = f"{share:.0%} of slopes differ from finite differences, at most, in {who}"
-        if share > SOME:
-            evidence += (
-                "; the attack follows something else: look for detach, no_grad and a backward pass that is not the "
-                "forward pass's, or attack without gradients (--attacks square)"
-            )
-        checks.append(Check(GRADIENT, "fail" if share > MANY else "warn" if share > SOME else "pass", evidence))
+        fix = (
+            "the attack follows something else: look for detach, no_grad and a backward pass that is not the "
+            "forward pass's, or attack without gradients (--attacks square)"
+        )
+        status: Status = "fail" if share > MANY else "warn" if share > SOME else "pass"
+        checks.append(Finding(GRADIENT, status, evidence, "" if status == "pass" else fix))
     return Soundness(tuple(checks), tuple(outputs), bool(drawn), blind)
 
 
@@ -194,7 +194,7 @@ def _passes(member: nn.Module, images: Tensor, who: str, classes: int) -> tuple[
             f"trained on, or a model that fits"
         )
     if not bool(torch.isfinite(first).all()):
-        raise RobenchError(f"{who} returns NaN or infinity; `robench doctor` looks for the reason")
+        raise RobenchError(f"{who} returns NaN or infinity; `robench check model` looks for the reason")
     apart = disagreement(outputs_of(member, images.clone(), who), first)
     if apart <= DRAWN:
         for count in (1, 2):
@@ -318,7 +318,7 @@ def _bad(lead: Callable[[Tensor], Tensor], images: Tensor, slope: Tensor) -> Ten
     return torch.where(flat, moved, bad)
 
 
-def _blind(member: nn.Module, images: Tensor, labels: Tensor, who: str) -> Check | None:
+def _blind(member: nn.Module, images: Tensor, labels: Tensor, who: str) -> Finding | None:
     """A check that does not pass where cross-entropy is no loss to follow on the images that are right.
 
     Of large outputs it has no gradient, on more than a tenth of the images, where the margin has. Of small ones a
@@ -335,12 +335,12 @@ def _blind(member: nn.Module, images: Tensor, labels: Tensor, who: str) -> Check
     why = f"the outputs of {who} are so"
     if 0 < lead < SMALL and not probabilities:
         if lead >= LOST:
-            return Check(BLIND, "warn", f"{why} small that cross-entropy pulls all other classes up alike")
+            return Finding(BLIND, "warn", f"{why} small that cross-entropy pulls all other classes up alike")
         factor = 10 ** -math.floor(math.log10(lead))
-        lost = f"{why} small that float32 loses in a softmax which class is second; multiply its logits by {factor:.0e}"
-        return Check(BLIND, "fail", lost)
+        lost = f"{why} small that float32 loses in a softmax which class is second"
+        return Finding(BLIND, "fail", lost, f"multiply its logits by {factor:.0e}")
     if _saturated(member, images[right], labels[right]):
-        return Check(BLIND, "warn", f"{why} large that cross-entropy has no gradient")
+        return Finding(BLIND, "warn", f"{why} large that cross-entropy has no gradient")
     return None
 
 

@@ -59,7 +59,7 @@ def draw(
     files, notices = build.write(outcomes.frame, out, facts, **shown)
     for text in notices:
         log.warning(text)
-    checks = [{"name": each.name, "status": each.status, "evidence": each.evidence} for each in check(outcomes)]
+    checks = [{"name": each.name, "status": each.status, "evidence": each.said} for each in check(outcomes)]
     page = html.write(outcomes.frame, out / "report.html", facts, checks=checks, pictures=pictures, **shown)
     return [*files, page]
 

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from robench.core.runs import Run, Runs
 from robench.core.store import write_json, write_text
-from robench.reports import build
+from robench.reports import build, document
 from robench.studies.drawing import draw
 from robench.studies.pictures import pictures
 from robench.studies.plan import Plan, expand
@@ -134,12 +132,14 @@ def _page(plan: Plan, incomplete: str | None, smaller: list[str], rows: list[dic
     lines = [f"# {plan.study.title}", "", *([f"Incomplete: {incomplete}.", ""] if incomplete else [])]
     if smaller:
         lines += [f"Unlike `{plan.study.report.like}`:", "", *(f"* {line}" for line in smaller), ""]
-    table = pd.DataFrame([row for row in rows if "diversity" in row])
-    if not table.empty:
-        lines += ["| diversity | ε | mean cross-entropy | images |", "|---|---|---|---|"]
-        lines += [
-            f"| {row['target']} | {row['eps']:g} | {row['diversity']:.3f} [{row['low']:.3f}, {row['high']:.3f}] | "
-            f"{row['samples']} |"
-            for row in table.to_dict("records")
+    cells = [
+        [
+            *map(document.Cell.of, (row["target"], row["eps"])),
+            document.Cell.measured(row["diversity"], row["low"], row["high"], scale=1, digits=3),
+            document.Cell.of(row["samples"]),
         ]
-    return "\n".join([*lines, ""])
+        for row in rows
+        if "diversity" in row
+    ]
+    table = document.Table(["diversity", "ε", "mean cross-entropy", "images"], cells)
+    return "\n".join([*lines, document.markdown(table) if cells else ""])

@@ -20,6 +20,7 @@ from robench.core.runs import Run, Runs
 from robench.core.store import content_key, read_json, read_record
 from robench.evaluation.cells import Cell
 from robench.evaluation.engine import Evaluator, Settings
+from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import CELL_COLUMNS, ROW_COLUMNS, Outcomes
 from robench.evaluation.rows import FolderRows
 from robench.evaluation.subjects import Subject
@@ -35,19 +36,6 @@ CLOSE = 1e-4
 _KEYS = ["member", "sample"]
 #: The numbers of a study's report.
 SUMMARY = "report/summary.json"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What became of one cell, or of a file.
-
-    Attributes:
-        good: whether it is confirmed; evidence: why, or why not.
-    """
-
-    what: str
-    good: bool
-    evidence: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +91,7 @@ def verify(
     store = Runs(result / "runs" if (result / "runs").is_dir() else result)
     kept = {name: FolderRows(store.folder(name) / OUTCOMES, repair=False) for name in store.names()}
     for path in (path for each in kept.values() for path in each.damaged):
-        yield Finding(str(path.relative_to(result)), False, "is not what was written: its name is not its hash")
+        yield Finding(str(path.relative_to(result)), "fail", "is not what was written: its name is not its hash")
     rows = {name: each.parts() for name, each in kept.items()}
     chosen = [(name, str(cell)) for name, frame in rows.items() for cell in frame["cell"].unique()]
     if not chosen:
@@ -174,9 +162,9 @@ def _guarded(what: str, attempt: Callable[[], Finding]) -> Finding:
     try:
         return attempt()
     except RobenchError as error:
-        return Finding(what, False, str(error))
+        return Finding(what, "fail", str(error))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        return Finding(what, False, f"a file of it is damaged ({error!r})")
+        return Finding(what, "fail", f"a file of it is damaged ({error!r})")
 
 
 def _tried(bench: Workbench, run: Run, key: str, rows: pd.DataFrame, tolerance: float) -> Finding:
@@ -187,10 +175,10 @@ def _tried(bench: Workbench, run: Run, key: str, rows: pd.DataFrame, tolerance: 
     wrong = [name for name in CELL_COLUMNS if getattr(cell, name) != true[name]]
     if wrong:
         told = getattr(cell, wrong[0])
-        return Finding(what, False, f"its manifest says {wrong[0]} {told!r}, and it is {true[wrong[0]]!r}")
+        return Finding(what, "fail", f"its manifest says {wrong[0]} {told!r}, and it is {true[wrong[0]]!r}")
     both = rows.merge(again.frame, on=_KEYS, how="outer", suffixes=("", "_again"), indicator=True)
     if len(rows) != len(again.frame) or not (both["_merge"] == "both").all():
-        return Finding(what, False, f"it has {len(rows)} rows, and {len(again.frame)} are made")
+        return Finding(what, "fail", f"it has {len(rows)} rows, and {len(again.frame)} are made")
     differs = pd.Series(False, index=both.index)
     for name in (name for name in ROW_COLUMNS if name not in (*_KEYS, "cell")):
         apart = both[name] != both[f"{name}_again"]
@@ -201,11 +189,11 @@ def _tried(bench: Workbench, run: Run, key: str, rows: pd.DataFrame, tolerance: 
     if share > tolerance:
         first = both[differs].iloc[0]
         return Finding(
-            what, False,
+            what, "fail",
             f"{int(differs.sum())} of {len(both)} rows differ, such as sample {first['sample']} of {first['member']}: "
             f"margin {first['margin']:.4g}, again {first['margin_again']:.4g}",
         )  # fmt: skip
-    return Finding(what, True, f"{len(both)} rows, {int(differs.sum())} differ")
+    return Finding(what, "pass", f"{len(both)} rows, {int(differs.sum())} differ")
 
 
 def _rows_again(bench: Workbench, run: Run, cell: Cell, samples: list[int]) -> Outcomes:
@@ -233,13 +221,13 @@ def _summary(result: Path, kept: Mapping[str, FolderRows]) -> Finding:
     shown = set(read_record(result / "report" / DRAWN)["evaluations"])
     parts = [each.outcomes(only=shown) for each in kept.values()]
     if gone := shown - {each.key for part in parts for each in part.evaluations}:
-        return Finding(SUMMARY, False, f"{len(gone)} of {len(shown)} evaluations that it rests on are not whole")
+        return Finding(SUMMARY, "fail", f"{len(gone)} of {len(shown)} evaluations that it rests on are not whole")
     told = [row for row in read_json(result / SUMMARY) if "diversity" not in row]
     true = objects(Outcomes.concat(parts))
     lost = [row for row in told if row not in true]
     if lost:
-        return Finding(SUMMARY, False, f"{len(lost)} numbers are not those of the rows, such as {lost[0]}")
-    return Finding(SUMMARY, True, f"{len(told)} numbers are those of the rows")
+        return Finding(SUMMARY, "fail", f"{len(lost)} numbers are not those of the rows, such as {lost[0]}")
+    return Finding(SUMMARY, "pass", f"{len(told)} numbers are those of the rows")
 
 
 def _cell(run: Run, key: str) -> Cell:

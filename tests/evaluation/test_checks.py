@@ -21,8 +21,9 @@ from robench.core.data import Data
 from robench.core.errors import RobenchError
 from robench.core.rng import Draws
 from robench.evaluation.cells import Cell
-from robench.evaluation.checks import Check, check, failed, kin
+from robench.evaluation.checks import check, failed, kin
 from robench.evaluation.engine import Evaluator, Settings
+from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
 from robench.evaluation.rows import FolderRows
 from robench.evaluation.subjects import Subject
@@ -50,7 +51,7 @@ def outcomes(threat: str, right: dict[float, int], total: int = 200, **changes: 
     return Outcomes(frame.assign(**{name: values(frame) for name, values in changes.items()}))
 
 
-def named(checks: list[Check]) -> dict[str, str]:
+def named(checks: list[Finding]) -> dict[str, str]:
     return {each.name: each.status for each in checks if each.status != "pass"}
 
 

@@ -1,4 +1,4 @@
-"""`eval --strict`, `--probe`, `compare` and `doctor` from the command line, on runs that nothing had to train."""
+"""`eval --strict`, `--probe`, `compare` and `check model` from the command line, on runs that nothing had to train."""
 
 from __future__ import annotations
 
@@ -156,10 +156,10 @@ def test_compare_two_ensembles_and_two_defenses(work: Path, capsys: pytest.Captu
         assert expected in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_doctor(work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run(["doctor", "gal0", "--dataset", "npz:noise.npz", "--device", "cpu"]) == 0
+def test_check_model(work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(["check", "model", "gal0", "--dataset", "npz:noise.npz", "--device", "cpu"]) == 0
     manifest = Runs().get("gal1").manifest
-    assert run(["doctor", "gal1", "--dataset", "digits", "--device", "cpu"]) == 1
+    assert run(["check", "model", "gal1", "--dataset", "digits", "--device", "cpu"]) == 1
     assert "fail  number of classes (member 1, 2): the model has 4 outputs, digits has 10" in capsys.readouterr().out
     assert read_record(Path("runs/gal1/manifest.json")) == manifest
     monkeypatch.syspath_prepend(str(work))
@@ -169,12 +169,36 @@ def test_doctor(work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         "    return nn.Sequential(nn.Flatten(), nn.Linear(64 * in_channels, num_classes), nn.Softmax(1))\n"
     )
     try:
-        assert run(["doctor", "made_here:soft", "--dataset", "digits", "--device", "cpu"]) == 1
+        assert run(["check", "model", "made_here:soft", "--dataset", "digits", "--device", "cpu"]) == 1
     finally:
         sys.modules.pop("made_here", None)
     assert "fail  probabilities" in capsys.readouterr().out
-    assert run(["doctor", "made_here:soft"]) == 2
+    assert run(["check", "model", "made_here:soft"]) == 2
     assert "--dataset" in capsys.readouterr().err
+
+
+def test_old_names_of_checks_work_and_say_the_new_ones(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "gal1", "--dataset", "digits", "--device", "cpu"]) == 1
+    old = capsys.readouterr()
+    assert old.err.splitlines()[0].startswith("`robench doctor` is now `robench check model`")
+    assert run(["check", "model", "gal1", "--dataset", "digits", "--device", "cpu"]) == 1
+    assert capsys.readouterr() == (old.out, "")
+    assert run(["verify", "absent"]) == 2
+    assert "`robench verify` is now `robench check result`" in capsys.readouterr().err
+    assert run(["check", "baseline"]) == 0
+    old = capsys.readouterr()
+    assert old.err.splitlines() == [
+        "`robench check NAME` is now `robench check plugin NAME`; the old form goes with the next release"
+    ]
+    assert run(["check", "plugin", "baseline"]) == 0
+    assert capsys.readouterr() == (old.out, "")
+    assert run(["-h"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert "check" in listed
+    assert not {"doctor", "verify"} & set(listed)
+    assert run(["check", "-h"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert {"plugin", "model", "result"} <= set(listed)
 
 
 def test_weights_that_were_replaced_are_not_mixed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,8 +18,9 @@ from robench.core.errors import RobenchError
 from robench.core.logs import Lines, logged
 from robench.core.rng import Draws
 from robench.evaluation import probe as module
-from robench.evaluation.checks import Check, failed
+from robench.evaluation.checks import failed
 from robench.evaluation.engine import Evaluator, Settings
+from robench.evaluation.findings import Finding
 from robench.evaluation.probe import SignNoise, probe
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Whitebox
@@ -31,7 +32,7 @@ SQUARE, TARGETED, MEMBERS = module.SQUARE, module.TARGETED, module.MEMBERS
 NAMES = {"a large ε takes all", "noise does not beat it", SQUARE, TARGETED, MEMBERS, "more effort changes nothing"}
 
 
-def probed(data: Data, target: Subject, attack: Attack, eps: tuple[float, ...], **options: int) -> dict[str, Check]:
+def probed(data: Data, target: Subject, attack: Attack, eps: tuple[float, ...], **options: int) -> dict[str, Finding]:
     settings = Settings(CPU)
     outcomes = Evaluator(data, settings).run(
         [target], Whitebox(eps=eps, attacks=(attack,), restarts=2), torch.arange(40)

@@ -161,7 +161,7 @@ def test_outputs_of_an_odd_scale_leave_cross_entropy_blind(
     found = examine(wrapped(make_subject, lambda self, x: self.model(x) * scale), data, CPU).blind
     assert found is not None
     assert found.status == status
-    assert says in found.evidence
+    assert says in found.said
 
 
 def test_a_refused_model_is_left_as_it_was(make_subject: MakeSubject, data: Data) -> None:

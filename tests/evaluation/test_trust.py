@@ -19,7 +19,8 @@ from robench.core.data import Data
 from robench.core.errors import DoubtWarning, RobenchError
 from robench.core.logs import Lines, logged
 from robench.evaluation.engine import Evaluator
-from robench.evaluation.outcomes import Check, Outcomes
+from robench.evaluation.findings import Finding
+from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Blackbox, Threat, Whitebox
 
@@ -183,7 +184,7 @@ class Nearest(nn.Module):
         return (-4 * distance).softmax(dim=1) @ self.get_buffer("classes")
 
 
-def surrogate_check(data: Data, target: Subject, labels: Tensor, samples: Tensor = SAMPLES) -> Check:
+def surrogate_check(data: Data, target: Subject, labels: Tensor, samples: Tensor = SAMPLES) -> Finding:
     surrogate = Subject.of_model(Nearest(data, labels), CPU, name="source")
     threat = Blackbox(eps=(0.1,), attacks=(PGD(steps=10),), restarts=1, surrogates=(surrogate,))
     outcomes, _ = judged(data, target, threat, samples)

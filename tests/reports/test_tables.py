@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import binomtest
 
 from robench.core.errors import RobenchError
-from robench.reports import against, tables
+from robench.reports import against, build, document, html, style, tables
 from robench.reports._queries import paired
 from tests.reports.frames import rows, share, study
 
@@ -52,24 +52,66 @@ def test_holm_by_hand() -> None:
 def test_formats_hold_the_numbers() -> None:
     frame = pd.concat([rows(share(90), threat="clean"), rows(share(40)), rows(share(60), defense="gal")])
     table = tables.accuracy(frame, "whitebox")
-    markdown = tables.markdown(table)
+    markdown = document.markdown(tables.described(table))
     assert "| DVERGE | 3 | 90.0 [82.6, 94.5] | 40.0 [30.9, 49.8] |" in markdown
     assert "| GAL | 3 | – | **60.0** [50.2, 69.1] |" in markdown
-    latex = tables.latex(table)
+    latex = document.latex(tables.described(table))
     assert r"GAL & 3 & – & \textbf{60.0} \\[-3pt]" in latex
-    assert r"& &  & {\tiny [50.2, 69.1]} \\[1pt]" in latex
+    assert r"& & & {\tiny [50.2, 69.1]} \\[1pt]" in latex
     assert tables.csv(table).splitlines()[0].startswith("defense,n,eps,accuracy,low,high,best")
 
 
+def test_one_description_gives_every_format() -> None:
+    cells = [document.Cell.of("a_b"), document.Cell.measured(0.5, 0.4, 0.6, best=True), document.Cell.of(float("nan"))]
+    table = document.Table(["name", "%", "p"], [cells], "Above", "Below.")
+    assert document.markdown(table) == (
+        "| name | % | p |\n| --- | --: | --: |\n| a\\_b | **50.0** [40.0, 60.0] | – |\n\nBelow.\n"
+    )
+    latex = document.latex(table)
+    assert r"\begin{tabular}{lrr}" in latex
+    assert r"name & \% & p \\" in latex
+    assert r"a\_b & \textbf{50.0} & – \\[-3pt]" in latex
+    grid = html._environment().get_template("table.html.j2").module.grid  # type: ignore[attr-defined]
+    assert '<td data-sort="0.5"><strong>50.0</strong>' in grid(table)
+    assert '<th scope="col" class="text">name</th><th scope="col">%</th>' in grid(table)
+    assert "<caption>Above</caption>" in grid(table)
+    assert 'aria-labelledby="title"' in grid(table, "title")
+    assert "<caption>" not in grid(table, "title")
+
+
+def test_values_of_a_frame_are_read_as_what_they_are() -> None:
+    frame = pd.DataFrame({"claim": ["x"], "sd_of": [0.25], "p": [0.012345], "samples": [5], "holds": [True]})
+    (row,) = document.of_frame(frame).rows
+    assert [cell.text for cell in row] == ["x", "25.0", "0.0123", "5", "yes"]
+    assert document.of_frame(frame).numeric() == [False, True, True, True, True]
+    assert document.of_frame(frame.iloc[:0]).numeric() == [False] * 5
+
+
+def test_one_order_of_defenses_and_threats() -> None:
+    mixed = pd.DataFrame(
+        {
+            "defense": pd.Categorical(["zz", "dverge-advt", "adp", "baseline", "adp", "baseline"]),
+            "threat": ["clean", "clean", "whitebox", "blackbox", "blackbox", "clean"],
+        }
+    )
+    found = style.ordered(mixed, "threat", "defense").to_numpy().tolist()
+    assert found == [
+        ["baseline", "clean"], ["dverge-advt", "clean"], ["zz", "clean"], ["baseline", "blackbox"],
+        ["adp", "blackbox"], ["adp", "whitebox"],
+    ]  # fmt: skip
+    assert list(build.TABLES) == [name for name, shown in style.THREATS.items() if shown.table]
+
+
 def test_hostile_names() -> None:
-    assert tables.escape_latex(HOSTILE) == (
+    assert document.escape_latex(HOSTILE) == (
         r"a\textless{}b\textgreater{}\&{\char34}c'\_\%\$\#\textasciicircum{}\textasciitilde{}\textbackslash{}\{\}"
         r"\textbar{}{[}{*}{`}"
     )
-    assert tables.escape_latex("a\nb\\\\") == r"a b\textbackslash{}\textbackslash{}"
-    assert tables.escape_markdown(HOSTILE) == (r"""a&lt;b&gt;&amp;"c'\_%\$\#\^\~\\\{\}\|\[\*\`""")
+    assert document.escape_latex("a\nb\\\\") == r"a b\textbackslash{}\textbackslash{}"
+    assert document.escape_markdown(HOSTILE) == (r"""a&lt;b&gt;&amp;"c'\_%\$\#\^\~\\\{\}\|\[\*\`""")
     frame = rows(share(40), defense=HOSTILE, target="x")
-    for text in (tables.latex(tables.accuracy(frame, "whitebox")), tables.markdown(tables.accuracy(frame, "whitebox"))):
+    table = tables.described(tables.accuracy(frame, "whitebox"))
+    for text in (document.latex(table), document.markdown(table)):
         assert HOSTILE not in text
         assert "<b>" not in text
 
@@ -82,7 +124,9 @@ def test_latex_compiles_and_fits_the_page(tmp_path: Path) -> None:
         "names": pd.concat([rows(share(9, 20), defense=each, target=f"t{at}") for at, each in enumerate(names)]),
     }
     for name, frame in frames.items():
-        (tmp_path / f"{name}.tex").write_text(tables.latex(tables.accuracy(frame, "whitebox")), encoding="utf-8")
+        (tmp_path / f"{name}.tex").write_text(
+            document.latex(tables.described(tables.accuracy(frame, "whitebox"))), encoding="utf-8"
+        )
     (tmp_path / "page.tex").write_text(
         "\\documentclass{article}\\usepackage{booktabs}\\textwidth=5.5in\\textheight=9in\\begin{document}"
         "\\noindent\\input{study}\n\n\\noindent\\input{names}\\end{document}"
@@ -169,4 +213,4 @@ def test_orderings_of_the_paper() -> None:
         assert against.orderings(pd.concat(standing))["verdict"].tolist() == [verdict]
     assert len(against.orderings(study(samples=20))) == 26
     assert against.orderings(rows(share(4))).empty
-    assert "DVERGE/5" in against.markdown(against.orderings(frame))
+    assert "DVERGE/5" in document.markdown(document.of_frame(against.orderings(frame)))

@@ -1,4 +1,4 @@
-"""`robench verify`: confirms what was measured, and nothing that was changed since."""
+"""`robench check result`: confirms what was measured, and nothing that was changed since."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from robench.cli import run
 from robench.core.errors import RobenchError
 from robench.core.runs import Runs
 from robench.core.store import content_key, read_frame, write_frame, write_json
-from robench.studies.verify import SUMMARY, Finding, verify
+from robench.evaluation.findings import Finding
+from robench.studies.verify import SUMMARY, verify
 from robench.studies.workbench import OUTCOMES
 from tests.studies import small
 
@@ -42,7 +43,7 @@ def tried(published: Path, result: Path, **options: int | float) -> list[Finding
 
 
 def refused(published: Path, result: Path, **options: int | float) -> list[Finding]:
-    return [each for each in tried(published, result, **options) if not each.good]
+    return [each for each in tried(published, result, **options) if each.status != "pass"]
 
 
 def outcomes(result: Path) -> Iterator[Path]:
@@ -72,7 +73,7 @@ def changed(result: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Non
 def test_every_cell_of_every_threat_is_confirmed_and_nothing_is_written(published: Path, result: Path) -> None:
     before = {path: path.read_bytes() for path in result.rglob("*") if path.is_file()}
     found = tried(published, result)
-    assert all(each.good for each in found), found
+    assert all(each.status == "pass" for each in found), found
     assert len(found) == small.rows(result)["cell"].nunique() + 1
     assert {path: path.read_bytes() for path in result.rglob("*") if path.is_file()} == before
 
@@ -90,7 +91,7 @@ def test_cells_that_depend_on_their_batch_are_left_out_and_told(published: Path,
     assert run([*judge, "--attacks", "torchattacks/PGD", "--steps", "2"]) == 0
     told.clear()
     found = list(verify(result, dataset=data[1]))
-    assert [(each.good, " clean " in each.what) for each in found] == [(True, True)]
+    assert [(each.status, " clean " in each.name) for each in found] == [("pass", True)]
     assert told == ["cells of torchattacks/PGD are left out: an image there depends on the others in its batch"]
     cells = store.folder(name) / OUTCOMES
     rows = [frame for frame in map(read_frame, cells.glob("part-*.parquet")) if frame is not None]
@@ -105,7 +106,17 @@ def test_cells_that_depend_on_their_batch_are_left_out_and_told(published: Path,
 
 
 def test_the_command_says_so(published: Path, result: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["verify", str(result), "--cells", "3", "--dataset", f"npz:{published / 'data.npz'}", "--device", "cpu"]
+    command = [
+        "check",
+        "result",
+        str(result),
+        "--cells",
+        "3",
+        "--dataset",
+        f"npz:{published / 'data.npz'}",
+        "--device",
+        "cpu",
+    ]
     assert run(command) == 0
     first = capsys.readouterr().out
     assert first.splitlines()[-1] == "confirmed: 4 of 4"
@@ -114,7 +125,7 @@ def test_the_command_says_so(published: Path, result: Path, capsys: pytest.Captu
     changed(result, lambda rows: rows.assign(correct=~rows["correct"]))
     assert run(command) == 1
     assert "refused: " in capsys.readouterr().out
-    assert run(["verify", str(result.parent / "absent")]) == 2
+    assert run(["check", "result", str(result.parent / "absent")]) == 2
 
 
 @pytest.mark.parametrize("column", ["correct", "prediction", "margin", "restart", "linf", "zero_gradient", "label"])
@@ -125,7 +136,7 @@ def test_one_changed_value_is_refused(published: Path, one: Path, column: str) -
         return rows
 
     changed(one, spoil)
-    assert [each.what for each in refused(published, one) if each.what != SUMMARY] != []
+    assert [each.name for each in refused(published, one) if each.name != SUMMARY] != []
 
 
 def test_a_row_that_is_gone_or_twice_there_is_refused(published: Path, result: Path) -> None:
@@ -133,7 +144,7 @@ def test_a_row_that_is_gone_or_twice_there_is_refused(published: Path, result: P
     assert "rows" in refused(published, result)[0].evidence
     changed(result, lambda rows: rows.drop_duplicates(["cell", "member", "sample"]).iloc[1:])
     # The verdicts that are left stand; the published number does not.
-    assert refused(published, result)[-1].what == SUMMARY
+    assert refused(published, result)[-1].name == SUMMARY
 
 
 def test_changed_bytes_are_refused(published: Path, result: Path) -> None:
@@ -156,7 +167,7 @@ def test_a_changed_manifest_is_refused(published: Path, one: Path) -> None:
         {"recipe": 3},
     ):
         cell.write_text(json.dumps(bad))
-        assert any(each.what != SUMMARY for each in refused(published, one)), bad
+        assert any(each.name != SUMMARY for each in refused(published, one)), bad
 
 
 def test_other_weights_are_refused(published: Path, result: Path) -> None:
@@ -211,7 +222,7 @@ def test_a_damaged_manifest_is_a_finding(result: Path, published: Path, content:
     folder = next(outcomes(result)).parent
     (folder / "manifest.json").write_text(content)
     found = refused(published, result)
-    assert any(each.what.startswith(folder.name) for each in found)
+    assert any(each.name.startswith(folder.name) for each in found)
 
 
 def test_a_study_with_another_setting_is_confirmed_too(published: Path, result: Path) -> None:

@@ -1,1 +1,1 @@
-"""Plug-ins for robench: `pip install ./examples/robench-example`; `robench list` and `robench check` find them."""
+"""Plug-ins for robench: after `pip install ./examples/robench-example`, `robench list` and `check plugin` find them."""
