@@ -47,7 +47,7 @@ lint: $(SETUP)
 
 # mypy reads the built tree: the editable mapping of attacks/ to robench.attacks is invisible to it.
 types: $(SETUP)
-	rm -rf build/typed && mkdir -p build/typed
+	rm -rf build/lib build/typed && mkdir -p build/typed
 	$(BIN)/python -c "import shutil,sys; sys.exit(0 if shutil.which('uv') else 1)" \
 	  && VIRTUAL_ENV=.venv uv pip install -q --no-deps --target build/typed . \
 	  || VIRTUAL_ENV=.venv $(BIN)/uv pip install -q --no-deps --target build/typed .

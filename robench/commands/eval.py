@@ -121,15 +121,13 @@ def command(**given: Any) -> int:
         plans, found, trained = _blackbox(asked, bench, chosen, options)
     else:
         plans = [(chosen, THREATS[asked.threat](**options))]
-    cache = not asked.no_cache
+    cache, again = not asked.no_cache, asked.probe is not False
     if asked.dry_run:
-        again = asked.probe is not False
-        parts = [part for group, made in plans for part in bench.forecast(group, made, cache=cache, probe=again)]
-        click.echo(_bill([*trained, *parts]))
+        bills = [bill for group, made in plans for bill in bench.forecast(group, made, cache=cache, probe=again)]
+        click.echo(_bill([*trained, *bills]))
         return 0
     parts = [Part.of(group, made) for group, made in plans]
     with helpers(workers - 1, gpus[1:] + gpus[:1], _assist, asked, workers, parts):
-        again = asked.probe is not False
         outcomes = Outcomes.concat(bench.judge(group, made, cache=cache, probe=again) for group, made in plans)
     click.echo(formatted(outcomes, asked.threat, asked.style))
     found += checks.check(outcomes, stored(chosen))
