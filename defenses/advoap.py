@@ -13,7 +13,6 @@ from torch import Tensor
 
 from robench.attacks.training import check, craft
 from robench.core.ensemble import Ensemble
-from robench.core.errors import RobenchError
 from robench.core.frozen import BatchNormMode
 from robench.defenses.adp import Adp
 from robench.defenses.base import DEFENSES, Batch, Terms
@@ -58,10 +57,7 @@ class AdvOAP(Adp):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.name, "", self.eps, self.steps, self.step_ratio)
-        if self.entropy_offset < 0:
-            raise RobenchError(
-                f"expected `entropy_offset` of defense {self.name!r} to be at least 0, got {self.entropy_offset}"
-            )
+        self.at_least(0, "entropy_offset")
 
     def passes(self, members: int) -> float:
         return super().passes(members) + (0.5 if self.clean_statistics else 0.0)  # forward alone
