@@ -191,7 +191,7 @@ class _Builder:
 
     def train(self, task: Task) -> str:
         needs = (self.train(task.start),) if task.start else ()
-        images = task.recipe.epochs * (len(self.data.train) // task.recipe.batch_size) * task.recipe.batch_size
+        images = task.epochs * (len(self.data.train) // task.recipe.batch_size) * task.recipe.batch_size
         return self.add(
             "train", f"train {task.name}", [task.name, task.key], needs=needs, task=task,
             passes=images * task.n * task.defense.passes(task.n),

@@ -30,5 +30,5 @@ def seconds(task: Task, data: Data, device: torch.device, *, steps: int = 2) -> 
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
     # The first step warms up.
-    own = min(times[1:] or times) * per_epoch * task.recipe.epochs
+    own = min(times[1:] or times) * per_epoch * task.epochs
     return own + (seconds(task.start, data, device, steps=steps) if task.start else 0.0)

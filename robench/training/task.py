@@ -58,6 +58,11 @@ class Task:
         return content_key(self.manifest())
 
     @property
+    def epochs(self) -> int:
+        """Of the whole training: the recipe's, for each member where these are trained in turn."""
+        return self.recipe.epochs * (self.n if self.defense.in_turn else 1)
+
+    @property
     def name(self) -> str:
         """The given name, or one that says what it is; with a part of the key where anything is not the default."""
         if self.given_name:
