@@ -23,7 +23,7 @@ from robench.core.errors import RobenchError
 from robench.core.store import write_text
 from robench.evaluation.outcomes import that_count
 from robench.evaluation.threats import BLACKBOX
-from robench.reports import against, build, style, tables
+from robench.reports import against, build, published, style, tables
 from robench.reports._queries import tidy
 from robench.reports.pictures import VERSION, Picture, Pixels
 
@@ -146,7 +146,7 @@ def write(
         provenance: what made them, as JSON values.
         checks: name, status and evidence each.
         pictures: shown where their rows are listed; those that do not fit are left out.
-        paper: of `robench.reports.against.PAPERS`, to compare with.
+        paper: of `robench.reports.published.names`, to compare with.
         data: see `robench.reports.against.against`.
         more: history, images and studies of `robench.reports.build.write`.
 
@@ -254,7 +254,7 @@ def _paper(frame: pd.DataFrame, paper: str, data: against.SameData) -> dict[str,
         rows.append([*about, _cell("n", row["n"]), _cell("eps", row["eps"]), *rates, _cell("verdict", row["verdict"])])
     verdicts = numbers["verdict"].value_counts()
     return {
-        "title": against.PAPERS[paper].title,
+        "title": published.read(paper).title,
         "count": ", ".join(f"{verdicts[name]} {name}" for name in sorted(verdicts.index)) or "nothing in common",
         "numbers": _Table(
             "Ours and the published numbers, %, with 95 % intervals for the images",
@@ -262,7 +262,7 @@ def _paper(frame: pd.DataFrame, paper: str, data: against.SameData) -> dict[str,
             rows,
         ),
         "orderings": _table(
-            "What a reproduction must show: left above right (difference in %)", against.orderings(frame)
+            "What a reproduction must show: left above right (difference in %)", against.orderings(frame, paper)
         ),
     }
 

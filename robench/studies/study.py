@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from robench.core.errors import RobenchError, unknown
+from robench.reports.published import names
 
 Value = bool | int | float | str
 Subset = Literal["auto", "first", "random", "paper"]
@@ -21,6 +22,12 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if len({repr(value) for value in values}) < len(values):
         raise ValueError("values should differ")
     return values
+
+
+def _paper(name: str) -> str:
+    if name not in names():
+        raise ValueError(f"should be one of {', '.join(names())}")
+    return name
 
 
 _Distinct = AfterValidator(_distinct)
@@ -147,7 +154,7 @@ class Report(_Table):
         like: a study of ours; the report says what is otherwise than in it.
     """
 
-    against: Literal["dverge2020"] | None = None
+    against: Annotated[str, AfterValidator(_paper)] | None = None
     regions: Annotated[int, Field(ge=2)] | None = None
     extent: Radius | None = None
     images: Annotated[int, Field(ge=0)] = 60
