@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robench.core.ensemble import mixture
+from robench.core.ensemble import followed
 from robench.core.errors import RobenchError
+from robench.core.rules import USUAL, Rule
 from robench.defenses.base import Batch, Defense, Terms
 
 
@@ -55,14 +56,14 @@ class Interactive(Defense):
             return crafted, batch.labels
         return torch.cat([batch.images[::2], crafted]), torch.cat([batch.labels[::2], batch.labels[1::2]])
 
-    def interaction(self, logits: Tensor, labels: Tensor, batch: Batch) -> Terms:
-        """Both terms of the members' logits (N,B,K) of `points`."""
+    def interaction(self, logits: Tensor, labels: Tensor, batch: Batch, rule: Rule = USUAL) -> Terms:
+        """Both terms of the members' logits (N,B,K) of `points`; rule: how the ensemble decides."""
         count, each = len(logits), torch.arange(len(labels), device=labels.device)
         true = logits.detach().log_softmax(dim=2)[:, each, labels]
         weight = 2.0 ** true.argsort(dim=0).argsort(dim=0)
         unit = batch.draws.uniform((len(labels),), "igat", "member").to(weight)
         drawn = (unit * (2**count - 1) >= weight.cumsum(dim=0)).sum(dim=0)
-        wrong = (mixture(logits).argmax(dim=1) != labels).to(logits)
+        wrong = (followed(logits, rule).argmax(dim=1) != labels).to(logits)
         own = F.cross_entropy(logits[drawn, each], labels, reduction="none")
         right = F.one_hot(labels, logits.shape[2]).bool()
         rival = logits.detach().masked_fill(right, -float("inf")).argmax(dim=2, keepdim=True)

@@ -13,6 +13,7 @@ from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.registry import Registry
 from robench.core.rng import Stream
+from robench.core.rules import USUAL, Rule
 
 Terms = Mapping[str, Tensor]
 
@@ -61,6 +62,7 @@ class Defense(ABC):
         min_members: the smallest ensemble the objective is defined for.
         in_turn: whether members are trained one after another, each for all of the recipe's epochs; `loss` then has
             gradients for member `Batch.turn` alone.
+        rule: how its authors' ensembles decide, see `robench.core.rules`.
     """
 
     name: ClassVar[str] = ""
@@ -71,6 +73,7 @@ class Defense(ABC):
     start: ClassVar[Literal["scratch", "baseline"]] = "scratch"
     min_members: ClassVar[int] = 1
     in_turn: ClassVar[bool] = False
+    rule: ClassVar[Rule] = USUAL
 
     def __post_init__(self) -> None:
         """Raises RobenchError for fields that make no sense. By default: none."""

@@ -73,4 +73,4 @@ class Igat(Interactive, Adp):
             terms = dict(self.terms(logits, labels))
         if not self.base_ce:
             del terms["ce"]
-        yield {**terms, **self.interaction(logits, labels, batch)}
+        yield {**terms, **self.interaction(logits, labels, batch, ensemble.rule)}

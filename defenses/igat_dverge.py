@@ -53,4 +53,4 @@ class IgatDverge(Interactive, DvergeAdvT):
         )
         yield from super().loss(ensemble, batch) if self.alone else Dverge.loss(self, ensemble, batch)
         points, labels = self.points(batch, crafted)
-        yield self.interaction(ensemble.logits(points), labels, batch)
+        yield self.interaction(ensemble.logits(points), labels, batch, ensemble.rule)

@@ -14,6 +14,7 @@ from robench.attacks.training import check, craft
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.frozen import BatchNormMode, batchnorm
+from robench.core.rules import Rule
 from robench.defenses.base import DEFENSES, Batch, Defense, Terms
 
 
@@ -24,8 +25,8 @@ class MRBoost(Defense):
     MCE(z, y) = −log softmax(z)_y − w/(K−1)·Σ_{c≠y} log softmax(−z)_c (Zhang et al. 2022, ICML, margin boosting,
     https://arxiv.org/abs/2206.03362).
 
-    Each member has all of the recipe's epochs and its schedule; those before it stay as they are. The paper decides by
-    the mean of logits.
+    Each member has all of the recipe's epochs and its schedule; those before it stay as they are. The mean of logits
+    decides.
 
     The released code (https://github.com/zdhNarsil/Margin-Boosting, ``experiments/ladder_mce_main.py``) starts PGD
     within ε/2, ``start_ratio`` .5, and has ``weight`` 0 unless told.
@@ -41,6 +42,7 @@ class MRBoost(Defense):
     title: ClassVar[str] = "MRBoost"
     adversarial_training: ClassVar[bool] = True
     in_turn: ClassVar[bool] = True
+    rule: ClassVar[Rule] = "logits"
 
     weight: float = 1.0
     learns: Literal["alone", "joint"] = "alone"

@@ -21,6 +21,7 @@ from robench.core.errors import RobenchError
 from robench.core.logs import logged
 from robench.core.progress import Progress, silent
 from robench.core.rng import Draws
+from robench.core.rules import Rule, label
 from robench.evaluation.checks import POINT, SURVIVORS, probed
 from robench.evaluation.engine import Evaluator, Settings
 from robench.evaluation.outcomes import ENSEMBLE, PROBE, Check, Outcomes
@@ -97,7 +98,7 @@ def attack_again(evaluator: Evaluator, target: Subject, outcomes: Outcomes, thre
     losses = [loss for loss in ("ce", "cw") if loss not in tried][:1]
     attacks = (*(PGD(loss=loss) for loss in losses), Square(queries=FEW_QUERIES))
     cost = sum(each.passes if isinstance(each, PGD) else QUERY * FEW_QUERIES for each in attacks)
-    budget = max(SHARE * _steps_taken(own, threat), FLOOR)
+    budget = max(SHARE * _steps_taken(own, threat, target.ensemble.rule), FLOOR)
     count = min(len(survivors), MOST, int(budget / cost))
     samples = survivors[torch.linspace(0, len(survivors) - 1, count).long()]
     found = [probed(own, evaluator.run([target], Probe(eps=(eps,), attacks=attacks), samples))]
@@ -105,12 +106,12 @@ def attack_again(evaluator: Evaluator, target: Subject, outcomes: Outcomes, thre
     return found
 
 
-def _steps_taken(outcomes: Outcomes, threat: Whitebox) -> float:
+def _steps_taken(outcomes: Outcomes, threat: Whitebox, rule: Rule) -> float:
     """Gradient steps that white-box rows took: an image that fell at a restart was left alone after it."""
     rows = outcomes.where(threat="whitebox").frame
     taken = 0.0
     for attack in threat.attacks:
-        mine = rows[(rows["attack"] == attack.label) & (rows["loss"] == attack.loss)]
+        mine = rows[(rows["attack"] == label(attack.label, rule)) & (rows["loss"] == attack.loss)]
         starts = np.where(mine["correct"], threat.restarts if attack.stochastic else 1, mine["restart"] + 1)
         taken += float(starts.sum()) * attack.passes
     return taken

@@ -170,6 +170,8 @@ class _Builder:
         with self.at(where):
             # The recipe is named, as on the command line, so that a training has one name wherever it is asked for.
             same: dict[str, Any] = {"seed": seed, "role": role, "models": models, "recipe": self.study.recipe}
+            if role == "target":
+                same["rule"] = self.study.rule
             plain = resolve(self.data, defense, n, **same)
             made = resolve(self.data, defense, n, **same, overrides=overrides, init=init)
         return plain if plain.key == made.key else made

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from robench.core.errors import RobenchError, unknown
+from robench.core.rules import Rule
 from robench.reports.published import names
 
 Value = bool | int | float | str
@@ -167,6 +168,7 @@ class Study(_Table):
     Attributes:
         defenses: names, or a table of names with the fields that differ from the data set's recipe.
         recipe: a file of `robench/recipes`, instead of the data set's own.
+        rule: how target ensembles decide, instead of as the defenses' authors do.
         sizes: members per ensemble; samples: test images.
         seed: of the attacks' draws.
     """
@@ -175,6 +177,7 @@ class Study(_Table):
     dataset: str
     recipe: str | None = None
     model: str | None = None
+    rule: Rule | None = None
     defenses: Annotated[dict[str, Fields], Field(min_length=1)]
     sizes: Sizes
     seeds: Seeds = (0,)

@@ -127,7 +127,7 @@ def _rehearse(task: Task, data: Data, device: torch.device) -> None:
     Baseline is trained.
     """
     stream = Stream((task.key, "rehearsal"))
-    ensemble = Ensemble(build(spec, stream.key("weights", i)) for i, spec in enumerate(task.members))
+    ensemble = Ensemble((build(spec, stream.key("weights", i)) for i, spec in enumerate(task.members)), task.rule)
     ensemble.to(device)
     check_networks(ensemble, task, data)
     ensemble.train()
@@ -248,7 +248,7 @@ def _save(task: Task, data: Data, runs: Runs, parent: Run | None, ensemble: Ense
 
 def _initial(task: Task, data: Data, stream: Stream, parent: Run | None, device: torch.device) -> Ensemble:
     """The ensemble that training starts from, on the device, in the precision of the recipe."""
-    ensemble = Ensemble(build(spec, stream.key("weights", i)) for i, spec in enumerate(task.members))
+    ensemble = Ensemble((build(spec, stream.key("weights", i)) for i, spec in enumerate(task.members)), task.rule)
     if parent is not None:
         load_state(ensemble, parent.load().state_dict(), parent.name)
     ensemble.to(device)
