@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from robench.attacks.ascent import gradient
 from robench.core import linf
 from robench.core.features import features
+from robench.core.frozen import BatchNormMode, batchnorm
 
 
 def depart(
@@ -20,6 +21,7 @@ def depart(
     steps: int,
     step_ratio: float,
     project_start: bool = True,
+    craft_bn: BatchNormMode = "train",
 ) -> Tensor:
     """x' within ε of x with features f^l far from those of x (Huang et al. 2023, IEEE TIFS), (B,C,H,W).
 
@@ -28,16 +30,18 @@ def depart(
     Args:
         start: the first z, (B,C,H,W); at the images themselves the gradient is zero.
         layer: l, see `robench.core.features`.
+        craft_bn: see `robench.core.frozen.batchnorm`.
         project_start: whether the start is projected onto the ball, or only onto the box.
 
     Returns:
-        (B,C,H,W) in the ball and in the box; no graph attached. BatchNorm runs in the mode that the model is in.
+        (B,C,H,W) in the ball and in the box; no graph attached.
     """
     lower, upper = linf.bounds(images, linf.as_eps(eps, images))
     z = start.clamp(lower, upper) if project_start else start.clamp(0, 1)
-    with torch.no_grad():
-        wanted = features(model, images, layer)
-    for _ in range(steps):
-        slope = gradient(lambda x: (features(model, x, layer) - wanted).square().flatten(1).mean(dim=1), z)
-        z = (z + step_ratio * eps * slope.nan_to_num_(0.0, 0.0, 0.0).sign()).clamp(lower, upper)
+    with batchnorm(model, craft_bn):
+        with torch.no_grad():
+            wanted = features(model, images, layer)
+        for _ in range(steps):
+            slope = gradient(lambda x: (features(model, x, layer) - wanted).square().flatten(1).mean(dim=1), z)
+            z = (z + step_ratio * eps * slope.nan_to_num_(0.0, 0.0, 0.0).sign()).clamp(lower, upper)
     return z

@@ -16,9 +16,9 @@ from robench.attacks.ascent import uniform_start
 from robench.attacks.base import ATTACKS, Attack
 from robench.attacks.survivors import Least, Standing, in_turn
 from robench.core import linf
-from robench.core.ensemble import mixture
+from robench.core.ensemble import followed, lead
 from robench.core.errors import RobenchError
-from robench.core.fast import members
+from robench.core.fast import members, rule_of
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
 
@@ -50,8 +50,8 @@ class MORA(Attack):
         steps: gradient steps of a run.
         targets: this many targeted runs, or as many as there are wrong classes; the authors' published log has none.
         weights: of the members: ``paper``, or ``code``, which differs while the ensemble is right, see `reweighed`.
-        rule: how the ensemble under attack decides. An `Ensemble` of robench averages in probability, ``softmax``; what
-            the model returns decides whatever is said here.
+        rule: how the ensemble under attack decides; ``softmax`` stands for the rule of an `Ensemble` that has another.
+            What the model returns decides whatever is said here.
     """
 
     steps: int = 100
@@ -76,7 +76,7 @@ class MORA(Attack):
         return (len(SHARES) + self.targets) * (self.steps + 1)
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
-        loss = LOSSES.get(self.loss)
+        loss, rule = LOSSES.get(self.loss), self._rule(model)
         with torch.no_grad():
             clean = model(images)
         wrong = clean.scatter(1, labels[:, None], -float("inf"))
@@ -85,7 +85,7 @@ class MORA(Attack):
         def shared(share: float) -> Callable[[Standing], Tensor]:
             def part(here: Standing) -> Tensor:
                 def raised(logits: Tensor) -> Tensor:
-                    return loss(reweighed(logits, here.labels, share, self.weights, self.rule), here.labels)
+                    return loss(reweighed(logits, here.labels, share, self.weights, rule), here.labels)
 
                 return self._run(model, raised, here, f"start {share:g}")
 
@@ -96,7 +96,7 @@ class MORA(Attack):
                 target = likely[here.rows, rank, None]
 
                 def raised(logits: Tensor) -> Tensor:
-                    return F.log_softmax(decided(logits, self.rule), dim=1).gather(1, target)[:, 0]
+                    return F.log_softmax(followed(logits, rule), dim=1).gather(1, target)[:, 0]
 
                 return self._run(model, raised, here, f"start towards {rank}")
 
@@ -104,6 +104,11 @@ class MORA(Attack):
 
         parts = [*map(shared, SHARES), *map(towards, range(likely.shape[1]))]
         return in_turn(parts, model, images, labels, eps, draws)[0]
+
+    def _rule(self, model: nn.Module) -> Rule:
+        """The rule that is attacked."""
+        own = rule_of(model)
+        return own if self.rule == "softmax" and own in ("logits", "vote") else self.rule
 
     def _run(self, model: nn.Module, raised: Callable[[Tensor], Tensor], here: Standing, purpose: str) -> Tensor:
         """One run, (B,C,H,W)."""
@@ -115,7 +120,7 @@ class MORA(Attack):
 
         def judged(point: Tensor) -> tuple[Tensor, Tensor]:
             logits = torch.stack([member(point) for member in members(model)])
-            return raised(logits), mixture(logits)
+            return raised(logits), followed(logits, rule_of(model))
 
         for i in range(self.steps):
             _, slope, outputs = slope_at(judged, z)
@@ -125,17 +130,6 @@ class MORA(Attack):
         with torch.no_grad():
             least.see(z, model(z))
         return least.images
-
-
-def decided(logits: Tensor, rule: Rule) -> Tensor:
-    """What an ensemble of that rule decides by, (B,K), of its members' logits (N,B,K).
-
-    ``softmax``: log p̄. ``logits``: their mean. ``vote``, which has no gradient: log p̄ of members whose two highest
-    logits are brought to a distance of 1.
-    """
-    if rule == "logits":
-        return logits.mean(dim=0)
-    return mixture(logits / _lead(logits) if rule == "vote" else logits)
 
 
 def reweighed(logits: Tensor, labels: Tensor, share: float, weights: Weights, rule: Rule) -> Tensor:
@@ -153,9 +147,9 @@ def reweighed(logits: Tensor, labels: Tensor, share: float, weights: Weights, ru
     Args:
         logits: of the members, (N,B,K); share: s.
     """
-    main = decided(logits, rule)
+    main = followed(logits, rule)
     parts = torch.cat([logits, main[None]]) if weights == "code" else logits
-    scale = (_lead(parts).amax(dim=0) / 10).clamp(min=1)
+    scale = (lead(parts).amax(dim=0) / 10).clamp(min=1)
     scaled = parts / scale
     with torch.no_grad():
         true = labels[:, None]
@@ -171,10 +165,4 @@ def reweighed(logits: Tensor, labels: Tensor, share: float, weights: Weights, ru
         if rule != "logits":
             weight = weight * (parts.argmax(dim=-1, keepdim=True) == true)
     weighed = (weight * scaled).sum(dim=0) / (weight.sum(dim=0) + 1e-8)
-    return (1 - share) * main / _lead(main) + share * weighed
-
-
-def _lead(logits: Tensor) -> Tensor:
-    """The distance of the two highest values, (...,1), at least 1e-12; no graph attached."""
-    top = logits.detach().topk(2, dim=-1).values
-    return (top[..., :1] - top[..., 1:]).clamp(min=1e-12)
+    return (1 - share) * main / lead(main) + share * weighed

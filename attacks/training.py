@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,12 +18,13 @@ def craft(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    draws: Stream,
+    draws: Stream | Tensor,
     *,
     eps: float,
     steps: int,
     step_ratio: float,
     craft_bn: BatchNormMode,
+    objective: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """PGD from x + U(−ε, ε) on CE(model(x), y) (Madry et al. 2018, https://arxiv.org/abs/1706.06083), (B,C,H,W).
 
@@ -29,22 +32,25 @@ def craft(
 
     Args:
         model: as training has it; images -> logits (B,K) or log-probabilities.
-        draws: keyed to this batch and this model; the start is the only draw.
+        draws: keyed to this batch and this model; the start is the only draw. Or its noise, uniform in (0, 1), of the
+            images' shape, where they are a part of the batch.
         craft_bn: see `robench.core.frozen.batchnorm`.
+        objective: z -> what is raised instead of the loss, (B,).
 
     Returns:
         The last iterate, in the ball and in the box; no graph attached, no parameter gradient left.
     """
     radius = as_eps(eps, images)
-    start = uniform_start(images, radius, draws.uniform(images.shape, "start").to(images))
+    noise = draws if isinstance(draws, Tensor) else draws.uniform(images.shape, "start").to(images)
+    raised = objective or (lambda z: F.cross_entropy(model(z), labels, reduction="none"))
     with batchnorm(model, craft_bn):
         return ascend(
-            lambda z, _: F.cross_entropy(model(z), labels, reduction="none"),
+            lambda z, _: raised(z),
             images,
             radius,
             steps=steps,
             step_ratio=step_ratio,
-            start=start,
+            start=uniform_start(images, radius, noise),
         )
 
 

@@ -56,13 +56,16 @@ class Adp(Defense):
             )
 
     def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
-        logits = ensemble.logits(batch.images)
+        yield self.terms(ensemble.logits(batch.images), batch.labels)
+
+    def terms(self, logits: Tensor, labels: Tensor) -> Terms:
+        """The three terms of the members' logits (N,B,K)."""
         log_mean = mixture(logits)
         entropy = -(log_mean.exp() * log_mean).sum(dim=1).mean()
-        yield {
-            "ce": torch.stack([F.cross_entropy(member, batch.labels) for member in logits]).sum(),
+        return {
+            "ce": torch.stack([F.cross_entropy(member, labels) for member in logits]).sum(),
             "entropy": -self.alpha * entropy,
-            "logdet": -self.beta * _log_diversity(logits, batch.labels).mean(),
+            "logdet": -self.beta * _log_diversity(logits, labels).mean(),
         }
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from robench.attacks.training import check, craft
 from robench.core.ensemble import Ensemble
-from robench.core.errors import RobenchError
 from robench.core.frozen import BatchNormMode
+from robench.core.rules import Rule
 from robench.defenses.adp import Adp
 from robench.defenses.base import DEFENSES, Batch, Terms
 
@@ -27,7 +27,7 @@ class AdvOAP(Adp):
     https://proceedings.mlr.press/v267/guo25g.html).
 
     Row ã_i of Ã (N, K−1) is p_i(x_i) without class y, divided by its sum; as in ADP at most K−1 members can differ. The
-    paper decides by the mean of logits; here, as for every defense, the mean of the softmax decides.
+    mean of logits decides.
 
     The released code (https://github.com/GuoJQ42/AdvOAP, ``loss/adv_oap_loss.py``) differs in two fields, off by
     default. Its ``main.py`` trains with the attack that its command names for tests, 20 steps of ε/8: ``steps`` 20 and
@@ -45,6 +45,7 @@ class AdvOAP(Adp):
 
     title: ClassVar[str] = "AdvOAP"
     adversarial_training: ClassVar[bool] = True
+    rule: ClassVar[Rule] = "logits"
 
     alpha: float = 0.2
     beta: float = 10.0
@@ -58,10 +59,7 @@ class AdvOAP(Adp):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.name, "", self.eps, self.steps, self.step_ratio)
-        if self.entropy_offset < 0:
-            raise RobenchError(
-                f"expected `entropy_offset` of defense {self.name!r} to be at least 0, got {self.entropy_offset}"
-            )
+        self.at_least(0, "entropy_offset")
 
     def passes(self, members: int) -> float:
         return super().passes(members) + (0.5 if self.clean_statistics else 0.0)  # forward alone

@@ -13,6 +13,7 @@ from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.registry import Registry
 from robench.core.rng import Stream
+from robench.core.rules import USUAL, Rule
 
 Terms = Mapping[str, Tensor]
 
@@ -28,6 +29,7 @@ class Batch:
         draws: this step's draws; epoch_draws: the same for every step of an epoch. The only sources of randomness.
         samples: index of each image in the training set, int64 (B,); train_size: how many that set has.
         progress: the part of the training that is done, in [0, 1).
+        turn: which member is being trained, for defenses with ``in_turn = True``; ``progress`` is then of its training.
         state: what the defense keeps between steps, empty before the first; the checkpoint holds it. A tensor with
             ``train_size`` rows may have one for each image, written at ``samples`` alone; any other must not depend on
             the images, as several processes each see their part of them.
@@ -42,6 +44,7 @@ class Batch:
     samples: Tensor | None = None
     train_size: int = 0
     progress: float = 0.0
+    turn: int = 0
     state: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -57,6 +60,9 @@ class Defense(ABC):
         start: ``baseline``: training starts from a trained Baseline of the same size and seed, made or reused by the
             trainer. ``scratch``: from random weights.
         min_members: the smallest ensemble the objective is defined for.
+        in_turn: whether members are trained one after another, each for all of the recipe's epochs; `loss` then has
+            gradients for member `Batch.turn` alone.
+        rule: how its authors' ensembles decide, see `robench.core.rules`.
     """
 
     name: ClassVar[str] = ""
@@ -66,6 +72,12 @@ class Defense(ABC):
     paired: ClassVar[bool] = False
     start: ClassVar[Literal["scratch", "baseline"]] = "scratch"
     min_members: ClassVar[int] = 1
+    in_turn: ClassVar[bool] = False
+    rule: ClassVar[Rule] = USUAL
+
+    def __post_init__(self) -> None:
+        """Raises RobenchError for fields that make no sense. By default: none."""
+        return
 
     @abstractmethod
     def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
@@ -89,6 +101,14 @@ class Defense(ABC):
                 f"expected `n` of defense {self.name!r} to be at least {self.min_members}, got {members}; "
                 f"try --n {max(3, self.min_members)}"
             )
+
+    def at_least(self, least: float, *names: str) -> None:
+        """Raises RobenchError where one of these fields is below ``least``."""
+        for name in names:
+            if getattr(self, name) < least:
+                raise RobenchError(
+                    f"expected `{name}` of defense {self.name!r} to be at least {least:g}, got {getattr(self, name)}"
+                )
 
     def passes(self, members: int) -> float:
         """Forward and backward passes of one image through one member in a training step, for forecasts.

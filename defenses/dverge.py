@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +13,8 @@ from torch import Tensor, nn
 from robench.attacks.distill import distill
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
-from robench.core.features import depth
 from robench.core.frozen import BatchNormMode, batchnorm
+from robench.defenses._layers import drawn_layer, layers_of
 from robench.defenses.base import DEFENSES, Batch, Defense, Terms
 
 
@@ -72,8 +70,6 @@ class Dverge(Defense):
     def distilled(self, ensemble: Ensemble, batch: Batch) -> list[Tensor]:
         """x'_j (B,C,H,W) of every member j, all made before any update."""
         assert batch.paired is not None
-        draws = batch.epoch_draws if self.layer_per == "epoch" else batch.draws
-        position = float(draws.uniform((1,), "layer"))
         images = []
         for member in ensemble.members:
             layers = layers_of(member, batch.images)
@@ -81,7 +77,7 @@ class Dverge(Defense):
                 raise RobenchError(
                     f"expected `layer` of defense {self.name!r} in 0..{layers} for this model, got {self.layer}"
                 )
-            layer = self.layer or 1 + math.floor(position * layers)
+            layer = self.layer or drawn_layer(member, batch, self.layer_per)
             with batchnorm(member, self.craft_bn):
                 images.append(
                     distill(
@@ -100,14 +96,3 @@ class Dverge(Defense):
 def resistance(member: nn.Module, distilled: Sequence[Tensor], labels: Tensor) -> Tensor:
     """Σ_j CE(z(x'_j), y_s) of one member, in ascending j: a concatenation would change the batch statistics."""
     return torch.stack([F.cross_entropy(member(images), labels) for images in distilled]).sum()
-
-
-#: Found once per network, as it costs a forward pass and is not a matter of weights; forgotten with the network.
-_DEPTHS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-
-
-def layers_of(member: nn.Module, images: Tensor) -> int:
-    """The member's feature layers, see `robench.core.features.depth`."""
-    if member not in _DEPTHS:
-        _DEPTHS[member] = depth(member, images[:1])
-    return _DEPTHS[member]

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 
 from robench.attacks.training import check, craft
 from robench.core.ensemble import Ensemble
-from robench.core.errors import RobenchError
 from robench.defenses.base import DEFENSES, Batch, Terms
 from robench.defenses.dverge import Dverge, resistance
 
@@ -41,8 +40,7 @@ class DvergeAdvT(Dverge):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.name, "advt_", self.advt_eps, self.advt_steps, self.advt_step_ratio)
-        if self.weight < 0:
-            raise RobenchError(f"expected `weight` of defense {self.name!r} to be at least 0, got {self.weight}")
+        self.at_least(0, "weight")
 
     def passes(self, members: int) -> float:
         return super().passes(members) + self.advt_steps + 1

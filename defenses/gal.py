@@ -9,10 +9,9 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robench.core.ensemble import Ensemble
-from robench.core.errors import RobenchError
+from robench.defenses._slopes import loss_and_slope
 from robench.defenses.base import DEFENSES, Batch, Defense, Terms
 
 
@@ -37,21 +36,14 @@ class Gal(Defense):
     weight: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise RobenchError(f"expected `weight` of defense {self.name!r} to be at least 0, got {self.weight}")
+        self.at_least(0, "weight")
 
     def passes(self, members: int) -> float:
         return super().passes(members) + 3  # a gradient of a gradient takes about three more
 
     def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
-        images = batch.images.detach().requires_grad_(True)
-        losses, slopes = [], []
-        for member in ensemble.members:
-            with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
-                loss = F.cross_entropy(member(images), batch.labels)
-            (slope,) = torch.autograd.grad(loss, images, create_graph=True)
-            losses.append(loss)
-            slopes.append(slope.flatten(1))
+        pairs = [loss_and_slope(member, batch.images, batch.labels, "mean") for member in ensemble.members]
+        losses, slopes = zip(*pairs, strict=True)
         short = 1e-8 * batch.parts
         cosines = torch.stack([F.cosine_similarity(one, other, eps=short) for one, other in combinations(slopes, 2)])
         yield {

@@ -56,11 +56,8 @@ class Lotos(Defense):
     iterations: int = 1
 
     def __post_init__(self) -> None:
-        for field, least in (("weight", 0), ("mal", 0), ("clip", 0), ("iterations", 1)):
-            if getattr(self, field) < least:
-                raise RobenchError(
-                    f"expected `{field}` of defense {self.name!r} to be at least {least}, got {getattr(self, field)}"
-                )
+        self.at_least(0, "weight", "mal", "clip")
+        self.at_least(1, "iterations")
 
     def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
         yield {"orthogonality": self.weight * self._overlap(ensemble, batch)}

@@ -9,15 +9,12 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 
-from robench.attacks.ascent import ascend, uniform_start
-from robench.attacks.training import check
+from robench.attacks.training import check, craft
 from robench.core.ensemble import Ensemble
-from robench.core.errors import RobenchError
-from robench.core.frozen import BatchNormMode, batchnorm
-from robench.core.linf import as_eps
+from robench.core.frozen import BatchNormMode
+from robench.defenses._slopes import loss_and_slope
 from robench.defenses.base import DEFENSES, Batch, Defense, Terms
 
 
@@ -61,47 +58,43 @@ class Trs(Defense):
         check(self.name, "first_", self.first_eps, 1, 1.0)
         check(self.name, "last_", self.last_eps, 1, 1.0)
         check(self.name, "", self.last_eps, self.steps, self.step_ratio)
-        if self.similarity < 0 or self.smoothness < 0:
-            raise RobenchError(
-                f"expected `similarity` and `smoothness` of defense {self.name!r} to be at least 0, "
-                f"got {self.similarity} and {self.smoothness}"
-            )
+        self.at_least(0, "similarity", "smoothness")
 
     def passes(self, members: int) -> float:
         # A gradient of a gradient takes about four: of the images, of x̂, and in every step for half of the batch.
         return 8.0 + (2.0 * self.steps if self.adversarial else 0.0)
 
     def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
-        pairs = [_loss_and_slope(member, batch.images, batch.labels) for member in ensemble.members]
-        losses, slopes = zip(*pairs, strict=True)
+        pairs = [loss_and_slope(member, batch.images, batch.labels, "sum") for member in ensemble.members]
+        sums, slopes = zip(*pairs, strict=True)
         short = 1e-8 * batch.parts * len(batch.images)  # of a slope of the batch's mean loss, 1e-8, as in the code
         cosines = [F.cosine_similarity(one, other, eps=short) for one, other in combinations(slopes, 2)]
-        yield {"ce": torch.stack(losses).sum(), "similarity": self.similarity * torch.stack(cosines).abs().mean()}
+        losses = torch.stack(sums) / len(batch.images)
+        yield {"ce": losses.sum(), "similarity": self.similarity * torch.stack(cosines).abs().mean()}
         points, labels = self._points(ensemble, batch) if self.adversarial else (batch.images, batch.labels)
         scale = 1.0 if self.slope_of == "image" else (batch.parts * len(points)) ** -2
         for member in ensemble.members:
-            _, slope = _loss_and_slope(member, points, labels)
+            _, slope = loss_and_slope(member, points, labels, "sum")
             yield {"smoothness": 2 * self.smoothness * scale / len(ensemble) * slope.square().sum(dim=1).mean()}
 
     def _points(self, ensemble: Ensemble, batch: Batch) -> tuple[Tensor, Tensor]:
         """x̂ (B,C,H,W) and its labels: images of even places in the batch, then attacked ones of odd places."""
         images, labels = batch.images[1::2], batch.labels[1::2]
-        radius = as_eps(self.first_eps + (self.last_eps - self.first_eps) * batch.progress, images)
         noise = batch.draws.uniform(batch.images.shape, "trs", "start").to(batch.images)[1::2]
 
-        def length(z: Tensor, step: int) -> Tensor:
-            return torch.stack([_loss_and_slope(each, z, labels)[1] for each in ensemble.members]).square().sum((0, 2))
+        def length(z: Tensor) -> Tensor:
+            slopes = [loss_and_slope(each, z, labels, "sum")[1] for each in ensemble.members]
+            return torch.stack(slopes).square().sum((0, 2))
 
-        start = uniform_start(images, radius, noise)
-        with batchnorm(ensemble, self.craft_bn):
-            crafted = ascend(length, images, radius, steps=self.steps, step_ratio=self.step_ratio, start=start)
+        crafted = craft(
+            ensemble,
+            images,
+            labels,
+            noise,
+            eps=self.first_eps + (self.last_eps - self.first_eps) * batch.progress,
+            steps=self.steps,
+            step_ratio=self.step_ratio,
+            craft_bn=self.craft_bn,
+            objective=length,
+        )
         return torch.cat([batch.images[::2], crafted]), torch.cat([batch.labels[::2], labels])
-
-
-def _loss_and_slope(member: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean loss, and ∇_x of each image's own (B, pixels), which can be differentiated again."""
-    images = images if images.requires_grad else images.detach().requires_grad_(True)
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
-        loss = F.cross_entropy(member(images), labels, reduction="sum")
-    (slope,) = torch.autograd.grad(loss, images, create_graph=True)
-    return loss / len(images), slope.flatten(1)

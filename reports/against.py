@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib.resources import files
 from itertools import pairwise
 from typing import Literal, cast
@@ -10,94 +10,57 @@ from typing import Literal, cast
 import numpy as np
 import pandas as pd
 
-from robench.core.errors import unknown
 from robench.evaluation.outcomes import intervals
 from robench.evaluation.statistics import LEVEL
 from robench.evaluation.words import steps
 from robench.reports import style
 from robench.reports._queries import POINT, accuracies, paired, survived, tidy
+from robench.reports.published import Claim, Published, read
 
 #: Whether our images are the paper's: they are; they are on the user's word; they are not.
 SameData = Literal["same", "vouched", "different"]
 
 
-@dataclass(frozen=True)
-class Paper:
-    """A source of published numbers.
-
-    Attributes:
-        threats: file in `robench.reports.published` per threat.
-        data: its test images; images: how many each number rests on.
-        steps, tries: per threat, gradient steps of its attacks, and how many an image had to survive: black-box
-            versions, white-box starts.
-        defenses: our name for each of the paper's methods.
-    """
-
-    title: str
-    threats: dict[str, str]
-    data: str
-    images: int
-    steps: dict[str, int]
-    tries: dict[str, int]
-    defenses: dict[str, str]
-
-
-PAPERS = {
-    "dverge2020": Paper(
-        title="Yang et al. 2020, Tables 4 and 5",
-        threats={"blackbox": "dverge2020_blackbox.csv", "whitebox": "dverge2020_whitebox.csv"},
-        data="cifar10",
-        images=1000,
-        steps={"blackbox": 100, "whitebox": 50},
-        tries={"blackbox": 30, "whitebox": 5},
-        defenses={
-            "baseline": "baseline",
-            "ADP": "adp",
-            "GAL": "gal",
-            "DVERGE": "dverge",
-            "AdvT": "advt",
-            "DVERGE+AdvT": "dverge-advt",
-        },
-    )
-}
-
-#: threat, defense, n, ε
-Cell = tuple[str, str, int, float]
+#: defense, n, ε
+Cell = tuple[str, int, float]
 #: Below this accuracy a defense has fallen: the paper prints 0.
 FALLEN = 0.01
 
 
-def published(paper: str = "dverge2020") -> pd.DataFrame:
-    """The paper's numbers: threat, defense, n, eps, published in [0, 1], and its interval for the paper's images.
+def published(paper: str) -> pd.DataFrame:
+    """The paper's numbers: threat (the title of the table, or clean), defense, n, eps, published in [0, 1], and its
+    interval for the paper's images, of no length where it does not say how many.
 
     Raises:
         RobenchError: unknown paper.
     """
-    if paper not in PAPERS:
-        raise unknown("paper", paper, PAPERS)
-    source = PAPERS[paper]
+    source = read(paper)
     parts = []
-    for threat, name in source.threats.items():
-        with files("robench.reports.published").joinpath(name).open(encoding="utf-8") as file:
+    for each in source.tables:
+        with files("robench.reports.published").joinpath(each.file).open(encoding="utf-8") as file:
             wide = pd.read_csv(file).rename(columns={"method": "defense", "n_models": "n"})
-        long = wide.melt(["defense", "n"], var_name="column", value_name="published")
+        long = wide.melt(["defense", "n"], var_name="column", value_name="published").dropna(subset="published")
         clean = long["column"] == "clean"
         long["eps"] = long["column"].str.removeprefix("eps").where(~clean, "0").astype(float)
-        long["threat"] = np.where(clean, "clean", threat)
+        long["threat"] = np.where(clean, "clean", each.title)
         parts.append(long.drop(columns="column"))
     table = pd.concat(parts, ignore_index=True).drop_duplicates(["threat", "defense", "n", "eps"], ignore_index=True)
     table["defense"] = table["defense"].map(source.defenses)
     table["published"] /= 100
-    table["published_low"], table["published_high"] = intervals(table["published"], np.full(len(table), source.images))
+    table["published_low"] = table["published_high"] = table["published"]
+    if source.images is not None:
+        count = np.full(len(table), source.images)
+        table["published_low"], table["published_high"] = intervals(table["published"], count)
     return table[["threat", "defense", "n", "eps", "published", "published_low", "published_high"]]
 
 
-def against(frame: pd.DataFrame, paper: str = "dverge2020", *, data: SameData) -> pd.DataFrame:
+def against(frame: pd.DataFrame, paper: str, *, data: SameData) -> pd.DataFrame:
     """Every accuracy that both have, in [0, 1].
 
-    White-box rows count only where they are the paper's attack, PGD with cross-entropy.
+    Rows count only where they are of the paper's attack and loss, as far as it names them.
 
     Args:
+        paper: one of `robench.reports.published.names`.
         data: where our images are others, numbers are shown side by side and not judged.
 
     Returns:
@@ -108,20 +71,16 @@ def against(frame: pd.DataFrame, paper: str = "dverge2020", *, data: SameData) -
     Raises:
         RobenchError: unknown paper.
     """
-    theirs = published(paper)
-    frame = _comparable(frame)
-    own = accuracies(survived(frame, "clean", "blackbox", "whitebox")).join(_tries(frame, PAPERS[paper]), on=POINT)
-    own = own.rename(columns={"accuracy": "ours", "low": "ours_low", "high": "ours_high"})
-    # Radii are typed, not computed, but 7 * 0.01 is not 0.07.
-    own["eps"] = own["eps"].round(6)
-    both = own.merge(theirs, on=["threat", "defense", "n", "eps"], how="inner")
+    source = read(paper)
+    own = pd.concat([_own(frame, each) for each in source.tables]).drop_duplicates(POINT)
+    both = own.merge(published(paper), on=["threat", "defense", "n", "eps"], how="inner")
     both["difference"] = both["ours"] - both["published"]
     down = np.hypot(both["ours"] - both["ours_low"], both["published_high"] - both["published"])
     up = np.hypot(both["ours_high"] - both["ours"], both["published"] - both["published_low"])
     both["difference_low"], both["difference_high"] = both["difference"] - down, both["difference"] + up
     inside = (both["difference_low"] <= 0) & (both["difference_high"] >= 0)
     # What takes every image needs no more effort.
-    enough = both["threat"].map(PAPERS[paper].tries).astype("float64")
+    enough = both["threat"].map({each.title: each.tries for each in source.tables}).astype("float64")
     weaker = (both["tries"].fillna(0).astype("float64") < enough) & (both["ours"] > 0)
     judged = np.where(weaker, "weaker attack", np.where(inside, "inside", "outside"))
     both["verdict"] = "different data" if data == "different" else judged
@@ -137,74 +96,102 @@ def against(frame: pd.DataFrame, paper: str = "dverge2020", *, data: SameData) -
     ]  # fmt: skip
 
 
-def orderings(frame: pd.DataFrame) -> pd.DataFrame:
-    """The shape that a reproduction of the DVERGE study must show, claim by claim, on whatever data.
+def _own(frame: pd.DataFrame, table: Published) -> pd.DataFrame:
+    """Our accuracies that are comparable with a table, under its title, and clean ones, with ``tries``."""
+    frame = _comparable(frame, table)
+    own = accuracies(survived(frame, "clean", table.threat)).join(_tries(frame, table), on=POINT)
+    own = own.rename(columns={"accuracy": "ours", "low": "ours_low", "high": "ours_high"})
+    # Radii are typed, not computed, but 7 * 0.01 is not 0.07.
+    own["eps"] = own["eps"].round(6)
+    return own.assign(threat=own["threat"].astype(str).replace(table.threat, table.title))
+
+
+def orderings(frame: pd.DataFrame, paper: str) -> pd.DataFrame:
+    """The shape that a reproduction of the paper must show, claim by claim, on whatever data.
 
     Returns:
         claim; left and right, what is compared; difference, left − right in [-1, 1]; p, of the paired exact test of
         `robench.reports.tables.accuracy`; verdict: "holds", "reversed", or "undecided" where p is above 0.05; that a
         defense has fallen is not reversed by a "weaker attack". A claim without its two sides is left out.
     """
-    paper = PAPERS["dverge2020"]
-    tries = _tries(_comparable(frame), paper).rename(lambda eps: round(eps, 6), level="eps")
-    verdicts = survived(_comparable(frame), "clean", "blackbox", "whitebox")
-    verdicts = verdicts.assign(eps=verdicts["eps"].round(6))
-    cells = {
-        cast("Cell", key): rows.set_index(["seed", "sample"])["correct"]
-        for key, rows in verdicts.groupby(["threat", "defense", "n", "eps"], observed=True)
-    }
-    mean = {key: float(correct.groupby("seed").mean().mean()) for key, correct in cells.items()}
-    found: list[dict[str, object]] = []
-
-    def compare(claim: str, left: Cell, right: Cell) -> None:
-        """Claims that ``left`` is above ``right``."""
-        if left not in cells or right not in cells:
-            return
-        difference, p = mean[left] - mean[right], paired(cells[left], cells[right])
-        verdict = "undecided" if p > LEVEL else "holds" if difference > 0 else "reversed"
-        found.append(
-            {"claim": claim, "left": _name(left), "right": _name(right), "difference": difference, "p": p,
-             "verdict": verdict}
-        )  # fmt: skip
-
-    sizes = sorted({n for _, _, n, _ in cells})
-    for defense, claim in (("dverge", "black-box DVERGE rises with N"), ("gal", "black-box GAL falls with N")):
-        own = [n for n in sizes if ("blackbox", defense, n, 0.03) in cells]
-        for small, large in pairwise(own):
-            pair = (large, small) if defense == "dverge" else (small, large)
-            compare(claim, ("blackbox", defense, pair[0], 0.03), ("blackbox", defense, pair[1], 0.03))
-    for defense in ("baseline", "adp"):
-        for n in sizes:
-            key = ("blackbox", defense, n, 0.03)
-            if key in cells:
-                verdict = _fallen(mean[key], cells[key])
-                if verdict == "reversed" and tries.get(key, 0) < paper.tries["blackbox"]:
-                    verdict = "weaker attack"
-                found.append(
-                    {"claim": f"black-box {style.label(defense)} has fallen", "left": _name(key), "right": "0",
-                     "difference": mean[key], "p": np.nan, "verdict": verdict}
-                )  # fmt: skip
-    for n in sizes:
-        compare("DVERGE+AdvT beats AdvT on clean images", ("clean", "dverge-advt", n, 0.0), ("clean", "advt", n, 0.0))
-        compare(
-            "DVERGE+AdvT beats AdvT black-box at small ε",
-            ("blackbox", "dverge-advt", n, 0.01), ("blackbox", "advt", n, 0.01),
-        )  # fmt: skip
-        for eps in sorted({key[3] for key in cells if key[0] == "whitebox" and key[3] >= (0.02 if n >= 8 else 0.03)}):
-            left, right = ("whitebox", "advt", n, eps), ("whitebox", "dverge-advt", n, eps)
-            compare("DVERGE+AdvT loses to AdvT white-box", left, right)
+    found = []
+    for claim in read(paper).claims:
+        tables = [each for each in read(paper).tables if claim.threat in ("clean", each.title)]
+        found += _of_claim(claim, frame, tables[0])
     return pd.DataFrame(found, columns=["claim", "left", "right", "difference", "p", "verdict"])
 
 
-def _comparable(frame: pd.DataFrame) -> pd.DataFrame:
-    pgd = frame["attack"].isin([name for name in frame["attack"].unique() if name.split(":")[0] == "pgd"])
-    return frame[(frame["threat"] != "whitebox") | (pgd & (frame["loss"] == "ce"))]
+def _of_claim(claim: Claim, frame: pd.DataFrame, table: Published) -> list[dict[str, object]]:
+    frame = _comparable(frame, table)
+    verdicts = survived(frame, "clean" if claim.threat == "clean" else table.threat)
+    cells = {
+        cast("Cell", key): rows.set_index(["seed", "sample"])["correct"]
+        for key, rows in verdicts.assign(eps=verdicts["eps"].round(6)).groupby(["defense", "n", "eps"], observed=True)
+    }
+    sizes = sorted({n for _, n, _ in cells})
+    if claim.kind == "fallen":
+        tries = _tries(frame, table).rename(lambda eps: round(eps, 6), level="eps")
+        keys = [(claim.defense, n, claim.eps) for n in sizes]
+        return [_fell(claim, key, cells[key], table, tries) for key in keys if key in cells]
+    if claim.kind in ("rises", "falls"):
+        own = [(claim.defense, n, claim.eps) for n in sizes if (claim.defense, n, claim.eps) in cells]
+        pairs = [(large, small) if claim.kind == "rises" else (small, large) for small, large in pairwise(own)]
+    else:
+        pairs = [
+            ((claim.defense, n, eps), (claim.over, n, eps))
+            for n in sizes
+            for eps in sorted({eps for *_, eps in cells if _meant(claim, n, eps)})
+        ]
+    return [_compared(claim, pair, cells) for pair in pairs if pair[0] in cells and pair[1] in cells]
 
 
-def _tries(frame: pd.DataFrame, paper: Paper) -> pd.Series:
-    """Attacks of at least the paper's steps that an image had to survive, by threat, defense, size and ε."""
+def _meant(claim: Claim, n: int, eps: float) -> bool:
+    """Whether a claim is about N members at this radius."""
+    if not claim.eps_from:
+        return eps == claim.eps
+    known = [size for size in claim.eps_from if size <= n]
+    return bool(known) and eps >= claim.eps_from[max(known)]
+
+
+def _compared(claim: Claim, pair: tuple[Cell, Cell], cells: Mapping[Cell, pd.Series]) -> dict[str, object]:
+    """Whether the left of a pair is above its right."""
+    left, right = (cells[key] for key in pair)
+    p = paired(left, right)
+    difference = _mean(left) - _mean(right)
+    verdict = "undecided" if p > LEVEL else "holds" if difference > 0 else "reversed"
+    names = {"left": _name(pair[0]), "right": _name(pair[1])}
+    return {"claim": claim.claim, **names, "difference": difference, "p": p, "verdict": verdict}
+
+
+def _fell(claim: Claim, key: Cell, correct: pd.Series, table: Published, tries: pd.Series) -> dict[str, object]:
+    """Whether a defense has fallen to about 0."""
+    accuracy = _mean(correct)
+    verdict = _fallen(accuracy, correct)
+    if verdict == "reversed" and tries.get((table.threat, *key), 0) < table.tries:
+        verdict = "weaker attack"
+    names = {"left": _name(key), "right": "0"}
+    return {"claim": claim.claim, **names, "difference": accuracy, "p": np.nan, "verdict": verdict}
+
+
+def _mean(correct: pd.Series) -> float:
+    """The mean over seeds of their accuracies."""
+    return float(correct.groupby("seed").mean().mean())
+
+
+def _comparable(frame: pd.DataFrame, table: Published) -> pd.DataFrame:
+    """Without the rows of the table's threat that are of another attack or loss."""
+    same = pd.Series(True, index=frame.index)
+    if table.attack:
+        same &= frame["attack"].isin([name for name in frame["attack"].unique() if name.split(":")[0] == table.attack])
+    if table.loss:
+        same &= frame["loss"] == table.loss
+    return frame[(frame["threat"] != table.threat) | same]
+
+
+def _tries(frame: pd.DataFrame, table: Published) -> pd.Series:
+    """Attacks of at least the table's steps that an image had to survive, by threat, defense, size and ε."""
     effort = frame["attack"].map({label: steps(label) for label in frame["attack"].unique()})
-    rows = tidy(frame)[effort >= frame["threat"].map(paper.steps)]
+    rows = tidy(frame)[(frame["threat"] == table.threat) & (effort >= table.steps)]
     # A white-box cell pools its starts, and survivors have seen the last.
     rows = rows.assign(tries=np.where(rows["threat"] == "whitebox", rows["restart"] + 1, 1))
     rows = rows[(rows["threat"] != "whitebox") | rows["correct"]]
@@ -221,5 +208,5 @@ def _fallen(accuracy: float, correct: pd.Series) -> str:
 
 
 def _name(key: Cell) -> str:
-    _, defense, n, eps = key
+    defense, n, eps = key
     return f"{style.label(defense)}/{n}" + (f", ε = {eps:g}" if eps else "")

@@ -129,7 +129,7 @@ def write(
         elif not name.startswith("tableA"):
             notices.append(f"{name} skipped: no {threat} accuracy in these outcomes")
     if paper is not None:
-        numbers, claims = against.against(frame, paper, data=data), against.orderings(frame)
+        numbers, claims = against.against(frame, paper, data=data), against.orderings(frame, paper)
         text = "\n".join(document.markdown(document.of_frame(each)) for each in (numbers, claims))
         files += _table(out, f"against_{paper}", numbers, {"md": text}, provenance)
     return files, notices

@@ -24,7 +24,7 @@ from robench.core.errors import RobenchError
 from robench.core.store import write_text
 from robench.evaluation.outcomes import that_count
 from robench.evaluation.threats import BLACKBOX
-from robench.reports import against, build, document, style, tables
+from robench.reports import against, build, document, published, style, tables
 from robench.reports._queries import tidy
 from robench.reports.document import Cell, Table
 from robench.reports.pictures import VERSION, Picture, Pixels
@@ -123,7 +123,7 @@ def write(
         provenance: what made them, as JSON values.
         checks: name, status and evidence each.
         pictures: shown where their rows are listed; those that do not fit are left out.
-        paper: of `robench.reports.against.PAPERS`, to compare with.
+        paper: of `robench.reports.published.names`, to compare with.
         data: see `robench.reports.against.against`.
         more: history, images and studies of `robench.reports.build.write`.
 
@@ -242,7 +242,7 @@ def _paper(frame: pd.DataFrame, paper: str, data: against.SameData) -> dict[str,
         rows.append([*map(Cell.of, about), *rates, Cell.of(row["verdict"])])
     verdicts = numbers["verdict"].value_counts()
     return {
-        "title": against.PAPERS[paper].title,
+        "title": published.read(paper).title,
         "count": ", ".join(f"{verdicts[name]} {name}" for name in sorted(verdicts.index)) or "nothing in common",
         "numbers": Table(
             ["Threat", "Defense", "N", "ε", *map(str.capitalize, _COMPARED), "Verdict"],
@@ -250,7 +250,7 @@ def _paper(frame: pd.DataFrame, paper: str, data: against.SameData) -> dict[str,
             "Ours and the published numbers, %, with 95 % intervals for the images",
         ),
         "orderings": document.of_frame(
-            against.orderings(frame), "What a reproduction must show: left above right (difference in %)"
+            against.orderings(frame, paper), "What a reproduction must show: left above right (difference in %)"
         ),
     }
 

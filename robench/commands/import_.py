@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from robench.commands._shared import shared
+from robench.core.rules import RULES, USUAL
 
 
 @click.command("import")
@@ -23,6 +24,7 @@ from robench.commands._shared import shared
 @click.option("--name", help="Name of the run; by default the file's.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--role", type=click.Choice(["target", "surrogate"]), default="target", show_default=True)
+@click.option("--rule", type=click.Choice(RULES), default=USUAL, show_default=True, help="How the ensemble decides.")
 @click.option("--derived-from", help="The run that these weights were trained from.")
 @shared("data_dir", "runs")
 def command(
@@ -36,6 +38,7 @@ def command(
     name: str | None,
     seed: int,
     role: Any,
+    rule: str,
     derived_from: str | None,
     data_dir: str,
     runs: str,
@@ -60,6 +63,7 @@ def command(
         parent=store.get(derived_from) if derived_from else None,
         data_folder=Path(data_dir),
         key=key,
+        rule=rule,
         normalisation=_normalisation(mean, std, dataset, data_dir),
     )
     click.echo(run.name)

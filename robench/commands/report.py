@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from robench.commands._shared import bar, device_of, judged, refuse_given, shared
+from robench.reports.published import names
 
 #: Images that fell, shown in the page unless another number is asked for.
 IMAGES = 100
@@ -15,7 +16,7 @@ IMAGES = 100
 @click.command("report")
 @click.argument("names", nargs=-1, metavar="[RUN]...")
 @click.option("--out", default="figures", show_default=True, type=click.Path(path_type=Path))
-@click.option("--against", type=click.Choice(["dverge2020"]), help="Published numbers to set beside ours.")
+@click.option("--against", type=click.Choice(names()), help="Published numbers to set beside ours.")
 @click.option("--same-data", is_flag=True, help="With --against: I vouch that these are the paper's test images.")
 @click.option("--regions", type=int, help="Points along each axis of Figure 1; needs a surrogate run.")
 @click.option(

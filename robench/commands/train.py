@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from robench.commands._shared import bar, device_of, import_models, pairs, shared
+from robench.core.rules import RULES
 
 
 @click.command("train")
@@ -22,6 +23,7 @@ from robench.commands._shared import bar, device_of, import_models, pairs, share
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any field of the defense or recipe.")
 @click.option("--init", help="baseline, scratch or a run to start from. By default the defense's own start.")
 @click.option("--role", type=click.Choice(["target", "surrogate"]), default="target", show_default=True)
+@click.option("--rule", type=click.Choice(RULES), help="How members decide, if not as the authors' do.")
 @click.option("--name", help="Name of the run. By default made from the above.")
 @click.option(
     "--track",
@@ -45,6 +47,7 @@ def command(
     settings: tuple[str, ...],
     init: str | None,
     role: Any,
+    rule: str | None,
     name: str | None,
     track: str | None,
     compiling: bool,
@@ -65,7 +68,7 @@ def command(
     place = device_of(device)
     data = load(dataset, data_dir)
     models = model.split(",") if model else []
-    words: dict[str, Any] = {"seed": seed, "role": role, "models": models, "init": init, "name": name}
+    words: dict[str, Any] = {"seed": seed, "role": role, "models": models, "init": init, "name": name, "rule": rule}
     task = resolve(data, defense, n, recipe=recipe, overrides=overrides, **words)
     import_models([each for each in models if ":" in each])
     tracking = None

@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from robench.core.ensemble import Ensemble, logits_of
 from robench.core.errors import out_of_memory
 from robench.core.frozen import hooked
+from robench.core.rules import USUAL, Rule
 
 Precision = Literal["float32", "bfloat16", "float64"]
 
@@ -114,6 +115,13 @@ def members(model: nn.Module) -> list[Callable[[Tensor], Tensor]]:
     if isinstance(model, _Autocast):
         return [partial(model.within, member) for member in members(model.model)]
     return [model]
+
+
+def rule_of(model: nn.Module) -> Rule:
+    """How ``model`` decides: an `Ensemble`, or what `attackable` made of one; any other by itself."""
+    if isinstance(model, Ensemble):
+        return model.rule
+    return rule_of(model.model) if isinstance(model, _Autocast) else USUAL
 
 
 def _called(member: nn.Module, plain: bool, images: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.core.errors import RobenchError, unknown
+from robench.core.networks import VGG16, MobileNetV2
 from robench.core.registry import Registry
 
 
@@ -51,21 +52,36 @@ class _Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The 6n+2-layer residual network for small images (He et al. 2016, §4.2), with 1x1-convolution shortcuts.
+    """The residual network for small images (He et al. 2016, §4.2), with 1x1-convolution shortcuts: a 3x3 stem, and
+    stages that halve the size from the second on.
 
-    ResNet-20 has 272,474 parameters; parameter names are those of torchvision and of the DVERGE checkpoints.
+    ResNet-20, of 6n+2 layers, has 272,474 parameters; with ``blocks``, the layers of ResNet-18 (11,173,962) and -34
+    (21,282,122, as in https://github.com/kuangliu/pytorch-cifar). Parameter names are those of torchvision and of the
+    DVERGE checkpoints.
+
+    Args:
+        widths: of the three or four stages; blocks: in each, (depth − 2)/6 by default.
     """
 
-    def __init__(self, depth: int, *, num_classes: int, in_channels: int, widths: Sequence[int] = (16, 32, 64)) -> None:
+    def __init__(
+        self,
+        depth: int,
+        *,
+        num_classes: int,
+        in_channels: int,
+        widths: Sequence[int] = (16, 32, 64),
+        blocks: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
-        blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU()
-        self.layer1 = self._stage(widths[0], widths[0], blocks, 1)
-        self.layer2 = self._stage(widths[0], widths[1], blocks, 2)
-        self.layer3 = self._stage(widths[1], widths[2], blocks, 2)
-        self.fc = nn.Linear(widths[2], num_classes)
+        blocks = blocks or [(depth - 2) // 6] * 3
+        self.layer1 = self._stage(widths[0], widths[0], blocks[0], 1)
+        self.layer2 = self._stage(widths[0], widths[1], blocks[1], 2)
+        self.layer3 = self._stage(widths[1], widths[2], blocks[2], 2)
+        self.layer4 = self._stage(widths[2], widths[3], blocks[3], 2) if len(widths) > 3 else None
+        self.fc = nn.Linear(widths[-1], num_classes)
         _initialise(self)
 
     @staticmethod
@@ -75,6 +91,7 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
+        x = x if self.layer4 is None else self.layer4(x)
         return self.fc(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
 
@@ -99,27 +116,24 @@ class _PreactivationBlock(nn.Module):
         return branch + skip
 
 
-class WideResNet(nn.Module):
-    """The wide residual network of 6n+4 layers (Zagoruyko & Komodakis 2016), pre-activation, without dropout.
-
-    https://arxiv.org/abs/1605.07146. WRN-28-10 has 36,479,194 parameters; parameter names are those of TRADES and
-    RobustBench.
+class PreactivationResNet(nn.Module):
+    """A residual network whose blocks activate before they convolve (He et al. 2016b,
+    https://arxiv.org/abs/1603.05027), and once more at the end. PreActResNet-18 has 11,172,170 parameters.
 
     Args:
-        widen: k; the stages are 16k, 32k and 64k wide.
+        widths: of the stem and of the three or four stages; blocks: in each stage.
     """
 
-    def __init__(self, depth: int, widen: int, *, num_classes: int, in_channels: int) -> None:
+    def __init__(self, widths: Sequence[int], blocks: Sequence[int], *, num_classes: int, in_channels: int) -> None:
         super().__init__()
-        blocks = (depth - 4) // 6
-        widths = [16, *(width * widen for width in (16, 32, 64))]
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, 1, 1, bias=False)
-        self.block1 = self._stage(widths[0], widths[1], blocks, 1)
-        self.block2 = self._stage(widths[1], widths[2], blocks, 2)
-        self.block3 = self._stage(widths[2], widths[3], blocks, 2)
-        self.bn1 = nn.BatchNorm2d(widths[3])
+        self.block1 = self._stage(widths[0], widths[1], blocks[0], 1)
+        self.block2 = self._stage(widths[1], widths[2], blocks[1], 2)
+        self.block3 = self._stage(widths[2], widths[3], blocks[2], 2)
+        self.block4 = self._stage(widths[3], widths[4], blocks[3], 2) if len(widths) > 4 else None
+        self.bn1 = nn.BatchNorm2d(widths[-1])
         self.relu = nn.ReLU()
-        self.fc = nn.Linear(widths[3], num_classes)
+        self.fc = nn.Linear(widths[-1], num_classes)
         _initialise(self)
 
     @staticmethod
@@ -130,7 +144,23 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.block3(self.block2(self.block1(self.conv1(x))))
+        x = x if self.block4 is None else self.block4(x)
         return self.fc(self.relu(self.bn1(x)).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+
+class WideResNet(PreactivationResNet):
+    """The wide residual network of 6n+4 layers (Zagoruyko & Komodakis 2016), without dropout.
+
+    https://arxiv.org/abs/1605.07146. WRN-28-10 has 36,479,194 parameters, WRN-34-10 46,160,474; parameter names are
+    those of TRADES and RobustBench.
+
+    Args:
+        widen: k; the stages are 16k, 32k and 64k wide.
+    """
+
+    def __init__(self, depth: int, widen: int, *, num_classes: int, in_channels: int) -> None:
+        widths, blocks = [16, *(width * widen for width in (16, 32, 64))], [(depth - 4) // 6] * 3
+        super().__init__(widths, blocks, num_classes=num_classes, in_channels=in_channels)
 
 
 def _initialise(model: nn.Module) -> None:
@@ -140,10 +170,18 @@ def _initialise(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
+#: Widths of the networks that were made for 224 pixels.
+_STAGES = (64, 128, 256, 512)
+
 for _depth in (8, 14, 20, 32, 56):
     MODELS.register(f"resnet{_depth}")(partial(ResNet, _depth))
-for _depth, _widen in ((16, 4), (28, 10)):
+for _depth, _blocks in ((18, (2, 2, 2, 2)), (34, (3, 4, 6, 3))):
+    MODELS.register(f"resnet{_depth}")(partial(ResNet, _depth, widths=_STAGES, blocks=_blocks))
+for _depth, _widen in ((16, 4), (28, 10), (34, 10)):
     MODELS.register(f"wrn{_depth}-{_widen}")(partial(WideResNet, _depth, _widen))
+MODELS.register("preactresnet18")(partial(PreactivationResNet, (64, *_STAGES), (2, 2, 2, 2)))
+MODELS.register("vgg16-bn")(VGG16)
+MODELS.register("mobilenetv2")(MobileNetV2)
 
 
 def _package(name: str, remedy: str) -> ModuleType:

@@ -16,6 +16,7 @@ from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError, unknown
 from robench.core.models import ModelSpec, build
 from robench.core.provenance import versions
+from robench.core.rules import USUAL, Rule
 from robench.core.store import (
     checked_name,
     content_key,
@@ -55,6 +56,7 @@ class Manifest(BaseModel):
     data: dict[str, str] | None
     ancestors: list[Ancestor]
     key: str | None
+    rule: Rule = USUAL
     history: list[dict[str, Any]] = []
 
     @field_validator("defense")
@@ -97,14 +99,21 @@ class Run:
         return str(self.manifest["role"])
 
     @property
+    def rule(self) -> Rule:
+        """How the ensemble decides; the usual rule is not written down."""
+        rule: Rule = self.manifest.get("rule", USUAL)
+        return rule
+
+    @property
     def weights(self) -> str:
         """SHA-256 of the weights by content."""
         return str(self.manifest["weights"])
 
     @property
     def identity(self) -> str:
-        """Hash of architecture and weights: what cells say of whom they judged."""
-        return content_key({"weights": self.weights, "models": [spec.manifest() for spec in self.specs]})
+        """Hash of architecture, weights and rule: what cells say of whom they judged."""
+        models = [spec.manifest() for spec in self.specs]
+        return content_key({"weights": self.weights, "models": models, **_unusual(self.rule)})
 
     @property
     def specs(self) -> list[ModelSpec]:
@@ -122,7 +131,7 @@ class Run:
                 f"the weights of run {self.name!r} are not those that its manifest names; "
                 f"remove {self.folder} and train or import again"
             )
-        ensemble = Ensemble(build(spec, 0) for spec in self.specs)
+        ensemble = Ensemble((build(spec, 0) for spec in self.specs), self.rule)
         load_state(ensemble, tensors, self.name)
         return ensemble.eval()
 
@@ -197,11 +206,16 @@ class Runs:
             "data": dict(data) if data else None,
             "ancestors": [dict(ancestor) for ancestor in ancestors],
             "key": key,
+            **_unusual(ensemble.rule),
             "versions": versions(),
             **(more or {}),
         }
         write_record(folder / "manifest.json", manifest)
         return self.get(name)
+
+
+def _unusual(rule: Rule) -> dict[str, str]:
+    return {} if rule == USUAL else {"rule": rule}
 
 
 def member_hashes(ensemble: Ensemble) -> list[str]:

@@ -10,7 +10,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -407,6 +407,7 @@ class _Training:
             paired if kind.paired else None,
             samples=torch.arange(8),
             train_size=8,
+            turn=len(names) - 1 if kind.in_turn else 0,
         )
 
     def loss(self) -> list[dict[str, float]]:
@@ -433,15 +434,25 @@ def _has_a_finite_loss(kind: type[Defense]) -> str:
 def _reaches_every_member(kind: type[Defense]) -> str:
     for mixed in (False, True):
         training = _Training(kind, mixed)
-        training.loss()
-        for number, member in enumerate(training.ensemble.members, 1):
-            for name, weights in member.named_parameters():
-                owner = f"{name} of member {number}"
-                _require(weights.grad is not None, f"{owner} gets no gradient")
-                assert weights.grad is not None
-                _require(bool(torch.isfinite(weights.grad).all()), f"{owner} gets a gradient that is not finite")
-                _require(weights.ndim == 1 or bool(weights.grad.any()), f"{owner} gets a gradient of zero")
+        members = list(training.ensemble.members)
+        for turn in range(len(members)) if kind.in_turn else (0,):
+            training.ensemble.zero_grad()
+            training.batch = replace(training.batch, turn=turn)
+            training.loss()
+            for number, member in enumerate(members, 1):
+                if not kind.in_turn or number == turn + 1:
+                    _require_gradients(member, f"of member {number}")
+                elif any(weights.grad is not None for weights in member.parameters()):
+                    raise Violation(f"member {number} gets a gradient in the turn of member {turn + 1}")
     return f"every weight of {len(training.ensemble)} members, alike and of two architectures"
+
+
+def _require_gradients(member: nn.Module, owner: str) -> None:
+    for name, weights in member.named_parameters():
+        _require(weights.grad is not None, f"{name} {owner} gets no gradient")
+        assert weights.grad is not None
+        _require(bool(torch.isfinite(weights.grad).all()), f"{name} {owner} gets a gradient that is not finite")
+        _require(weights.ndim == 1 or bool(weights.grad.any()), f"{name} {owner} gets a gradient of zero")
 
 
 def _is_deterministic_in_training(kind: type[Defense]) -> str:

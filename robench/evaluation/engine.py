@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks import Attack, Crafted
-from robench.core import linf
+from robench.core import linf, rules
 from robench.core.claims import PAUSE, Claims
 from robench.core.data import Data
 from robench.core.ensemble import Ensemble
@@ -501,7 +501,7 @@ class Evaluator:
             craft = self._craft(job, eps)
             about: dict[str, Any] = {
                 "surrogate": job.source_name,
-                "attack": job.attack.label,
+                "attack": rules.label(job.attack.label, job.source.rule),
                 "loss": job.attack.loss,
                 "eps": eps,
             }

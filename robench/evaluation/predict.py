@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from robench.core.ensemble import Ensemble, mixture
+from robench.core.ensemble import Ensemble, decided
 from robench.core.errors import RobenchError
 from robench.core.frozen import frozen
 from robench.core.losses import margin
+from robench.core.rules import USUAL, Rule
 from robench.evaluation.soundness import keyed_torch
 
 #: Leads of a class over the others within which float32 decides as float64 does.
@@ -62,7 +64,7 @@ def predict(ensemble: Ensemble, images: Tensor, labels: Indices, *, members: boo
     truth = torch.from_numpy(labels).to(images.device)
     shape = (len(ensemble) + 1 if members else 1, len(images))
     prediction, margins = truth.new_empty(shape), logits.new_empty(shape)
-    for at, outputs in _decisive(logits, members):
+    for at, outputs in _decisive(logits, members, ensemble.rule, _drawn(ensemble, images)):
         prediction[:, at] = torch.stack([output.argmax(dim=1) for output in outputs])
         margins[:, at] = torch.stack([margin(output, truth[at]) for output in outputs]).to(margins.dtype)
     predicted = prediction.cpu().numpy()
@@ -75,7 +77,7 @@ def classes(ensemble: Ensemble, images: Tensor, *, members: bool = False) -> Ten
     """The predicted classes, on the device of ``images``: (B,), or with ``members`` (N+1,B), the ensemble last."""
     logits = _logits(ensemble, images)
     found = torch.empty((len(ensemble) + 1 if members else 1, len(images)), dtype=torch.int64, device=images.device)
-    for at, outputs in _decisive(logits, members):
+    for at, outputs in _decisive(logits, members, ensemble.rule, _drawn(ensemble, images)):
         found[:, at] = torch.stack([output.argmax(dim=1) for output in outputs])
     return found if members else found[0]
 
@@ -85,15 +87,28 @@ def _logits(ensemble: Ensemble, images: Tensor) -> Tensor:
         return ensemble.logits(images)
 
 
-def _decisive(logits: Tensor, members: bool) -> Iterator[tuple[Any, list[Tensor]]]:
+def _drawn(ensemble: Ensemble, images: Tensor) -> Tensor | None:
+    """The member of each image, (B,), where a drawn one decides: keyed by the image in 255ths, so that neither rounding
+    nor who shares its batch draws another."""
+    if ensemble.rule != "random":
+        return None
+    pixels = (images.detach() * 255).round().to(torch.uint8).cpu().numpy()
+    keys = [int.from_bytes(hashlib.blake2b(each.tobytes(), digest_size=8).digest(), "little") for each in pixels]
+    return torch.tensor([each % len(ensemble) for each in keys], device=images.device)
+
+
+def _decisive(logits: Tensor, members: bool, rule: Rule, drawn: Tensor | None) -> Iterator[tuple[Any, list[Tensor]]]:
     """Outputs of each judge, (B,K), for all images; then in float64 for those whose logits float32 does not decide.
 
     Of tiny logits float32 loses the differences in a softmax, of huge ones the rest.
     """
-    yield slice(None), [*logits, mixture(logits)] if members else [mixture(logits)]
+    usual = decided(logits, rule, drawn)
+    yield slice(None), [*logits, usual] if members else [usual]
     lead = (logits.amax(dim=2) - logits.median(dim=2).values).amax(dim=0)
     odd = (lead < USUAL_LEADS[0]) | (lead > USUAL_LEADS[1])
     if bool(odd.any()):
         exact = logits[:, odd].double()
-        mixed = torch.where(lead[odd, None] < FIRST_ORDER, exact.mean(dim=0), mixture(exact))
+        mixed = decided(exact, rule, None if drawn is None else drawn[odd])
+        if rule == USUAL:
+            mixed = torch.where(lead[odd, None] < FIRST_ORDER, exact.mean(dim=0), mixed)
         yield odd, [*exact, mixed] if members else [mixed]

@@ -20,6 +20,7 @@ from robench.core.errors import RobenchError
 from robench.core.logs import logged
 from robench.core.progress import Progress, silent
 from robench.core.rng import Draws
+from robench.core.rules import Rule, label
 from robench.evaluation import cost
 from robench.evaluation.checks import POINT, SURVIVORS, probed
 from robench.evaluation.engine import Evaluator, Settings
@@ -90,19 +91,19 @@ def attack_again(evaluator: Evaluator, target: Subject, outcomes: Outcomes, thre
         return [Finding(SURVIVORS, "pass", f"nothing of {target.name} survives")]
     eps, _, survivors = chosen
     attacks = cost.harder(threat.attacks)
-    count = min(len(survivors), cost.affordable(attacks, _steps_taken(own, threat)))
+    count = min(len(survivors), cost.affordable(attacks, _steps_taken(own, threat, target.ensemble.rule)))
     samples = survivors[torch.linspace(0, len(survivors) - 1, count).long()]
     found = [probed(own, evaluator.run([target], Probe(eps=(eps,), attacks=attacks), samples))]
     evaluator.remember(target, PROBE, found)
     return found
 
 
-def _steps_taken(outcomes: Outcomes, threat: Whitebox) -> float:
+def _steps_taken(outcomes: Outcomes, threat: Whitebox, rule: Rule) -> float:
     """Gradient steps that white-box rows took: an image that fell at a restart was left alone after it."""
     rows = outcomes.where(threat="whitebox").frame
     taken = 0.0
     for attack in threat.attacks:
-        mine = rows[(rows["attack"] == attack.label) & (rows["loss"] == attack.loss)]
+        mine = rows[(rows["attack"] == label(attack.label, rule)) & (rows["loss"] == attack.loss)]
         starts = np.where(mine["correct"], threat.restarts if attack.stochastic else 1, mine["restart"] + 1)
         taken += float(starts.sum()) * attack.passes
     return taken

@@ -15,7 +15,7 @@ from robench.core.runs import Run
 from robench.core.store import content_key
 from robench.evaluation.checks import check
 from robench.evaluation.outcomes import Outcomes
-from robench.reports import against, build, html
+from robench.reports import build, html, published
 from robench.reports.pictures import Picture
 from robench.reports.regions import Regions
 
@@ -52,7 +52,7 @@ def draw(
     facts = {**provenance(outcomes, runs), **(more or {})}
     shown: dict[str, Any] = {"history": tracked(runs), "images": regions, "paper": paper, "studies": studies}
     if paper is not None:
-        same = facts["data"] == [against.PAPERS[paper].data]
+        same = facts["data"] == [published.read(paper).data]
         if same and same_data:
             raise RobenchError("--same-data has no effect: the images are those of the paper already; omit it")
         shown["data"] = "same" if same else "vouched" if same_data else "different"

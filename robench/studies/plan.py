@@ -166,6 +166,8 @@ class _Builder:
         with self.at(where):
             # The recipe is named, as on the command line, so that a training has one name wherever it is asked for.
             same: dict[str, Any] = {"seed": seed, "role": role, "models": models, "recipe": self.study.recipe}
+            if role == "target":
+                same["rule"] = self.study.rule
             plain = resolve(self.data, defense, n, **same)
             made = resolve(self.data, defense, n, **same, overrides=overrides, init=init)
         return plain if plain.key == made.key else made
@@ -313,7 +315,7 @@ class _Builder:
 
 def training_passes(task: Task, data: Data) -> float:
     """Passes of a training on ``data``, without the Baseline that it starts from."""
-    return cost.training(task.defense, task.n, len(data.train), task.recipe.epochs, task.recipe.batch_size)
+    return cost.training(task.defense, task.n, len(data.train), task.epochs, task.recipe.batch_size)
 
 
 def pace(plan: Plan, device: torch.device) -> cost.Pace:

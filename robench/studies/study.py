@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from robench.core.errors import RobenchError, unknown
+from robench.core.rules import Rule
+from robench.reports.published import names
 
 Value = bool | int | float | str
 Subset = Literal["auto", "first", "random", "paper"]
@@ -21,6 +23,12 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if len({repr(value) for value in values}) < len(values):
         raise ValueError("values should differ")
     return values
+
+
+def _paper(name: str) -> str:
+    if name not in names():
+        raise ValueError(f"should be one of {', '.join(names())}")
+    return name
 
 
 _Distinct = AfterValidator(_distinct)
@@ -147,7 +155,7 @@ class Report(_Table):
         like: a study of ours; the report says what is otherwise than in it.
     """
 
-    against: Literal["dverge2020"] | None = None
+    against: Annotated[str, AfterValidator(_paper)] | None = None
     regions: Annotated[int, Field(ge=2)] | None = None
     extent: Radius | None = None
     images: Annotated[int, Field(ge=0)] = 60
@@ -160,6 +168,7 @@ class Study(_Table):
     Attributes:
         defenses: names, or a table of names with the fields that differ from the data set's recipe.
         recipe: a file of `robench/recipes`, instead of the data set's own.
+        rule: how target ensembles decide, instead of as the defenses' authors do.
         sizes: members per ensemble; samples: test images.
         seed: of the attacks' draws.
     """
@@ -168,6 +177,7 @@ class Study(_Table):
     dataset: str
     recipe: str | None = None
     model: str | None = None
+    rule: Rule | None = None
     defenses: Annotated[dict[str, Fields], Field(min_length=1)]
     sizes: Sizes
     seeds: Seeds = (0,)

@@ -19,6 +19,7 @@ from robench.core.data import at_hand, load, outline
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.models import ModelSpec, build
+from robench.core.rules import USUAL
 from robench.core.runs import Role, Run, Runs, lineage, load_state
 from robench.core.store import checked_name, read_tensors
 from robench.training.normalisation import better, find
@@ -154,6 +155,7 @@ def import_weights(
     data_folder: Path,
     key: str | None = None,
     normalisation: tuple[Values, Values] | None = None,
+    rule: str = USUAL,
 ) -> Run:
     """A run from files of others: one file with several members, or one file each.
 
@@ -163,6 +165,7 @@ def import_weights(
         key: which of several state dicts in each file.
         normalisation: mean and standard deviation per channel; (0, …) and (1, …) for none. By default the file's own,
             or what `robench.training.normalisation.find` finds on the data.
+        rule: how the ensemble decides, see `robench.core.rules`.
 
     Raises:
         RobenchError: unreadable files, weights that do not fit the architecture, a name that is taken, a normalisation
@@ -187,7 +190,7 @@ def import_weights(
     specs = [replace(plain, mean=mean, std=std) for mean, std in told[0]]
     return runs.save(
         name,
-        _ensemble(specs, networks),
+        _ensemble(specs, networks, rule),
         members=specs,
         defense={"name": defense},
         seed=seed,
@@ -209,12 +212,12 @@ def _free(name: str, runs: Runs) -> str:
     return name
 
 
-def _ensemble(specs: Sequence[ModelSpec], networks: Sequence[nn.Module]) -> Ensemble:
+def _ensemble(specs: Sequence[ModelSpec], networks: Sequence[nn.Module], rule: str) -> Ensemble:
     """Members with the weights of these networks, each behind its normalisation."""
     members = [build(spec, 0) for spec in specs]
     for member, network in zip(members, networks, strict=True):
         member.model.load_state_dict(network.state_dict())
-    return Ensemble(members).eval()
+    return Ensemble(members, rule).eval()
 
 
 def _plain(model: str, dataset: str, data_folder: Path) -> ModelSpec:

@@ -121,7 +121,7 @@ def _rehearse(task: Task, data: Data, device: torch.device) -> None:
     Baseline is trained.
     """
     stream = Stream((task.key, "rehearsal"))
-    ensemble = Ensemble(build(spec, stream.key("weights", i)) for i, spec in enumerate(task.members))
+    ensemble = Ensemble((build(spec, stream.key("weights", i)) for i, spec in enumerate(task.members)), task.rule)
     ensemble.to(device)
     check_networks(ensemble, task, data)
     ensemble.train()
@@ -186,22 +186,22 @@ def _train(
     checkpoint = Checkpoint(runs.folder(task.name) / CHECKPOINT, task.key)
     state = checkpoint.load(ensemble, optimizer)
     if state.step:
-        log.info(f"{task.name} resumes at epoch {state.epoch + 1} of {task.recipe.epochs}")
+        log.info(f"{task.name} resumes at epoch {state.epoch + 1} of {task.epochs}")
     steps = len(train) // task.recipe.batch_size
-    total = task.recipe.epochs * steps
+    total = task.epochs * steps
     saved = time.monotonic()
     ensemble.train()
     with ExitStack() as stack:
         fast = False
-        if compile and state.epoch < task.recipe.epochs:
+        if compile and state.epoch < task.epochs:
             few = list(islice(batches(train, task.recipe, stream, state.epoch, task.defense.paired), COMPARED))
             fast = stack.enter_context(_through_compiler(ensemble, task, few, device))
-        while state.epoch < task.recipe.epochs:
+        while state.epoch < task.epochs:
             began, first = time.monotonic(), state.step
             for batch in batches(train, task.recipe, stream, state.epoch, task.defense.paired, state.step):
                 batch = replace(batch, state=state.kept)
                 # In the middle of the step, so that the first of a warm-up learns and the last of a cosine does too.
-                rate = task.recipe.rate(state.epoch + (state.step + 0.5) / steps)
+                rate = task.recipe.rate(state.epoch % task.recipe.epochs + (state.step + 0.5) / steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 if fast:
@@ -211,7 +211,7 @@ def _train(
                 if writes and time.monotonic() - saved > CHECKPOINT_SECONDS:
                     checkpoint.save(ensemble, optimizer, state)
                     saved = time.monotonic()
-            state.close(task.recipe.rate(state.epoch))
+            state.close(task.recipe.rate(state.epoch % task.recipe.epochs))
             _refuse_not_finite(task, ensemble, state, checkpoint)
             # Of an epoch that was resumed, only a part was timed, if any: then its measurement is left out.
             if track is not None and writes and first < steps:
@@ -242,7 +242,7 @@ def _save(task: Task, data: Data, runs: Runs, parent: Run | None, ensemble: Ense
 
 def _initial(task: Task, data: Data, stream: Stream, parent: Run | None, device: torch.device) -> Ensemble:
     """The ensemble that training starts from, on the device, in the precision of the recipe."""
-    ensemble = Ensemble(build(spec, stream.key("weights", i)) for i, spec in enumerate(task.members))
+    ensemble = Ensemble((build(spec, stream.key("weights", i)) for i, spec in enumerate(task.members)), task.rule)
     if parent is not None:
         load_state(ensemble, parent.load().state_dict(), parent.name)
     ensemble.to(device)
@@ -375,7 +375,8 @@ def batches(split: Split, recipe: Recipe, stream: Stream, epoch: int, paired: bo
             views[1] if paired else None,
             samples=indices[0],
             train_size=len(split),
-            progress=(epoch + step / (len(split) // size)) / recipe.epochs,
+            progress=(epoch % recipe.epochs + step / (len(split) // size)) / recipe.epochs,
+            turn=epoch // recipe.epochs,
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from robench.core.data import Data
 from robench.core.errors import RobenchError
 from robench.core.models import MODELS, ModelSpec
+from robench.core.rules import USUAL, Rule, checked
 from robench.core.runs import Role
 from robench.core.store import checked_name, content_key
 from robench.defenses import Defense
@@ -24,6 +25,7 @@ class Task:
         init: ``scratch``, or the name of the run that the weights start from, or ``baseline``: the Baseline of the
             same data, models, size, seed and role, which `start` describes.
         start: the task of that Baseline.
+        rule: how the ensemble decides.
     """
 
     data: str
@@ -38,6 +40,7 @@ class Task:
     start: Task | None
     given_name: str | None = None
     customised: bool = False
+    rule: Rule = USUAL
 
     def manifest(self) -> dict[str, Any]:
         """Everything that determines the weights."""
@@ -51,11 +54,17 @@ class Task:
             "recipe": self.recipe.model_dump(mode="json"),
             "init": self.init,
             "start": self.start.key if self.start else None,
+            **({} if self.rule == USUAL else {"rule": self.rule}),
         }
 
     @cached_property
     def key(self) -> str:
         return content_key(self.manifest())
+
+    @property
+    def epochs(self) -> int:
+        """Of the whole training: the recipe's, for each member where these are trained in turn."""
+        return self.recipe.epochs * (self.n if self.defense.in_turn else 1)
 
     @property
     def name(self) -> str:
@@ -83,6 +92,7 @@ def resolve(
     overrides: Mapping[str, Any] | None = None,
     init: str | None = None,
     name: str | None = None,
+    rule: str | None = None,
 ) -> Task:
     """The task that a user's words mean.
 
@@ -91,6 +101,7 @@ def resolve(
         recipe: name of a recipe file; the data set's by default.
         overrides: fields of the recipe or the defense.
         init: ``scratch``, ``baseline`` or the name of a run; the defense's own start by default.
+        rule: how the ensemble decides; by default as the defense's authors do.
 
     Raises:
         RobenchError: whatever cannot be trained.
@@ -123,9 +134,11 @@ def resolve(
         init=chosen,
         start=start,
         given_name=checked_name(name) if name else None,
+        rule=loss.rule if rule is None else checked(rule),
         # A field that is set to what it is anyway makes no other training.
         customised=(settings, loss) != file.resolve(defense, n, {})
         or bool(recipe)
+        or rule not in (None, loss.rule)
         or (bool(init) and init != loss.start),
     )
 

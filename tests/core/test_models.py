@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from robench.core import models
 from robench.core.errors import RobenchError
 from robench.core.fast import attackable
+from robench.core.features import depth
 from robench.core.models import MODELS, ModelSpec, Normalized, build, import_model, parameter_count
 
 Factory = Callable[..., Any]
@@ -287,3 +288,49 @@ def test_parameters_are_counted_without_buffers() -> None:
             self.register_buffer("extra", torch.zeros(100))
 
     assert parameter_count(Counted()) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("resnet18", 11_173_962),
+        ("resnet34", 21_282_122),
+        ("preactresnet18", 11_172_170),
+        ("wrn34-10", 46_160_474),
+        ("vgg16-bn", 14_728_266),
+        ("mobilenetv2", 2_236_682),
+    ],
+)
+def test_a_known_network_has_its_known_number_of_parameters(name: str, count: int) -> None:
+    """Of ten classes and 32 pixels, as in kuangliu/pytorch-cifar, TRADES and chenyaofo/pytorch-cifar-models."""
+    with torch.device("meta"):
+        model = MODELS.get(name)(num_classes=10, in_channels=3).eval()
+        assert parameter_count(model) == count
+        assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2"])
+def test_what_torchvision_has_too_is_its_network_with_another_stem(name: str) -> None:
+    """The same weights, and outputs to rounding, where the stem's strides and pooling are made alike."""
+    torchvision = pytest.importorskip("torchvision.models")
+    theirs = getattr(torchvision, name.replace("v2", "_v2"))(num_classes=10).eval()
+    ours = MODELS.get(name)(num_classes=10, in_channels=3).eval()
+    if name == "resnet18":
+        theirs.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        theirs.maxpool = nn.Identity()
+    else:
+        theirs.features[0][0].stride = theirs.features[2].conv[1][0].stride = (1, 1)
+    pairs = list(zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
+    assert all(mine.shape == other.shape for mine, other in pairs)
+    ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "preactresnet18", "vgg16-bn", "mobilenetv2"])
+def test_layers_of_a_network_for_32_pixels_are_found(name: str) -> None:
+    """Activations and the logits: every defense and attack that looks at features takes it."""
+    model = build(spec(name), 0).eval()
+    layers = {"resnet18": 17, "preactresnet18": 17, "vgg16-bn": 13, "mobilenetv2": 35}[name]
+    assert depth(model, torch.rand(1, 3, 32, 32)) == layers + 1

@@ -15,7 +15,7 @@ from robench.core import data
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.features import depth
-from robench.defenses import DEFENSES, Batch
+from robench.defenses import DEFENSES, Batch, _layers
 from robench.defenses import dverge as module
 from robench.training.loop import make_optimizer, train_step
 from robench.training.task import resolve
@@ -128,17 +128,17 @@ def test_a_fixed_layer_is_used_at_every_step(make_ensemble, make_batch, monkeypa
 
 def test_depth_is_found_once_per_network_and_forgotten_with_it(make_ensemble, make_batch, monkeypatch):
     calls: list[nn.Module] = []
-    monkeypatch.setattr(module, "depth", lambda member, image: calls.append(member) or depth(member, image))
+    monkeypatch.setattr(_layers, "depth", lambda member, image: calls.append(member) or depth(member, image))
     ensemble = make_ensemble(2)
-    known = len(module._DEPTHS)
+    known = len(_layers._DEPTHS)
     for step in range(3):
         Dverge(steps=1).distilled(ensemble, make_batch(step))
     assert len(calls) == 2
-    assert len(module._DEPTHS) == known + 2
+    assert len(_layers._DEPTHS) == known + 2
     calls.clear()
     del ensemble
     gc.collect()
-    assert len(module._DEPTHS) <= known
+    assert len(_layers._DEPTHS) <= known
 
 
 @pytest.mark.parametrize("name", ["baseline", "dverge", "dverge-advt", "advt"])

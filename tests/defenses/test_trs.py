@@ -106,8 +106,8 @@ def test_passes_count_second_derivatives() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"similarity": -1.0}, "`similarity` and `smoothness` of defense 'trs' to be at least 0"),
-        ({"smoothness": -1.0}, "`similarity` and `smoothness` of defense 'trs' to be at least 0"),
+        ({"similarity": -1.0}, "`similarity` of defense 'trs' to be at least 0"),
+        ({"smoothness": -1.0}, "`smoothness` of defense 'trs' to be at least 0"),
         ({"first_eps": 0.0}, "`first_eps` of defense 'trs'"),
         ({"last_eps": 8.0}, "`last_eps` of defense 'trs'"),
         ({"steps": 0}, "`steps` of defense 'trs'"),

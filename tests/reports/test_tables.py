@@ -15,6 +15,8 @@ from robench.reports import against, build, document, html, style, tables
 from robench.reports._queries import paired
 from tests.reports.frames import rows, share, study
 
+PAPER = "dverge2020"
+
 HOSTILE = r"""a<b>&"c'_%$#^~\{}|[*`"""
 
 
@@ -145,7 +147,7 @@ def test_table_without_its_threat() -> None:
 
 
 def test_published_numbers_are_the_papers() -> None:
-    table = against.published().set_index(["threat", "defense", "n", "eps"])["published"]
+    table = against.published(PAPER).set_index(["threat", "defense", "n", "eps"])["published"]
     assert table["blackbox", "dverge", 3, 0.03] == pytest.approx(0.532)
     assert table["whitebox", "dverge-advt", 8, 0.02] == pytest.approx(0.583)
     assert table["clean", "gal", 5, 0.0] == pytest.approx(0.910)
@@ -158,18 +160,18 @@ def test_inside_outside_and_different_data() -> None:
     frame = pd.concat(
         [rows(share(right, 1000), eps=eps, restart=4) for right, eps in ((400, 0.01), (300, 0.02), (0, 0.03))]
     )
-    found = against.against(frame, "dverge2020", data="same")
+    found = against.against(frame, PAPER, data="same")
     assert found["verdict"].tolist() == ["inside", "outside", "outside"]
     assert found["difference"].tolist() == pytest.approx([0.0, 0.178, -0.03])
-    vouched = against.against(frame, data="vouched")["verdict"].tolist()
+    vouched = against.against(frame, PAPER, data="vouched")["verdict"].tolist()
     assert vouched == ["inside (data vouched for)", *["outside (data vouched for)"] * 2]
-    assert against.against(frame, data="different")["verdict"].unique().tolist() == ["different data"]
-    assert against.against(rows(share(40), attack="autoattack"), data="same").empty
+    assert against.against(frame, PAPER, data="different")["verdict"].unique().tolist() == ["different data"]
+    assert against.against(rows(share(40), attack="autoattack"), PAPER, data="same").empty
 
 
 def test_an_attack_weaker_than_the_papers_is_no_verdict() -> None:
     def verdict(*frames: pd.DataFrame) -> str:
-        (found,) = against.against(pd.concat(frames), data="same")["verdict"]
+        (found,) = against.against(pd.concat(frames), PAPER, data="same")["verdict"]
         return str(found)
 
     assert verdict(rows(share(40), restart=4)) == "inside"
@@ -196,10 +198,10 @@ def test_orderings_of_the_paper() -> None:
             for n, right in zip((3, 5, 8), rights, strict=True)
         ]
     )
-    assert set(against.orderings(frame)["verdict"]) == {"holds"}
+    assert set(against.orderings(frame, PAPER)["verdict"]) == {"holds"}
     swapped = frame.assign(defense=frame["defense"].map({"dverge": "gal", "gal": "dverge", "baseline": "adp"}))
     swapped = swapped.assign(target=swapped["defense"] + swapped["n"].astype(str))
-    verdicts = against.orderings(swapped).groupby("claim")["verdict"].agg(set).to_dict()
+    verdicts = against.orderings(swapped, PAPER).groupby("claim")["verdict"].agg(set).to_dict()
     assert verdicts == {
         "black-box DVERGE rises with N": {"reversed"},
         "black-box GAL falls with N": {"reversed"},
@@ -210,7 +212,7 @@ def test_orderings_of_the_paper() -> None:
             rows(share(100), defense="adp", threat="blackbox", surrogate=str(place), attack="mdi2", eps=0.03)
             for place in range(count)
         ]
-        assert against.orderings(pd.concat(standing))["verdict"].tolist() == [verdict]
-    assert len(against.orderings(study(samples=20))) == 26
-    assert against.orderings(rows(share(4))).empty
-    assert "DVERGE/5" in document.markdown(document.of_frame(against.orderings(frame)))
+        assert against.orderings(pd.concat(standing), PAPER)["verdict"].tolist() == [verdict]
+    assert len(against.orderings(study(samples=20), PAPER)) == 26
+    assert against.orderings(rows(share(4)), PAPER).empty
+    assert "DVERGE/5" in document.markdown(document.of_frame(against.orderings(frame, PAPER)))
