@@ -407,7 +407,7 @@ class _Training:
             paired if kind.paired else None,
             samples=torch.arange(8),
             train_size=8,
-            turn=len(names) - 1 if kind.in_turn else 0,
+            turn=len(members) - 1 if kind.in_turn else 0,
         )
 
     def loss(self) -> list[dict[str, float]]:
