@@ -356,8 +356,9 @@ class Evaluator:
         if not timed:
             return [part for _, part in found]
         paces: dict[str, float] = {}
+        at_once = min(self._fitting(), max((len(work.pairs[0]) for work in works), default=USUAL))
         return [
-            replace(part, seconds=part.passes * self._pace(source, paces)) if part.passes else part
+            replace(part, seconds=part.passes * self._pace(source, at_once, paces)) if part.passes else part
             for source, part in found
         ]
 
@@ -411,13 +412,13 @@ class Evaluator:
         )
         return len(samples) - there
 
-    def _pace(self, source: Ensemble, known: dict[str, float]) -> float:
+    def _pace(self, source: Ensemble, batch: int, known: dict[str, float]) -> float:
         """Seconds of a pass through a member of ``source``, on average; each architecture is measured once."""
         shape, how = self.data.test.images.shape[1:], self.settings
         drawings = [repr(member) for member in source.members]
         for drawing, member in zip(drawings, source.members, strict=True):
             if drawing not in known:
-                known[drawing] = cost.attacking_pace(member, shape, how.device, how.batch_size, how.precision)
+                known[drawing] = cost.attacking_pace(member, shape, how.device, batch, how.precision)
         return sum(known[drawing] for drawing in drawings) / len(drawings)
 
     def _open(
