@@ -22,6 +22,7 @@ from robench.core.models import ModelSpec, build
 from robench.core.runs import Role, Run, Runs, lineage, load_state
 from robench.core.store import checked_name, read_tensors
 from robench.training.normalisation import better, find
+from robench.training.sources import refuse_page
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ def read_states(path: Path, key: str | None = None) -> Read:
     """
     if not path.is_file():
         raise RobenchError(f"{path} does not exist or is not a file; expected .pth or .safetensors")
+    refuse_page(path, str(path))
     content: Any = read_tensors(path)[0] if path.suffix == ".safetensors" else _unpickled(path)
     said = ""
     if key is not None:
@@ -154,6 +156,8 @@ def import_weights(
     data_folder: Path,
     key: str | None = None,
     normalisation: tuple[Values, Values] | None = None,
+    whose: str = "as given",
+    origins: Sequence[Mapping[str, str]] = (),
 ) -> Run:
     """A run from files of others: one file with several members, or one file each.
 
@@ -163,6 +167,8 @@ def import_weights(
         key: which of several state dicts in each file.
         normalisation: mean and standard deviation per channel; (0, …) and (1, …) for none. By default the file's own,
             or what `robench.training.normalisation.find` finds on the data.
+        whose: who says ``normalisation``, in words.
+        origins: where each file is from (`robench.training.sources.Source.origin`), for the manifest.
 
     Raises:
         RobenchError: unreadable files, weights that do not fit the architecture, a name that is taken, a normalisation
@@ -178,7 +184,7 @@ def import_weights(
     if normalisation is not None and any(len(values) != plain.in_channels for values in normalisation):
         raise RobenchError(f"expected --mean and --std of {plain.in_channels} numbers, one a channel of {dataset}")
     networks, own = _networks(states, plain, paths[0].name)
-    told = _normalisation(networks, own, normalisation, dataset, data_folder)
+    told = _normalisation(networks, own, normalisation, dataset, data_folder, whose)
     log.info(f"normalisation: {told[1]}")
     if normalisation is not None and (":" in dataset or at_hand(dataset, data_folder)):
         doubt = better(networks, load(dataset, data_folder), normalisation)
@@ -196,6 +202,7 @@ def import_weights(
         ancestors=lineage(parent) if parent else (),
         more={
             "imported": [path.name for path in paths],
+            "sources": [dict(origin) for origin in origins],
             "dataset": None if ":" in dataset else dataset,
             "normalisation": told[1],
         },
@@ -250,15 +257,15 @@ def _normalisation(
     given: tuple[Values, Values] | None,
     dataset: str,
     data_folder: Path,
+    whose: str,
 ) -> tuple[list[tuple[Values, Values]], str]:
     """Mean and standard deviation of each member, and where they are from."""
     if given is not None:
         if any(each is not None and each != given for each in own):
             raise RobenchError("the weights bring a normalisation of their own; leave --mean and --std away")
         none = not any(given[0]) and all(value == 1 for value in given[1])
-        return [given] * len(
-            own
-        ), "none, as given" if none else f"mean {_text(given[0])}, std {_text(given[1])}, as given"
+        told = "none" if none else f"mean {_text(given[0])}, std {_text(given[1])}"
+        return [given] * len(own), f"{told}, {whose}"
     known = [each for each in own if each is not None]
     if len(known) == len(own):
         return known, f"the weights' own, mean {_text(known[0][0])}, std {_text(known[0][1])}"
