@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,9 @@ from scipy.stats import binomtest
 
 from robench.core.errors import RobenchError, unknown
 from robench.evaluation.cells import Cell
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: What a cell says about each of its rows, and as which type.
 _OF_CELL = {
@@ -153,6 +156,28 @@ class Outcomes:
             )
         self.frame = frame
         self.checks = tuple(checks)
+
+    def __repr__(self) -> str:
+        from robench.evaluation import display
+
+        return display.text(self)
+
+    def _repr_html_(self) -> str:
+        from robench.evaluation import display
+
+        return display.html(self)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Accuracy in percent against ε, with bands of 95 %, on ``ax`` or on new axes; returns them."""
+        from robench.evaluation import display
+
+        return display.plot(self, ax)
+
+    def to_latex(self) -> str:
+        """The table of accuracies as a ``tabular`` for LaTeX with booktabs."""
+        from robench.evaluation import display
+
+        return display.latex(self)
 
     @classmethod
     def join(cls, rows: pd.DataFrame, cells: Mapping[str, Cell]) -> Outcomes:
