@@ -174,11 +174,7 @@ def import_weights(
         RobenchError: unreadable files, weights that do not fit the architecture, a name that is taken, a normalisation
             that nothing tells.
     """
-    states: list[dict[str, Tensor]] = []
-    for path in paths:
-        read = read_states(path, key)
-        log.info(f"{path.name}: {read.said}")
-        states += read.states
+    states = _members(paths, key)
     name = _free(name or re.sub(r"[^A-Za-z0-9._-]", "-", paths[0].stem), runs)
     plain = _plain(model, dataset, data_folder)
     if normalisation is not None and any(len(values) != plain.in_channels for values in normalisation):
@@ -186,10 +182,7 @@ def import_weights(
     networks, own = _networks(states, plain, paths[0].name)
     told = _normalisation(networks, own, normalisation, dataset, data_folder, whose)
     log.info(f"normalisation: {told[1]}")
-    if normalisation is not None and (":" in dataset or at_hand(dataset, data_folder)):
-        doubt = better(networks, load(dataset, data_folder), normalisation)
-        if doubt:
-            log.warning(f"is --mean right? {doubt}")
+    _doubt(networks, normalisation, dataset, data_folder)
     specs = [replace(plain, mean=mean, std=std) for mean, std in told[0]]
     return runs.save(
         name,
@@ -207,6 +200,24 @@ def import_weights(
             "normalisation": told[1],
         },
     )
+
+
+def _members(paths: Sequence[Path], key: str | None) -> list[State]:
+    """The state dicts in all files; how each was read is told."""
+    states: list[State] = []
+    for path in paths:
+        read = read_states(path, key)
+        log.info(f"{path.name}: {read.said}")
+        states += read.states
+    return states
+
+
+def _doubt(networks: Sequence[nn.Module], given: tuple[Values, Values] | None, dataset: str, data_folder: Path) -> None:
+    """Tells where another normalisation than the one that was given suits data at hand clearly better."""
+    if given is not None and (":" in dataset or at_hand(dataset, data_folder)):
+        doubt = better(networks, load(dataset, data_folder), given)
+        if doubt:
+            log.warning(f"is --mean right? {doubt}")
 
 
 def _free(name: str, runs: Runs) -> str:
