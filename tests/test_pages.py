@@ -11,11 +11,20 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from robench.attacks import ATTACKS
+from robench.core.registry import Registry
+from robench.defenses import DEFENSES
+
 ROOT = Path(__file__).parents[1]
-PAGES = ["docs/tutorial.md", *(f"docs/how-to/{name}.md" for name in ("model", "defense", "attack", "images"))]
+PAGES = [
+    "README.md",
+    "docs/tutorial.md",
+    *(f"docs/how-to/{name}.md" for name in ("model", "defense", "attack", "images")),
+]
 BLOCK = re.compile(r"^```(\w+) *([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 #: Runs the pages' steps in one process, as each start costs many seconds; prints per page what went wrong, if anything.
@@ -35,7 +44,7 @@ def step(kind, what, names):
         command.make_context(what[0], what[1:])
 
 said = {}
-for page, steps in json.loads(sys.argv[1]).items():
+for page, steps in json.load(sys.stdin).items():
     os.mkdir(str(len(said)))
     os.chdir(str(len(said)))
     names, said[page] = {"__name__": "page"}, ""
@@ -69,32 +78,45 @@ def steps(page: str) -> list[tuple[str, str | list[str]]]:
     return found
 
 
-def said(pages: dict[str, list[tuple[str, str | list[str]]]], folder: Path) -> dict[str, str]:
+#: Pages that do not work, on which the test must say so.
+WRONG: dict[str, tuple[list[tuple[str, str | list[str]]], str]] = {
+    "wrong option": ([("parsed", ["train", "dverge", "--no-such-option"])], "No such option"),
+    "wrong code": ([("python", "1 / 0")], "ZeroDivisionError"),
+    "wrong command": ([("command", ["show", "nobody"])], "AssertionError: ['show', 'nobody']"),
+}
+
+
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What went wrong on each page; nothing where nothing did."""
-    command = [sys.executable, "-c", SCRIPT, json.dumps(pages)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=230, cwd=folder)
+    pages = {page: steps(page) for page in PAGES} | {name: wrong for name, (wrong, _) in WRONG.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        input=json.dumps(pages),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path_factory.mktemp("pages"),
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-@pytest.fixture(scope="module")
-def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return said({page: steps(page) for page in PAGES}, tmp_path_factory.mktemp("pages"))
-
-
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs(page: str, failures: dict[str, str]) -> None:
     assert failures[page] == ""
 
 
-def test_what_is_wrong_would_be_found(tmp_path: Path) -> None:
-    wrong = {
-        "option": [("parsed", ["train", "dverge", "--no-such-option"])],
-        "code": [("python", "1 / 0")],
-        "command": [("command", ["show", "nobody"])],
-    }
-    found = said(wrong, tmp_path)
-    assert "No such option" in found["option"]
-    assert "ZeroDivisionError" in found["code"]
-    assert "AssertionError" in found["command"]
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_would_be_found(name: str, failures: dict[str, str]) -> None:
+    assert WRONG[name][1] in failures[name]
+
+
+@pytest.mark.parametrize("registry", [DEFENSES, ATTACKS], ids=["defenses", "attacks"])
+def test_the_readme_names_them_all(registry: Registry[Any]) -> None:
+    """Those that ship, each in the first column of a table."""
+    columns = [line.split("|")[1] for line in (ROOT / "README.md").read_text("utf-8").splitlines() if line[:1] == "|"]
+    named = {name for column in columns for name in re.findall("`([a-z0-9-]+)`", column)}
+    own = {name for name in registry.names() if registry.get(name).__module__.startswith("robench.")}
+    assert own <= named, own - named
