@@ -7,7 +7,7 @@ SETUP := .venv/.installed
 # Where Python may keep no compiled files, each of some thirty processes would compile torch anew: 4 s or more.
 demo test truth test-oldest: export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test lint types truth gpu test-oldest clean
+.PHONY: demo test lint types docs truth gpu test-oldest clean
 
 $(SETUP): setup.cfg pyproject.toml constraints.txt
 ifeq ($(UV),)
@@ -54,5 +54,19 @@ types: $(SETUP)
 	mkdir build/typed/benchmarks && cp -r benchmarks/speed build/typed/benchmarks
 	cd build/typed && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../setup.cfg -p robench -p benchmarks.speed
 
+# The site, in site/: `python -m http.server -d site` shows it. An environment of its own, as torchattacks pins an old
+# requests; the API pages are read from the built tree, without torch. The last line: it loads nothing from elsewhere.
+docs: private UV := $(or $(UV),$(BIN)/uv)
+docs: $(SETUP)
+	$(UV) venv -q --clear --python $(BIN)/python build/docs
+	$(BIN)/python -c "import configparser as c; p = c.ConfigParser(); p.read('setup.cfg'); \
+	  print(p['options.extras_require']['docs'])" > build/docs.txt
+	VIRTUAL_ENV=build/docs $(UV) pip install -q -c constraints.txt -r build/docs.txt
+	rm -rf build/documented
+	VIRTUAL_ENV=.venv $(UV) pip install -q --no-deps --target build/documented .
+	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build -q
+	! grep -rE '<(script|link|img|iframe|source)[^>]*["= ](https?:)?//|url\(["'"'"']?(https?:)?//' site \
+	  --include=*.html --include=*.css
+
 clean:
-	rm -rf .venv build dist demo
+	rm -rf .venv build dist demo site

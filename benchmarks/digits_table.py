@@ -1,4 +1,4 @@
-"""The README's table of all defenses on digits, and the study of `craft_bn`: mean ± sd over seeds.
+"""The table of all defenses on digits (docs/results.md), and the study of `craft_bn`: mean ± sd over seeds.
 
     python benchmarks/digits_table.py                 # six defenses, 3 seeds: about half an hour on two cores
     python benchmarks/digits_table.py --craft-bn      # DVERGE, BatchNorm while crafting in train, batch, eval mode

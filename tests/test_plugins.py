@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from robench.cli import run
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "robench-example"
 
@@ -37,6 +40,8 @@ EVAL = f"--threat whitebox --eps 0.1,0.3 --samples 8 --restarts 1 --format json 
 LINES = {
     "list": "list",
     "check": "check plugin example-noise example-fgsm",
+    "check own": "check plugin my-defense my-attack",
+    "init again": "init my-defense --out elsewhere",
     "train": f"train example-noise --set sigma=0.05 --name noisy {TRAIN}",
     "eval": f"eval noisy --attacks example-fgsm {EVAL}",
     "broken attack": "check plugin broken",
@@ -50,7 +55,10 @@ LINES = {
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the example package is installed, and one whose module fails to import."""
     folder = tmp_path_factory.mktemp("plugins")
-    copy = shutil.copytree(EXAMPLE, folder / "source")  # building leaves files behind
+    packages = [shutil.copytree(EXAMPLE, folder / "source")]  # building leaves files behind
+    for name, kind in (("my-defense", []), ("my-attack", ["--attack"])):
+        packages.append(folder / name)
+        assert run(["init", name, *kind, "--out", str(packages[-1])]) == 0
     site = folder / "site"
     uv = shutil.which("uv")
     if uv is not None:
@@ -61,7 +69,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("neither uv nor pip is there to install a package with")
     if find_spec("setuptools") is None:
         pytest.skip("setuptools is not installed, and to fetch it needs a network")
-    command = [*install, "--no-deps", "--no-build-isolation", "--target", str(site), str(copy)]
+    command = [*install, "--no-deps", "--no-build-isolation", "--target", str(site), *map(str, packages)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     (site / "robench_broken.py").write_text("raise OSError('no licence file')\n")
@@ -118,6 +126,49 @@ def test_check_passes_them(answers: dict[str, Any]) -> None:
     assert set(verdicts) == {"pass"}, out
     assert "defense example-noise:" in out
     assert "attack example-fgsm:" in out
+
+
+def test_what_init_writes_keeps_the_contract(answers: dict[str, Any]) -> None:
+    code, out, err = answers["check own"]
+    assert code == 0, out + err
+    assert {line.split()[0] for line in out.splitlines() if line.startswith("  ")} == {"pass"}, out
+    assert "defense my-defense:" in out
+    assert "attack my-attack:" in out
+    code, _, err = answers["init again"]
+    assert code == 2
+    assert "'my-defense' is the name of a plug-in or package that is there; choose another" in err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["init", "My_Defense"], "expected NAME in lower case, such as my-defense"),
+        (["init", "dverge"], "'dverge' is the name of a plug-in"),
+        (["init", "pgd", "--attack"], "'pgd' is the name of a plug-in"),
+        (["init", "numpy"], "'numpy' is the name of a plug-in or package"),
+        (["init", "mine", "--out", "."], ". exists; choose another --out"),
+    ],
+)
+def test_init_overwrites_nothing(line: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(line) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_list_as_markdown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["list", "defenses", "--markdown"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [each for each in lines if each.startswith("| `dverge` |")]
+    assert line.endswith("(Yang et al. 2020, eq. 5, <https://arxiv.org/abs/2009.14720>). |")
+    assert all(each.replace("\\|", "").count("|") == 3 for each in lines if each)
+    assert run(["list", "runs", "--markdown"]) == 2
+
+
+def test_the_shell_completes() -> None:
+    """As docs/tutorial.md says; click answers the shell."""
+    environment = {**os.environ, "_ROBENCH_COMPLETE": "bash_complete", "COMP_WORDS": "robench ev", "COMP_CWORD": "1"}
+    robench = Path(sys.executable).with_name("robench")
+    done = subprocess.run([robench], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "plain,eval"
 
 
 def test_train_and_eval_use_them(answers: dict[str, Any]) -> None:

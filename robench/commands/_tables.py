@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from robench.commands._shared import as_text
@@ -12,12 +13,17 @@ if TYPE_CHECKING:
     from robench.evaluation.outcomes import Outcomes
 
 
-def formatted(outcomes: Outcomes, threat: str, style: str) -> str:
+def formatted(outcomes: Outcomes, threat: str, style: str, verdicts: Sequence[dict[str, Any]] = ()) -> str:
+    """The table, CSV or JSON; with ``verdicts`` (of `--require`) JSON is an object that has them too."""
+    import json
+
     from robench.evaluation.checks import SURVIVORS
     from robench.studies.summary import objects
 
     unprobed = threat == "whitebox" and all(check.name != SURVIVORS for check in outcomes.checks)
     rows = [row for row in objects(outcomes) if (threat == "transfer") == ("success" in row)]
+    if verdicts and style == "json":
+        return json.dumps({"results": rows, "requirements": verdicts}, indent=2)
     return as_text(rows, style) or (_matrices(rows) if threat == "transfer" else _accuracies(rows, threat, unprobed))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from robench.commands import _gate
 from robench.commands._shared import (
     bar,
     confirm,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _ONLY = {
     ("surrogates", "surrogate_defense", "allow_related", "no_train", "yes", "no_cache"): ("blackbox",),
     ("probe",): ("whitebox",),
+    ("require", "lower_bound"): ("whitebox", "blackbox"),
     ("attacks", "losses", "restarts", "batch_size", "precision", "compiling", "workers", "dry_run", "strict"): (
         "whitebox",
         "blackbox",
@@ -92,6 +94,7 @@ _ONLY = {
 )
 @click.option("--strict", is_flag=True, help="Exit code 1 where a check of validity fails.")
 @click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+@_gate.gated
 @shared("data_dir", "device", "runs", "yes")
 def command(**given: Any) -> int:
     """Judge RUNs, or every target run of the data set, under a threat; says what speaks against the result."""
@@ -100,6 +103,7 @@ def command(**given: Any) -> int:
     from robench.evaluation import checks
     from robench.evaluation.outcomes import Outcomes
     from robench.evaluation.threats import THREATS
+    from robench.studies.summary import objects
     from robench.studies.workbench import stored
 
     asked = _Asked(**given)
@@ -107,7 +111,7 @@ def command(**given: Any) -> int:
         if asked.threat not in threats:
             refuse_given(set(names), f"has no effect under --threat {asked.threat}")
     if asked.dry_run:
-        refuse_given({"workers"}, "has no effect with --dry-run")
+        refuse_given({"workers", "require"}, "has no effect with --dry-run")
     gpus = visible_gpus(asked.device)
     alone = asked.dry_run or asked.threat == "diversity"
     workers = 1 if alone else asked.workers or max(1, len(gpus))
@@ -115,6 +119,8 @@ def command(**given: Any) -> int:
     if asked.threat == "diversity":
         return _diversity(asked, bench, chosen)
     options = _options(asked, bench)
+    wanted = _gate.requirements(asked.require)
+    _gate.refuse_unmeasured(wanted, _points(asked, options["eps"]), "this evaluation")
     found: list[Finding] = []
     trained: list[Forecast] = []
     if asked.threat == "blackbox":
@@ -129,13 +135,22 @@ def command(**given: Any) -> int:
     parts = [Part.of(group, made) for group, made in plans]
     with helpers(workers - 1, gpus[1:] + gpus[:1], _assist, asked, workers, parts):
         outcomes = Outcomes.concat(bench.judge(group, made, cache=cache, probe=again) for group, made in plans)
-    click.echo(formatted(outcomes, asked.threat, asked.style))
+    verdicts = _gate.judge(wanted, objects(outcomes), "this evaluation", by_low=asked.lower_bound)
+    click.echo(formatted(outcomes, asked.threat, asked.style, _gate.plain(verdicts)))
     found += checks.check(outcomes, stored(chosen))
     if asked.probe:
         found += _probed(asked, bench, chosen, outcomes, options)
-    for each in found:
+    for each in [*found, *verdicts]:
         click.echo(each, err=asked.style != "table")
-    return int(asked.strict and checks.failed(found))
+    return int((asked.strict and checks.failed(found)) or not all(verdict.met for verdict in verdicts))
+
+
+def _points(asked: _Asked, radii: Sequence[float]) -> list[tuple[str, float]]:
+    """Threats and ε of the accuracies that may come of it."""
+    from robench.evaluation.threats import BLACKBOX
+
+    threats = BLACKBOX if asked.threat == "blackbox" else (asked.threat,)
+    return [("clean", 0.0), *((threat, eps) for threat in threats for eps in radii)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +181,8 @@ class _Asked:
     no_train: bool
     probe: bool | None
     strict: bool
+    require: tuple[str, ...]
+    lower_bound: bool
     style: str
     data_dir: str
     device: str

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from robench.commands._shared import shared
 from robench.core.rules import RULES, USUAL
 
+if TYPE_CHECKING:
+    from robench.training.sources import Source
+
 
 @click.command("import")
-@click.argument("weights", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--model", default="resnet20", show_default=True, help="Name or package.module:factory.")
+@click.argument("weights", nargs=-1, required=True)
+@click.option("--model", help="Name or package.module:factory; by default what the source says, else resnet20.")
 @click.option("--dataset", default="cifar10", show_default=True, help="Whose classes they have.")
 @click.option(
     "--mean", help="Of their normalisation, R,G,B in [0, 1], with --std; none where they take images as such."
@@ -28,8 +33,8 @@ from robench.core.rules import RULES, USUAL
 @click.option("--derived-from", help="The run that these weights were trained from.")
 @shared("data_dir", "runs")
 def command(
-    weights: tuple[Path, ...],
-    model: str,
+    weights: tuple[str, ...],
+    model: str | None,
     dataset: str,
     mean: str | None,
     std: str | None,
@@ -43,30 +48,65 @@ def command(
     data_dir: str,
     runs: str,
 ) -> None:
-    """Make a run of WEIGHTS that others trained: .pth without code, or safetensors; one file or several members."""
+    """Make a run of WEIGHTS that others trained: one file or source, or several members.
+
+    WEIGHTS are .pth files without code, safetensors, or hf:OWNER/REPO[/FILE][@REVISION], timm:NAME, torchhub:FILE,
+    torchhub:OWNER/REPO:TAG/FILE, robustbench:NAME and https://...[#sha256=HASH].
+    """
     from robench.core.models import import_model
     from robench.core.runs import Runs
     from robench.training.importing import import_weights
+    from robench.training.sources import fetch
 
-    if ":" in model:
+    if model is not None and ":" in model:
         import_model(model)
     store = Runs(runs)
-    run = import_weights(
-        weights,
-        store,
-        model=model,
-        dataset=dataset,
-        defense=defense,
-        seed=seed,
-        role=role,
-        name=name,
-        parent=store.get(derived_from) if derived_from else None,
-        data_folder=Path(data_dir),
-        key=key,
-        rule=rule,
-        normalisation=_normalisation(mean, std, dataset, data_dir),
-    )
+    given = _normalisation(mean, std, dataset, data_dir)
+    with TemporaryDirectory() as folder:
+        sources = []
+        for number, each in enumerate(weights):
+            (place := Path(folder) / str(number)).mkdir()
+            sources.append(fetch(each, place))
+        told = _told(sources, dataset, data_dir)
+        run = import_weights(
+            [source.path for source in sources],
+            store,
+            model=model or told.model or "resnet20",
+            dataset=dataset,
+            defense=defense,
+            seed=seed,
+            role=role,
+            name=name,
+            parent=store.get(derived_from) if derived_from else None,
+            data_folder=Path(data_dir),
+            key=key,
+            rule=rule,
+            normalisation=given or told.normalisation,
+            whose="as given" if given else f"as {told.origin['source']} says",
+            origins=[source.origin for source in sources],
+        )
     click.echo(run.name)
+
+
+def _told(sources: Sequence[Source], dataset: str, data_dir: str) -> Source:
+    """A source, with what all of them say of the network; RobenchError where they differ, or the data do."""
+    from robench.core.data import outline
+    from robench.core.errors import RobenchError
+
+    first = sources[0]
+    for source in sources:
+        if (source.model, source.normalisation) != (first.model, first.normalisation):
+            raise RobenchError(
+                f"{first.origin['source']} and {source.origin['source']} are of different networks or normalisations; "
+                f"import them one by one"
+            )
+        classes = outline(dataset, data_dir).num_classes
+        if source.classes not in (None, classes):
+            raise RobenchError(
+                f"{source.origin['source']} tells {source.classes} classes apart, and {dataset} has {classes}; choose "
+                f"the data with --dataset"
+            )
+    return first
 
 
 def _normalisation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
 from typing import Any
@@ -13,11 +14,16 @@ from robench.commands._shared import shared
 
 @click.command("list")
 @click.argument("what", required=False, type=click.Choice(["defenses", "attacks", "models", "datasets", "runs"]))
+@click.option("--markdown", is_flag=True, help="Tables for a README; of defenses, attacks, models and datasets.")
 @shared("runs")
-def command(what: str | None, runs: str) -> None:
+def command(what: str | None, markdown: bool, runs: str) -> None:
     """What there is: defenses, attacks, models, datasets, runs."""
+    from robench.core.errors import RobenchError
     from robench.core.runs import Runs
     from robench.evaluation.conformance import REGISTRIES, Kind
+
+    if markdown and what == "runs":
+        raise RobenchError("expected --markdown with defenses, attacks, models or datasets; robench show has runs")
 
     order: tuple[Kind, ...] = ("defense", "attack", "model", "dataset")
     for kind in order:
@@ -26,6 +32,9 @@ def command(what: str | None, runs: str) -> None:
         registry = REGISTRIES[kind]
         broken = registry.broken()
         names = [name for name in registry.names() if name not in broken]
+        if markdown:
+            click.echo(_table(kind, {name: _summary(registry.get(name)) for name in names}))
+            continue
         lines = [_entry(name, _summary(registry.get(name))) for name in names]
         if what:
             for prefix, members in registry.families().items():
@@ -41,11 +50,29 @@ def command(what: str | None, runs: str) -> None:
         click.echo(f"{kind}s:\n" + "\n".join(lines))
         for name, reason in broken.items():
             click.echo(f"  {name}: skipped. {reason}", err=True)
-    if what in (None, "runs"):
+    if what in (None, "runs") and not markdown:
         found = Runs(runs).all()
         click.echo("runs:" if found or what is None else f"runs: none in {runs}; robench train makes one")
         for each in found:
             click.echo(f"  {each.name:<44} {each.role:<9} {each.defense} n={each.n} seed={each.seed}")
+
+
+def _table(kind: str, summaries: dict[str, str]) -> str:
+    """A Markdown table, whose addresses are links."""
+    from robench.reports.tables import escape_markdown
+
+    rows = []
+    for name, summary in summaries.items():
+        # Addresses and code stand as they are, what is between them is escaped.
+        parts = re.split(r"(https?://[^\s),;]+|``[^`]+``)", summary)
+        shown = [
+            (f"`{part.strip('`')}`" if part.startswith("``") else f"<{part}>")
+            if place % 2
+            else f"{' ' * part.startswith(' ')}{escape_markdown(part)}{' ' * (part != ' ' and part.endswith(' '))}"
+            for place, part in enumerate(parts)
+        ]
+        rows.append(f"| `{name}` | {''.join(shown).strip()} |\n")
+    return f"| {kind} | |\n|---|---|\n{''.join(rows)}"
 
 
 def _entry(name: str, summary: str) -> str:

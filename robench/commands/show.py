@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from robench.commands import _gate
 from robench.commands._shared import bar, device_of, judged, refuse_given, shared
 from robench.commands._tables import drawn, interval
 
@@ -27,6 +28,7 @@ EPOCHS = 12
 @click.option("--count", default=8, show_default=True, type=click.IntRange(1, 100), help="Images, for --images.")
 @click.option("--dataset", help="For --images: which rows; needed for several data sets, npz: and folder: data.")
 @click.option("--format", "style", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@_gate.gated
 @shared("data_dir", "device", "runs")
 def command(
     name: str,
@@ -34,10 +36,12 @@ def command(
     count: int,
     dataset: str | None,
     style: str,
+    require: tuple[str, ...],
+    lower_bound: bool,
     data_dir: str,
     device: str,
     runs: str,
-) -> None:
+) -> int:
     """What a run is, how its training went, and what was measured on it."""
     import json
     from dataclasses import asdict
@@ -53,14 +57,14 @@ def command(
     else:
         _write(images, store, run, count, dataset, data_dir, device)
     about, history, scores = _about(run), _history(run), _scores(run)
+    rows = [{**row, "target": f"{name} on {row['data']}"} for row in scores]
+    verdicts = _gate.judge(_gate.requirements(require), rows, name, by_low=lower_bound)
+    failed = int(not all(verdict.met for verdict in verdicts))
     doubts = [check for check in stored([run]).checks if check.status != "pass"]
     if style == "json":
-        click.echo(
-            json.dumps(
-                {"run": about, "history": history, "scores": scores, "doubts": list(map(asdict, doubts))}, indent=2
-            )
-        )
-        return
+        parts = {"run": about, "history": history, "scores": scores, "doubts": list(map(asdict, doubts))}
+        click.echo(json.dumps(parts | ({"requirements": _gate.plain(verdicts)} if verdicts else {}), indent=2))
+        return failed
     width = max(map(len, about))
     for key, value in about.items():
         if value not in (None, []):
@@ -68,8 +72,9 @@ def command(
     if history:
         click.echo(_trained(history))
     click.echo(_measured(scores) if scores else f"nothing was measured; robench eval {name} does it")
-    for check in doubts:
-        click.echo(check)
+    for each in [*doubts, *verdicts]:
+        click.echo(each)
+    return failed
 
 
 def _write(path: Path, store: Runs, run: Run, count: int, dataset: str | None, data_dir: str, device: str) -> None:

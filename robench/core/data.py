@@ -200,7 +200,8 @@ def make(
     """Checks arrays and makes a data set of them.
 
     Args:
-        train, test: images uint8 (M,C,H,W) or (M,H,W), and integer labels (M,).
+        train: images uint8 (M,C,H,W) or (M,H,W), and integer labels (M,).
+        test: the same.
         statistics: mean and standard deviation per channel in [0, 1]; by default those of the training images.
 
     Raises:

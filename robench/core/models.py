@@ -240,6 +240,41 @@ def _make_timm(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
     return model
 
 
+#: Classes of RobustBench's data sets.
+_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
+
+
+def robustbench_entry(name: str) -> tuple[dict[str, Any], int]:
+    """What RobustBench knows of DATASET/THREAT/NAME: its entry, and how many classes the network has.
+
+    Raises:
+        RobenchError: the package does not import, or has no such model.
+    """
+    zoo = _robustbench()
+    if name not in zoo:
+        raise unknown("model of RobustBench", name, zoo)
+    return zoo[name], _CLASSES[name.partition("/")[0]]
+
+
+def _robustbench() -> dict[str, dict[str, Any]]:
+    """Its models by DATASET/THREAT/NAME."""
+    _package("robustbench", "pip install it from its own repository, without torchattacks, which brings an old one")
+    zoo = importlib.import_module("robustbench.model_zoo").model_dicts
+    threats = [(f"{data.value}/{threat.value}", models) for data, of in zoo.items() for threat, models in of.items()]
+    return {f"{where}/{name}": entry for where, models in threats for name, entry in models.items()}
+
+
+def _make_robustbench(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
+    """A network of RobustBench, which takes images in [0, 1]."""
+    entry, classes = robustbench_entry(name)
+    if (num_classes, in_channels) != (classes, 3):
+        raise RobenchError(
+            f"model robustbench/{name} has {classes} classes and 3 channels, the data {num_classes} and {in_channels}"
+        )
+    model: nn.Module = entry["model"]()
+    return model
+
+
 def _resolver(prefix: str, names: Callable[[], list[str]], make: Callable[..., nn.Module]) -> Callable[[str], Factory]:
     def resolve(name: str) -> Factory:
         known = names()
@@ -253,6 +288,7 @@ def _resolver(prefix: str, names: Callable[[], list[str]], make: Callable[..., n
 for _prefix, _names, _make in (
     ("torchvision", _torchvision_names, _make_torchvision),
     ("timm", _timm_names, _make_timm),
+    ("robustbench", lambda: list(_robustbench()), _make_robustbench),
 ):
     MODELS.family(_prefix, _resolver(_prefix, _names, _make), _names)
 

@@ -42,8 +42,8 @@ def evaluate(
         data: from `robench.load_data`, or `robench.core.data.make` for your own arrays.
         threat: `Whitebox`, `Blackbox` or `Transfer`.
         device: by default the model's own; the model is moved to another one that is named.
-        samples, subset: which test images, the first ones or, of data that are ordered by class, random ones; for
-            `Transfer`, of those that every member classifies correctly.
+        samples: how many test images; for `Transfer`, of those that every member classifies correctly.
+        subset: which, by default the first ones or, of data that are ordered by class, random ones.
         probe: attack a few survivors of `Whitebox` in ways that are not part of it, see `robench.evaluation.probe`.
 
     Returns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ from robench.core.errors import RobenchError, unknown
 from robench.evaluation.cells import Cell
 from robench.evaluation.evaluations import Evaluation
 from robench.evaluation.findings import Finding
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: What a cell says about each of its rows, and as which type.
 _OF_CELL = {
@@ -190,6 +193,28 @@ class Outcomes:
         self.checks = tuple(checks)
         self.cells = dict(cells or {})
         self.evaluations = tuple(evaluations)
+
+    def __repr__(self) -> str:
+        from robench.evaluation import display
+
+        return display.text(self)
+
+    def _repr_html_(self) -> str:
+        from robench.evaluation import display
+
+        return display.html(self)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Accuracy in percent against ε, with bands of 95 %, on ``ax`` or on new axes; returns them."""
+        from robench.evaluation import display
+
+        return display.plot(self, ax)
+
+    def to_latex(self) -> str:
+        """The table of accuracies as a ``tabular`` for LaTeX with booktabs."""
+        from robench.evaluation import display
+
+        return display.latex(self)
 
     @classmethod
     def join(cls, rows: pd.DataFrame, cells: Mapping[str, Cell]) -> Outcomes:

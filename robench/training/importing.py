@@ -23,6 +23,7 @@ from robench.core.rules import USUAL
 from robench.core.runs import Role, Run, Runs, lineage, load_state
 from robench.core.store import checked_name, read_tensors
 from robench.training.normalisation import better, find
+from robench.training.sources import refuse_page
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ def read_states(path: Path, key: str | None = None) -> Read:
     """
     if not path.is_file():
         raise RobenchError(f"{path} does not exist or is not a file; expected .pth or .safetensors")
+    refuse_page(path, str(path))
     content: Any = read_tensors(path)[0] if path.suffix == ".safetensors" else _unpickled(path)
     said = ""
     if key is not None:
@@ -156,6 +158,8 @@ def import_weights(
     key: str | None = None,
     normalisation: tuple[Values, Values] | None = None,
     rule: str = USUAL,
+    whose: str = "as given",
+    origins: Sequence[Mapping[str, str]] = (),
 ) -> Run:
     """A run from files of others: one file with several members, or one file each.
 
@@ -166,27 +170,22 @@ def import_weights(
         normalisation: mean and standard deviation per channel; (0, …) and (1, …) for none. By default the file's own,
             or what `robench.training.normalisation.find` finds on the data.
         rule: how the ensemble decides, see `robench.core.rules`.
+        whose: who says ``normalisation``, in words.
+        origins: where each file is from (`robench.training.sources.Source.origin`), for the manifest.
 
     Raises:
         RobenchError: unreadable files, weights that do not fit the architecture, a name that is taken, a normalisation
             that nothing tells.
     """
-    states: list[dict[str, Tensor]] = []
-    for path in paths:
-        read = read_states(path, key)
-        log.info(f"{path.name}: {read.said}")
-        states += read.states
+    states = _members(paths, key)
     name = _free(name or re.sub(r"[^A-Za-z0-9._-]", "-", paths[0].stem), runs)
     plain = _plain(model, dataset, data_folder)
     if normalisation is not None and any(len(values) != plain.in_channels for values in normalisation):
         raise RobenchError(f"expected --mean and --std of {plain.in_channels} numbers, one a channel of {dataset}")
     networks, own = _networks(states, plain, paths[0].name)
-    told = _normalisation(networks, own, normalisation, dataset, data_folder)
+    told = _normalisation(networks, own, normalisation, dataset, data_folder, whose)
     log.info(f"normalisation: {told[1]}")
-    if normalisation is not None and (":" in dataset or at_hand(dataset, data_folder)):
-        doubt = better(networks, load(dataset, data_folder), normalisation)
-        if doubt:
-            log.warning(f"is --mean right? {doubt}")
+    _doubt(networks, normalisation, dataset, data_folder)
     specs = [replace(plain, mean=mean, std=std) for mean, std in told[0]]
     return runs.save(
         name,
@@ -199,10 +198,29 @@ def import_weights(
         ancestors=lineage(parent) if parent else (),
         more={
             "imported": [path.name for path in paths],
+            "sources": [dict(origin) for origin in origins],
             "dataset": None if ":" in dataset else dataset,
             "normalisation": told[1],
         },
     )
+
+
+def _members(paths: Sequence[Path], key: str | None) -> list[State]:
+    """The state dicts in all files; how each was read is told."""
+    states: list[State] = []
+    for path in paths:
+        read = read_states(path, key)
+        log.info(f"{path.name}: {read.said}")
+        states += read.states
+    return states
+
+
+def _doubt(networks: Sequence[nn.Module], given: tuple[Values, Values] | None, dataset: str, data_folder: Path) -> None:
+    """Tells where another normalisation than the one that was given suits data at hand clearly better."""
+    if given is not None and (":" in dataset or at_hand(dataset, data_folder)):
+        doubt = better(networks, load(dataset, data_folder), given)
+        if doubt:
+            log.warning(f"is --mean right? {doubt}")
 
 
 def _free(name: str, runs: Runs) -> str:
@@ -253,15 +271,15 @@ def _normalisation(
     given: tuple[Values, Values] | None,
     dataset: str,
     data_folder: Path,
+    whose: str,
 ) -> tuple[list[tuple[Values, Values]], str]:
     """Mean and standard deviation of each member, and where they are from."""
     if given is not None:
         if any(each is not None and each != given for each in own):
             raise RobenchError("the weights bring a normalisation of their own; leave --mean and --std away")
         none = not any(given[0]) and all(value == 1 for value in given[1])
-        return [given] * len(
-            own
-        ), "none, as given" if none else f"mean {_text(given[0])}, std {_text(given[1])}, as given"
+        told = "none" if none else f"mean {_text(given[0])}, std {_text(given[1])}"
+        return [given] * len(own), f"{told}, {whose}"
     known = [each for each in own if each is not None]
     if len(known) == len(own):
         return known, f"the weights' own, mean {_text(known[0][0])}, std {_text(known[0][1])}"

@@ -114,6 +114,20 @@ def test_strict_sets_the_exit_code(work: Path, capsys: pytest.CaptureFixture[str
     assert "fail  images moved" in capsys.readouterr().out
 
 
+def test_require_sets_the_exit_code(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["eval", "gal0", "--threat", "whitebox", "--eps", "0.1", *EVAL]
+    assert run([*arguments, "--require", "whitebox@0.1>=0", "--require", "clean>=0"]) == 0
+    assert "met   whitebox@0.1>=0: gal0 has " in capsys.readouterr().out
+    assert run([*arguments, "--require", "whitebox@0.1>=100", "--format", "json"]) == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert [each["met"] for each in printed["requirements"]] == [False]
+    assert {row["threat"] for row in printed["results"]} == {"clean", "whitebox"}
+    assert run([*arguments, "--require", "whitebox@0.2>=0"]) == 2
+    assert "this evaluation has no such number; there are clean, whitebox@0.1" in capsys.readouterr().err
+    assert run([*arguments[:2], "--threat", "transfer", "--require", "clean>=0", *EVAL]) == 2
+    assert "--require has no effect under --threat transfer" in capsys.readouterr().err
+
+
 def test_an_allowed_relation_labels_the_result(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["eval", "gal0", "--threat", "blackbox", "--eps", "0.1", "--surrogates", "gal0", *EVAL]
     assert run(arguments) == 2

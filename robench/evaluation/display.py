@@ -1,0 +1,126 @@
+"""`Outcomes` as text, as HTML in a notebook, on axes, and in LaTeX: the numbers that `Outcomes.accuracy` gives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from robench.core.errors import RobenchError
+from robench.evaluation.threats import BLACKBOX
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from robench.evaluation.outcomes import Outcomes
+
+_NAMES = {"whitebox": "white-box", "blackbox": "black-box", "blackbox-own": "black-box, own defense"}
+
+
+def table(outcomes: Outcomes) -> pd.DataFrame:
+    """Accuracies in percent with their 95 % interval, as text: a row per target and threat, a column per ε.
+
+    Columns target, threat, then ``clean`` and each ε as ``0.1``, and images. Under transfer, where a number is of a
+    pair, the mean success between different members, without an interval. Empty text where nothing was measured.
+    """
+    clean: dict[str, dict[str, str]] = {}
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for row in _accuracies(outcomes).to_dict("records"):
+        said = f"{100 * row['accuracy']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+        count = {"images": str(row["samples"])}
+        if row["threat"] == "clean":
+            clean[row["target"]] = {"clean": said, **count}
+            continue
+        threat = f"{_NAMES.get(row['threat'], row['threat'])} {row['attack']}".strip()
+        line = rows.setdefault((row["target"], threat), dict(clean.get(row["target"], {})))
+        line |= {f"{row['eps']:g}": said, **count}
+    for (target, eps), rates in _rates(outcomes).groupby(["target", "eps"]):
+        line = rows.setdefault((str(target), "transfer, success"), dict(clean.get(str(target), {})))
+        line |= {f"{eps:g}": f"{100 * rates['success'].mean():.1f}", "images": str(rates["samples"].iloc[0])}
+    alone = {(target, ""): line for target, line in clean.items() if not any(of == target for of, _ in rows)}
+    radii = sorted({float(name) for line in rows.values() for name in line if name not in ("clean", "images")})
+    return pd.DataFrame(
+        [{"target": target, "threat": threat, **line} for (target, threat), line in (rows | alone).items()],
+        columns=["target", "threat", "clean", *(f"{eps:g}" for eps in radii), "images"],
+        dtype=object,
+    ).fillna("")
+
+
+def _accuracies(outcomes: Outcomes) -> pd.DataFrame:
+    """Of clean images, these first, of white-box and black-box, and of convergence per attack; else attack is empty."""
+    clean, judged = (outcomes.where(threat=names).accuracy() for names in (["clean"], ["whitebox", *BLACKBOX]))
+    each = outcomes.where(threat="convergence").accuracy(["target", "threat", "eps", "attack"])
+    parts = [part for part in (clean.assign(attack=""), judged.assign(attack=""), each) if len(part)]
+    return pd.concat(parts, ignore_index=True) if parts else each
+
+
+def _rates(outcomes: Outcomes) -> pd.DataFrame:
+    """Success between different members."""
+    rates = outcomes.transferability()
+    return rates[(rates["member"] != "ensemble") & (rates["member"] != rates["source"].astype(str))]
+
+
+def _doubts(outcomes: Outcomes) -> list[str]:
+    return [str(check) for check in outcomes.checks if check.status != "pass"]
+
+
+def _checked(outcomes: Outcomes) -> str:
+    passed = len(outcomes.checks) - len(_doubts(outcomes))
+    return f"{passed} of {len(outcomes.checks)} checks pass" if outcomes.checks else "nothing was checked"
+
+
+def text(outcomes: Outcomes) -> str:
+    """For the terminal: the table, and what speaks against it."""
+    shown = table(outcomes)
+    head = f"Outcomes of {len(outcomes.frame)} rows, {_checked(outcomes)}; accuracy in % [95 % interval] by ε"
+    lines = [] if shown.empty else shown.to_string(index=False).splitlines()
+    return "\n".join([head, *lines, *_doubts(outcomes)])
+
+
+def html(outcomes: Outcomes) -> str:
+    """The same for a notebook."""
+    from html import escape
+
+    shown = table(outcomes)
+    shown.columns = [name if name in ("target", "threat", "clean", "images") else f"ε {name}" for name in shown.columns]
+    doubts = "".join(f"<li>{escape(doubt)}</li>" for doubt in _doubts(outcomes))
+    return (
+        f"<p>Accuracy in % [95 % interval]; {escape(_checked(outcomes))}.</p>"
+        f"{shown.to_html(index=False, border=0, escape=True)}{f'<ul>{doubts}</ul>' if doubts else ''}"
+    )
+
+
+def latex(outcomes: Outcomes) -> str:
+    """The same as a ``tabular`` for LaTeX with booktabs."""
+    shown = table(outcomes)
+    body: str = shown.to_latex(index=False, escape=True, column_format=f"ll{'r' * (len(shown.columns) - 2)}")
+    return f"% \\usepackage{{booktabs}}; accuracy in percent [95 percent interval] by radius\n{body}"
+
+
+def plot(outcomes: Outcomes, ax: Axes | None) -> Axes:
+    """Accuracy in percent against ε on ``ax``, by default on new axes: a line per target and threat, its 95 % interval
+    as a band; clean images are ε = 0.
+
+    Raises:
+        RobenchError: there is no accuracy, as under transfer alone.
+    """
+    rows = outcomes.where(threat=["clean", "whitebox", *BLACKBOX]).accuracy()
+    clean, attacked = rows[rows["threat"] == "clean"], rows[rows["threat"] != "clean"]
+    if attacked.empty:
+        raise RobenchError(
+            "expected outcomes under Whitebox or Blackbox to plot; there are none: transferability() is a matrix"
+        )
+    if ax is None:
+        from matplotlib import pyplot as plt
+
+        ax = plt.figure().add_subplot()
+    keys: Any = attacked.groupby(["target", "threat"], sort=False)
+    for (target, threat), line in keys:
+        points = pd.concat([clean[clean["target"] == target], line]).sort_values("eps")
+        (drawn,) = ax.plot(
+            points["eps"], 100 * points["accuracy"], marker="o", label=f"{target}, {_NAMES.get(threat, threat)}"
+        )
+        ax.fill_between(points["eps"], 100 * points["low"], 100 * points["high"], alpha=0.2, color=drawn.get_color())
+    ax.set(xlabel="ε", ylabel="accuracy in %", ylim=(0, 100))
+    ax.legend()
+    return ax
