@@ -71,10 +71,14 @@ class Adp(Defense):
 
 def _log_diversity(logits: Tensor, labels: Tensor) -> Tensor:
     """log det(M̃M̃ᵀ + 1e-6·I), (B,), of the members' logits (N,B,K)."""
-    count, _, classes = logits.shape
-    true = F.one_hot(labels, classes).bool()
+    true = F.one_hot(labels, logits.shape[2]).bool()
     wrong = logits.masked_fill(true, -float("inf")).softmax(dim=-1)
-    rows = F.normalize(wrong.double(), dim=-1).transpose(0, 1)
-    gram = rows @ rows.mT + _JITTER * torch.eye(count, dtype=rows.dtype, device=rows.device)
+    return log_det(F.normalize(wrong.double(), dim=-1)).to(logits.dtype)
+
+
+def log_det(rows: Tensor) -> Tensor:
+    """log det(RRᵀ + 1e-6·I), (B,), of rows R of the members (N,B,M)."""
+    each = rows.transpose(0, 1)
+    gram = each @ each.mT + _JITTER * torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
     value: Tensor = torch.linalg.slogdet(gram).logabsdet
-    return value.to(logits.dtype)
+    return value

@@ -15,7 +15,7 @@ from robench.attacks.training import check, craft
 from robench.core.ensemble import Ensemble
 from robench.core.frozen import BatchNormMode
 from robench.core.rules import Rule
-from robench.defenses.adp import Adp
+from robench.defenses.adp import Adp, log_det
 from robench.defenses.base import DEFENSES, Batch, Terms
 
 
@@ -87,11 +87,9 @@ class AdvOAP(Adp):
         rows = torch.stack([_log_wrong(logits.double(), batch.labels) for logits in outputs])
         log_mean = rows.logsumexp(dim=0) - math.log(len(rows))
         entropy = -((log_mean.exp() + self.entropy_offset) * log_mean).sum(dim=1)
-        each = rows.exp().transpose(0, 1)
-        gram = each @ each.mT + 1e-6 * torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
         yield {
             "adversarial": torch.stack([F.cross_entropy(logits, batch.labels) for logits in outputs]).sum(),
-            "logdet": -self.alpha * torch.linalg.slogdet(gram).logabsdet.mean().to(outputs[0].dtype),
+            "logdet": -self.alpha * log_det(rows.exp()).mean().to(outputs[0].dtype),
             "entropy": -self.beta * entropy.mean().to(outputs[0].dtype),
         }
 
