@@ -59,7 +59,7 @@ def command(what: str | None, markdown: bool, runs: str) -> None:
 
 def _table(kind: str, summaries: dict[str, str]) -> str:
     """A Markdown table, whose addresses are links."""
-    from robench.reports.tables import escape_markdown
+    from robench.reports.document import escape_markdown
 
     rows = []
     for name, summary in summaries.items():
