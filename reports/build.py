@@ -128,6 +128,11 @@ def write(
             files += _table(out, name, points, texts, provenance)
         elif not name.startswith("tableA"):
             notices.append(f"{name} skipped: no {threat} accuracy in these outcomes")
+    left = tables.worst(frame)
+    if not left.empty:
+        described = tables.worst_described(left)
+        texts = {"md": document.markdown(described), "tex": document.latex(described)}
+        files += _table(out, "table_worst", left, texts, provenance)
     if paper is not None:
         numbers, claims = against.against(frame, paper, data=data), against.orderings(frame, paper)
         text = "\n".join(document.markdown(document.of_frame(each)) for each in (numbers, claims))

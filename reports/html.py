@@ -150,15 +150,7 @@ def write(
         "summary": _summary(frame),
         "notices": notices,
         "checks": _checks(checks) if checks else None,
-        "tables": [
-            tables.described(
-                tables.accuracy(frame, threat),
-                f"Accuracy by ε, {style.THREATS[threat].label}, %, with 95 % Wilson intervals",
-                partial(links.point, threat),
-            )
-            for threat in build.TABLES
-            if (frame["threat"] == threat).any()
-        ],
+        "tables": _tables(frame, links),
         "paper": _paper(frame, paper, data) if paper is not None else None,
         "figures": figures,
         "provenance": dict(provenance),
@@ -166,6 +158,23 @@ def write(
     }
     write_text(path, _rendered(values, drills))
     return path
+
+
+def _tables(frame: pd.DataFrame, links: build.Links) -> list[Table]:
+    """Accuracies under each threat, and under everything."""
+    found = [
+        tables.described(
+            tables.accuracy(frame, threat),
+            f"Accuracy by ε, {style.THREATS[threat].label}, %, with 95 % Wilson intervals",
+            partial(links.point, threat),
+        )
+        for threat in build.TABLES
+        if (frame["threat"] == threat).any()
+    ]
+    left = tables.worst(frame)
+    if not left.empty:
+        found.append(tables.worst_described(left, "Under everything that was tried, %, with 95 % Wilson intervals"))
+    return found
 
 
 def _rendered(values: Mapping[str, Any], drills: _Drills) -> str:

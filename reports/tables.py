@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 
 from robench.core.errors import RobenchError
+from robench.evaluation import worst as worst_of_all
 from robench.evaluation.statistics import LEVEL, holm
 from robench.reports import style
-from robench.reports._queries import accuracies, paired, survived
+from robench.reports._queries import accuracies, paired, survived, tidy
 from robench.reports.curves import Link
 from robench.reports.document import MISSING, Cell, Table
 
@@ -70,6 +71,30 @@ def described(table: pd.DataFrame, caption: str = "", link: Link | None = None) 
         rows.append([Cell.of(style.label(str(name))), Cell.of(n), *cells.values()])
     headers = ["Defense", "N", *("clean" if eps == 0 else f"{eps:g}" for eps in columns)]
     return Table(headers, rows, caption, _note(table))
+
+
+def worst(frame: pd.DataFrame) -> pd.DataFrame:
+    """`robench.evaluation.worst.worst`, targets named and ordered as in figures; empty where nothing was attacked."""
+    return style.ordered(worst_of_all.worst(tidy(frame)), "defense", "n", "seed", "eps")
+
+
+def worst_described(points: pd.DataFrame, caption: str = "") -> Table:
+    """`worst` as a table."""
+    rows = [
+        [
+            Cell.of(style.label(row["defense"])),
+            *(Cell.of(row[name]) for name in ("n", "seed", "eps", "samples")),
+            Cell.measured(row["accuracy"], row["low"], row["high"]),
+            Cell.of(row["by"]),
+        ]
+        for row in points.to_dict("records")
+    ]
+    headers = ["Defense", "N", "Seed", "ε", "Images", "Accuracy", "What took how much of the images"]
+    note = (
+        "Right as they are and under every threat, attack and restart that was tried at that ε or a smaller one, in "
+        "percent, with the 95 percent Wilson interval."
+    )
+    return Table(headers, rows, caption, note)
 
 
 def _note(table: pd.DataFrame) -> str:

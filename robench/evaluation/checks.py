@@ -14,7 +14,7 @@ from robench.core.data import ORDERED, Data, improbability
 from robench.core.errors import RobenchError
 from robench.evaluation import words
 from robench.evaluation.findings import Finding, Status
-from robench.evaluation.outcomes import ENSEMBLE, PROBE, SURROGATE, Outcomes, wilson
+from robench.evaluation.outcomes import ENSEMBLE, PROBE, SURROGATE, Outcomes, counted, robust, wilson
 from robench.evaluation.statistics import LEVEL, mcnemar
 from robench.evaluation.subjects import Subject, kinship
 from robench.evaluation.threats import BLACKBOX
@@ -61,6 +61,7 @@ def check(outcomes: Outcomes, known: Outcomes | None = None) -> list[Finding]:
         falls(outcomes),
         whitebox_is_strongest(both),
         converged(outcomes),
+        strongest_counts(outcomes if known is None else Outcomes.concat([outcomes, known])),
     ]
     return list(dict.fromkeys([*outcomes.checks, *(each for each in checks if each is not None)]))
 
@@ -218,6 +219,34 @@ def converged(outcomes: Outcomes) -> Finding | None:
     if not notes and not compared:
         return None
     return Finding("attack converged", status, "; ".join(notes or compared))
+
+
+def strongest_counts(outcomes: Outcomes) -> Finding | None:
+    """An attack that was tried on too few images to count in a number must not take, of these, what a number leaves."""
+    attacked = outcomes.where(threat=["whitebox", *BLACKBOX], member=ENSEMBLE).frame
+    labelled = attacked.groupby(["target", "eps", "sample"])["label"].transform("nunique") == 1
+    rows = attacked[labelled]
+    point = ["target", "threat", "eps"]
+    counts = counted(rows, point)
+    if counts.all():
+        return None
+    reported = robust(rows[counts], point).set_index([*point, "sample"])["correct"]
+    status: Status = "pass"
+    notes, compared = [], []
+    for (target, threat, eps, attack, loss), trial in rows[~counts].groupby([*point, "attack", "loss"], observed=True):
+        tried = robust(trial, point).set_index([*point, "sample"])["correct"]
+        before = reported.reindex(tried.index).dropna().astype(bool)
+        after = before & tried.reindex(before.index)
+        if before.empty:
+            continue
+        gap = _worse(float(before.mean() - after.mean()), mcnemar(before, after))
+        status = _worst(status, gap)
+        evidence = f"{attack} {loss} on {len(before)} images of {target} at ε {eps:g}: {after.mean():.1%} left of"
+        (compared if gap == "pass" else notes).append(f"{evidence} the {before.mean():.1%} that {threat} says")
+    if not notes and not compared:
+        return None
+    fix = "judge all images with it: --attacks with several names, separated by commas" if notes else ""
+    return Finding("strongest attack counts", status, "; ".join(notes or compared), fix)
 
 
 def stands_for(data: Data, samples: Tensor) -> Finding:

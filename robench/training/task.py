@@ -106,10 +106,9 @@ def resolve(
     Raises:
         RobenchError: whatever cannot be trained.
     """
-    if n < 1:
-        raise RobenchError(f"expected `n` to be at least 1, got {n}")
-    if seed < 0:
-        raise RobenchError(f"expected `seed` to be at least 0, got {seed}")
+    for what, value, least in (("n", n, 1), ("seed", seed, 0)):
+        if value < least:
+            raise RobenchError(f"expected `{what}` to be at least {least}, got {value}")
     file = recipe_file(recipe or data.recipe)
     settings, loss = file.resolve(defense, n, overrides or {})
     loss.check(members=n, classes=data.num_classes)

@@ -245,3 +245,46 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
             rows=lambda subject: FolderRows(tmp_path / subject.name),
         )
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def tried(attack: str, right: set[int], images: int, threat: str = "whitebox", eps: float = 0.1) -> Outcomes:
+    """An attack on the first so many images, of which these stay right."""
+    of: dict[str, Any] = {"target": "t", "defense": "d", "n": 2, "seed": 0, "surrogate": "", "threat": threat}
+    cell = Cell(**of, attack=attack, loss="ce", eps=eps, identity="t", data="d")
+    rows = [
+        {"cell": f"{attack}{eps}", "sample": sample, "member": ENSEMBLE, "restart": 0, "label": 0}
+        | {"prediction": int(sample not in right), "correct": sample in right, "zero_gradient": False}
+        | {"margin": 1.0 if sample in right else -1.0, "linf": eps}
+        for sample in range(images)
+    ]
+    return Outcomes.join(pd.DataFrame(rows), {f"{attack}{eps}": cell})
+
+
+@pytest.mark.parametrize(
+    ("images", "right", "status"),
+    [
+        (60, range(30), "fail"),  # takes 30 of the 60 that count as right
+        (60, range(58), "warn"),  # 3 points, which may be chance
+        (60, range(60), "pass"),
+        (90, range(60, 90), "fail"),  # others than before
+    ],
+)
+def test_an_attack_that_is_stronger_than_the_one_reported_is_named(images: int, right: range, status: str) -> None:
+    """It was tried on too few images to count, as a trial is."""
+    both = Outcomes.concat([outcomes("whitebox", WHITE), tried("mora", set(right), images)])
+    found = {each.name: each for each in check(both)}
+    assert found["strongest attack counts"].status == status
+    assert f"mora ce on {images} images of t at ε 0.1: " in found["strongest attack counts"].evidence
+    assert "the 100.0% that whitebox says" in found["strongest attack counts"].evidence
+    assert ("--attacks" in found["strongest attack counts"].fix) == (status != "pass")
+    of_trial = check(tried("mora", set(right), images), outcomes("whitebox", WHITE))
+    assert {each.name: each.status for each in of_trial}["strongest attack counts"] == status
+
+
+def test_attacks_that_count_are_asked_nothing() -> None:
+    """Of more than half of the images: the number rests on what both judged."""
+    for images in (200, 120):
+        both = Outcomes.concat([outcomes("whitebox", WHITE), tried("mora", set(range(10)), images)])
+        assert "strongest attack counts" not in {each.name for each in check(both)}
+    elsewhere = Outcomes.concat([outcomes("whitebox", WHITE), tried("mora", set(), 20, eps=0.3)])
+    assert "strongest attack counts" not in {each.name for each in check(elsewhere)}
