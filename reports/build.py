@@ -120,24 +120,30 @@ def write(
                 notices.append(str(sheet))
                 continue
             files += _figure(sheet, out, formats, provenance)
-    for threat, name in TABLES.items():
-        if (frame["threat"] == threat).any():
-            points = tables.accuracy(frame, threat)
-            table = tables.described(points)
-            texts = {"md": document.markdown(table), "tex": document.latex(table)}
-            files += _table(out, name, points, texts, provenance)
-        elif not name.startswith("tableA"):
-            notices.append(f"{name} skipped: no {threat} accuracy in these outcomes")
-    left = tables.worst(frame)
-    if not left.empty:
-        described = tables.worst_described(left)
-        texts = {"md": document.markdown(described), "tex": document.latex(described)}
-        files += _table(out, "table_worst", left, texts, provenance)
+    for name, points, table in _tables(frame):
+        texts = {"md": document.markdown(table), "tex": document.latex(table)}
+        files += _table(out, name, points, texts, provenance)
+    notices += [
+        f"{name} skipped: no {threat} accuracy in these outcomes"
+        for threat, name in TABLES.items()
+        if not name.startswith("tableA") and not (frame["threat"] == threat).any()
+    ]
     if paper is not None:
         numbers, claims = against.against(frame, paper, data=data), against.orderings(frame, paper)
         text = "\n".join(document.markdown(document.of_frame(each)) for each in (numbers, claims))
         files += _table(out, f"against_{paper}", numbers, {"md": text}, provenance)
     return files, notices
+
+
+def _tables(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, document.Table]]:
+    """Name, values and description of each table: accuracy under each threat, and under everything."""
+    for threat, name in TABLES.items():
+        if (frame["threat"] == threat).any():
+            points = tables.accuracy(frame, threat)
+            yield name, points, tables.described(points)
+    left = tables.worst(frame)
+    if not left.empty:
+        yield "table_worst", left, tables.worst_described(left)
 
 
 def sheets(
