@@ -21,25 +21,26 @@ _LOOKS = {threat: shown.look for threat, shown in style.THREATS.items() if shown
 _VALUES = ["accuracy", "samples", "seeds", "low", "high"]
 
 
-def convergence_values(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per defense, size, attack and ε, attacks by growing steps: accuracy, low, high in [0, 1], samples, seeds.
+def convergence_values(frame: pd.DataFrame, threat: str = "convergence") -> pd.DataFrame:
+    """One row per defense, size, attack and ε, attacks by growing steps or queries: accuracy, low, high in [0, 1],
+    samples, seeds.
 
     Raises:
-        RobenchError: no convergence check in these outcomes.
+        RobenchError: nothing was measured under that threat.
     """
     rows = tidy(frame)
-    rows = rows[rows["threat"] == "convergence"]
+    rows = rows[rows["threat"] == threat]
     if rows.empty:
-        raise RobenchError("no convergence check in these outcomes; run `robench eval --threat convergence`")
+        raise RobenchError(f"no {threat} in these outcomes; run `robench eval --threat {threat}`")
     point = ["defense", "n", "eps", "attack"]
     points = accuracies(robust(rows, [*point, "seed", "target"]), point)[[*point, *_VALUES]]
     points["steps"] = points["attack"].map(steps)
     return points.sort_values(["defense", "n", "eps", "steps", "attack"], ignore_index=True)
 
 
-def convergence(frame: pd.DataFrame, ax: Axes) -> Axes:
+def convergence(frame: pd.DataFrame, ax: Axes, threat: str = "convergence") -> Axes:
     """Accuracy in percent by attack, from the weakest to the strongest."""
-    points = convergence_values(frame)
+    points = convergence_values(frame, threat)
     attacks = points.sort_values(["steps", "attack"])["attack"].drop_duplicates().tolist()
     points["place"] = points["attack"].map(attacks.index)
     points["line"] = [
@@ -56,7 +57,7 @@ def convergence(frame: pd.DataFrame, ax: Axes) -> Axes:
     ax.set_xlim(-0.3, len(attacks) - 0.7)
     ax.set_ylim(-2, 102)
     ax.set_ylabel("accuracy, %")
-    ax.set_title(f"Convergence at ε = {', '.join(f'{eps:g}' for eps in sorted(points['eps'].unique()))}")
+    ax.set_title(f"{threat.capitalize()} at ε = {', '.join(f'{eps:g}' for eps in sorted(points['eps'].unique()))}")
     return ax
 
 

@@ -175,9 +175,10 @@ def sheets(
         if (frame["threat"] == threat).any():
             name = f"figA_{threat.replace('-', '_')}"
             yield from _accuracy(frame, name, f"{title}, {style.THREATS[threat].label}", (threat,), links)
-    if (frame["threat"] == "convergence").any():
-        yield _convergence(frame)
-    else:
+    for threat, what in _EFFORT.items():
+        if (frame["threat"] == threat).any():
+            yield _by_attack(frame, threat, *what)
+    if not (frame["threat"] == "convergence").any():
         yield Skipped("figA_convergence", "no convergence check in these outcomes")
     if studies is not None:
         for name, settings in studies.settings.items():
@@ -289,16 +290,23 @@ def _cells(links: Links | None, eps: float) -> Callable[[str, str, str], str] | 
     return None if links is None else lambda target, source, member: links.cell(target, eps, source, member)
 
 
-def _convergence(frame: pd.DataFrame) -> Sheet:
+#: Title and description of the figures of threats of growing effort.
+_EFFORT = {
+    "convergence": (
+        "Convergence of the white-box attack",
+        "Accuracy under attacks of growing effort; flat lines mean that the attack has converged.",
+    ),
+    "queries": ("Accuracy against queries", "Accuracy under attacks that see outputs alone, by how many they ask for."),
+}
+
+
+def _by_attack(frame: pd.DataFrame, threat: str, title: str, alt: str) -> Sheet:
     figure = style.figure(style.TEXT / 2 + 0.8, 2.3)
     ax = figure.subplots()
-    appendix.convergence(frame, ax)
-    shown = appendix.convergence_values(frame)
+    appendix.convergence(frame, ax, threat)
+    shown = appendix.convergence_values(frame, threat)
     style.legend(figure, shown["defense"], shown["n"], loc="outside lower center", ncols=4)
-    return Sheet(
-        "figA_convergence", "Convergence of the white-box attack", figure, shown,
-        "Accuracy under attacks of growing effort; flat lines mean that the attack has converged.",
-    )  # fmt: skip
+    return Sheet(f"figA_{threat}", title, figure, shown, alt)
 
 
 def _study(frame: pd.DataFrame, name: str, settings: Mapping[str, float | str]) -> Sheet:

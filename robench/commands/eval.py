@@ -46,6 +46,7 @@ _ONLY = {
         "blackbox",
         "transfer",
         "convergence",
+        "queries",
     ),
 }
 
@@ -53,7 +54,9 @@ _ONLY = {
 @click.command("eval")
 @click.argument("names", nargs=-1, metavar="[RUN]...")
 @click.option(
-    "--threat", type=click.Choice(["whitebox", "blackbox", "transfer", "convergence", "diversity"]), required=True
+    "--threat",
+    type=click.Choice(["whitebox", "blackbox", "transfer", "convergence", "queries", "diversity"]),
+    required=True,
 )
 @click.option("--surrogates", default="3,5,8", show_default=True, help="Sizes to make or reuse, or names of runs.")
 @click.option("--surrogate-defense", default="baseline", show_default=True, help="`same`: each target's own.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from robench.core.errors import RobenchError
-from robench.evaluation.threats import BLACKBOX
+from robench.evaluation.threats import ATTACK_BY_ATTACK, BLACKBOX
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,9 +47,10 @@ def table(outcomes: Outcomes) -> pd.DataFrame:
 
 
 def _accuracies(outcomes: Outcomes) -> pd.DataFrame:
-    """Of clean images, these first, of white-box and black-box, and of convergence per attack; else attack is empty."""
+    """Of clean images, these first, of white-box and black-box; of threats of growing effort per attack, elsewhere the
+    attack is empty."""
     clean, judged = (outcomes.where(threat=names).accuracy() for names in (["clean"], ["whitebox", *BLACKBOX]))
-    each = outcomes.where(threat="convergence").accuracy(["target", "threat", "eps", "attack"])
+    each = outcomes.where(threat=list(ATTACK_BY_ATTACK)).accuracy(["target", "threat", "eps", "attack"])
     parts = [part for part in (clean.assign(attack=""), judged.assign(attack=""), each) if len(part)]
     return pd.concat(parts, ignore_index=True) if parts else each
 

@@ -68,7 +68,7 @@ def intervals(accuracy: npt.ArrayLike, samples: npt.ArrayLike) -> tuple[npt.NDAr
 
 #: What a number is of, and what else where a threat has several at one ε.
 _POINT = ("target", "threat", "eps")
-_APART = {"convergence": ("attack",), "transfer": ("surrogate", "member")}
+_APART = {"convergence": ("attack",), "queries": ("attack",), "transfer": ("surrogate", "member")}
 
 
 def counted(frame: pd.DataFrame, by: Sequence[str]) -> pd.Series:

@@ -116,6 +116,24 @@ class Convergence(Whitebox):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Queries(Whitebox):
+    """The attacker sees outputs alone, and asks: Square with 100, 1,000 and 10,000 queries, each judged by itself. A
+    model that gives no gradient can be judged so, and under `Blackbox`."""
+
+    name: ClassVar[str] = "queries"
+
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if followers := [attack.label for attack in self.attacks if not attack.gradient_free]:
+            raise RobenchError(
+                f"attack {followers[0]!r} follows gradients, and threat 'queries' gives outputs alone; choose one such "
+                f"as square:queries=1000"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Transfer(Threat):
     """Within the ensemble: crafted on each member, tested on each and on the ensemble; any start counts."""
 
@@ -179,8 +197,11 @@ class Blackbox(Threat):
                     yield Job(threat, surrogate.ensemble, surrogate.name, surrogate.identity, attack, (restart,), False)
 
 
+#: Threats of growing effort: every attack is judged by itself.
+ATTACK_BY_ATTACK = ("convergence", "queries")
+
 #: By name, as rows and studies have it.
-THREATS: dict[str, type[Threat]] = {each.name: each for each in (Whitebox, Convergence, Transfer, Blackbox)}
+THREATS: dict[str, type[Threat]] = {each.name: each for each in (Whitebox, Convergence, Queries, Transfer, Blackbox)}
 #: Starts of each where nobody says how many.
 RESTARTS: dict[str, int] = {name: vars(each)["restarts"] for name, each in THREATS.items()}
 
@@ -190,6 +211,7 @@ PROTOCOL: dict[str, tuple[tuple[tuple[str, dict[str, Any]], ...], tuple[str, ...
     "transfer": ((("pgd", {}),), ("ce",)),
     "blackbox": ((("pgd", {"momentum": 1.0, "steps": 100}), ("mdi2", {}), ("sgm", {})), ("ce", "cw")),
     "convergence": ((("fgsm", {}), *(("pgd", {"steps": steps}) for steps in (50, 500, 1000))), ("ce",)),
+    "queries": (tuple(("square", {"queries": count}) for count in (100, 1000, 10_000)), ("cw",)),
 }
 
 

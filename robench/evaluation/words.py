@@ -87,8 +87,16 @@ def attacks(
 
 
 def steps(label: str) -> int:
-    """Gradient steps of an attack by its label in the rows, such as ``pgd:steps=500``; 1 where it says nothing."""
+    """Gradient steps, or queries, of an attack by its label in the rows, such as ``pgd:steps=500``; 1 where it says
+    nothing."""
     name, *pairs = label.split(":")
-    given = dict(pair.split("=") for pair in pairs).get("steps")
-    usual = getattr(ATTACKS.get(name), "steps", 1) if name in ATTACKS.names() else 1
-    return int(given or usual)
+    given = dict(pair.split("=") for pair in pairs)
+    kind = ATTACKS.get(name) if name in ATTACKS.names() else None
+    return int(
+        next((given[each] for each in _EFFORT if each in given), 0)
+        or next((getattr(kind, each) for each in _EFFORT if hasattr(kind, each)), 1)
+    )
+
+
+#: Fields that say how much an attack tries.
+_EFFORT = ("steps", "queries")

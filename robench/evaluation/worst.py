@@ -12,7 +12,7 @@ from robench.evaluation.threats import BLACKBOX
 
 _WHO = ["target", "defense", "n", "seed"]
 #: The threat whose images and ε count, the first of these that was evaluated.
-_BASE = ("whitebox", "convergence", *BLACKBOX, "transfer")
+_BASE = ("whitebox", "convergence", "queries", *BLACKBOX, "transfer")
 #: What took an image.
 _HOW = ["threat", "attack", "loss", "surrogate"]
 

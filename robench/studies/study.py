@@ -100,6 +100,7 @@ class Threats(_Table):
     blackbox: Blackbox | None = None
     blackbox_own: BlackboxOwn | None = Field(default=None, alias="blackbox-own")
     convergence: Threat | None = None
+    queries: Threat | None = None
     diversity: Diversity | None = None
 
     def given(self) -> dict[str, Threat | Diversity]:

@@ -8,19 +8,20 @@ import pandas as pd
 from scipy import stats
 
 from robench.evaluation.outcomes import Outcomes
-from robench.evaluation.threats import BLACKBOX
+from robench.evaluation.threats import ATTACK_BY_ATTACK, BLACKBOX
 from robench.evaluation.worst import worst
 
 
 def objects(outcomes: Outcomes) -> list[dict[str, Any]]:
-    """One object per target, threat and ε; for convergence per attack too; per source, member and ε for transfer.
+    """One object per target, threat and ε; for threats of growing effort per attack too; per source, member and ε for
+    transfer.
 
     Fractions in [0, 1]. Keys: target, defense, n, seed, threat, eps, accuracy, low, high, samples (and attack); or, for
     transfer, run, source, target (members from 1, ``"ensemble"`` for the last column), eps, success, samples.
     """
     by = ["target", "defense", "n", "seed", "threat", "eps"]
     rows = _plain(outcomes.where(threat=["clean", "whitebox", *BLACKBOX]).accuracy(by))
-    rows += _plain(outcomes.where(threat="convergence").accuracy([*by, "attack"]))
+    rows += _plain(outcomes.where(threat=list(ATTACK_BY_ATTACK)).accuracy([*by, "attack"]))
     rows += [
         {
             "run": str(row["target"]),

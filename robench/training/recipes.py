@@ -96,8 +96,9 @@ class Evaluation(BaseModel):
     diversity_eps: float
 
     def radii(self, threat: str) -> tuple[float, ...]:
-        """Those of ``threat`` where nobody names any; the check of convergence is made at the smallest."""
+        """Those of ``threat`` where nobody names any; the threats of growing effort are at the smallest."""
         special = {"transfer": self.transfer_eps, "diversity": (self.diversity_eps,), "convergence": self.eps[:1]}
+        special["queries"] = special["convergence"]
         return special.get(threat, self.eps)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from robench.attacks import Attack
 from robench.attacks.fgsm import FGSM
 from robench.attacks.pgd import PGD
+from robench.attacks.square import Square
 from robench.core import threads as cpu
 from robench.core.claims import Claims
 from robench.core.data import Data
@@ -31,7 +32,7 @@ from robench.evaluation.images import Images
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.rows import FolderRows
 from robench.evaluation.subjects import Subject, kinship
-from robench.evaluation.threats import Blackbox, Convergence, Threat, Transfer, Whitebox
+from robench.evaluation.threats import Blackbox, Convergence, Queries, Threat, Transfer, Whitebox
 
 CPU = torch.device("cpu")
 FAST = PGD(steps=3)
@@ -129,6 +130,29 @@ def test_convergence_judges_every_attack_by_itself(make_subject: MakeSubject, da
     )
     assert set(frame["threat"]) == {"clean", "convergence"}
     assert not attacked["restart"].any()
+
+
+class _Steps(nn.Module):
+    """Gives no gradient."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.model(images)  # type: ignore[no-any-return]
+
+
+def test_a_model_without_gradients_is_judged_by_queries(make_subject: MakeSubject, data: Data) -> None:
+    """Each count by itself; more of them leave no more images right."""
+    ensemble = make_subject(0).ensemble
+    target = Subject.of_model([_Steps(member) for member in ensemble.members], CPU, name="steps")
+    threat = Queries(eps=(0.1,), attacks=tuple(Square(queries=count, area=0.01) for count in (1, 40)))
+    outcomes = Evaluator(data, Settings(CPU)).run([target], threat, SAMPLES)
+    table = outcomes.where(threat="queries").accuracy(["attack"]).set_index("attack")["accuracy"]
+    assert table["square:queries=40:area=0.01"] < table["square:queries=1:area=0.01"] <= 1
+    assert not [each for each in outcomes.checks if "gradient" in each.name and each.status == "fail"]
 
 
 def test_surrogates_of_the_target_s_own_defense_are_a_threat_of_their_own(

@@ -14,8 +14,9 @@ from robench.attacks.mdi2 import MDI2
 from robench.attacks.pgd import PGD
 from robench.attacks.sgm import SGM
 from robench.attacks.square import Square
+from robench.core.errors import RobenchError
 from robench.core.rng import Draws
-from robench.evaluation.threats import RESTARTS, starts, versions
+from robench.evaluation.threats import RESTARTS, Queries, starts, versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,4 +52,11 @@ def test_passes_are_the_field_that_there_is() -> None:
 
 
 def test_starts_of_the_protocol() -> None:
-    assert RESTARTS == {"whitebox": 5, "convergence": 1, "transfer": 5, "blackbox": 3}
+    assert RESTARTS == {"whitebox": 5, "convergence": 1, "queries": 1, "transfer": 5, "blackbox": 3}
+
+
+def test_queries_are_of_outputs_alone() -> None:
+    asked = Queries(eps=(0.1,))
+    assert [attack.passes for attack in asked.attacks] == [100, 1000, 10_000]
+    with pytest.raises(RobenchError, match="'pgd' follows gradients, and threat 'queries' gives outputs alone"):
+        Queries(eps=(0.1,), attacks=(Square(), PGD()))

@@ -56,7 +56,16 @@ def test_an_attack_by_name_keeps_the_protocol_s_fields_where_it_has_it_once() ->
 
 @pytest.mark.parametrize(
     ("label", "expected"),
-    [("fgsm", 1), ("pgd", 50), ("pgd:steps=500", 500), ("mdi2:steps=7:momentum=0", 7), ("nobody/knows", 1), ("", 1)],
+    [
+        ("fgsm", 1),
+        ("pgd", 50),
+        ("pgd:steps=500", 500),
+        ("mdi2:steps=7:momentum=0", 7),
+        ("square:queries=9", 9),
+        ("square", 1000),
+        ("nobody/knows", 1),
+        ("", 1),
+    ],
 )
 def test_steps_of_a_label(label: str, expected: int) -> None:
     assert steps(label) == expected
