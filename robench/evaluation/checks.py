@@ -232,7 +232,8 @@ def strongest_counts(outcomes: Outcomes) -> Finding | None:
         return None
     reported = robust(rows[counts], point).set_index([*point, "sample"])["correct"]
     status: Status = "pass"
-    notes, compared = [], []
+    notes: list[str] = []
+    compared: list[str] = []
     for (target, threat, eps, attack, loss), trial in rows[~counts].groupby([*point, "attack", "loss"], observed=True):
         tried = robust(trial, point).set_index([*point, "sample"])["correct"]
         before = reported.reindex(tried.index).dropna().astype(bool)
