@@ -138,7 +138,7 @@ class Progress:
         rows = self._rows_of(step.task.name)
         return any(
             not rows.missing(asked) and all(map(rows.declared, asked.cells))
-            for asked in rows.evaluations([record["evaluation"]])
+            for asked in rows.evaluations([record.get("evaluation", "")])
         )
 
     def basis(self) -> Basis:
