@@ -135,13 +135,15 @@ def correct_for_all(
 
     The transferability matrix and the diversity are measured on these (protocol §3); RobenchError where there is none.
     """
-    right = []
+    chosen = order[:0]
     for at in _chunks(len(order), judging_batch(data.test.images[0].numel(), batch_size)):
+        if len(chosen) >= samples:
+            break
         chunk = order[at]
         images = _images(data, chunk.numpy(), device, torch.float32)
         found = classes(target.ensemble, images, members=True)[:-1].cpu()
-        right.append((found == data.test.labels[chunk]).all(dim=0))
-    chosen = order[torch.cat(right)][:samples]
+        chosen = torch.cat([chosen, chunk[(found == data.test.labels[chunk]).all(dim=0)]])
+    chosen = chosen[:samples]
     if not len(chosen):
         raise RobenchError(
             f"no image of {data.name} is classified right by every member of {target.name!r}, and these alone are "
@@ -189,12 +191,18 @@ class Evaluator:
             log.warning(slow)
 
     def run(
-        self, targets: Sequence[Subject], threat: Threat, samples: Tensor | Callable[[Subject], Tensor]
+        self,
+        targets: Sequence[Subject],
+        threat: Threat,
+        samples: Tensor | Callable[[Subject], Tensor],
+        *,
+        part: bool = False,
     ) -> Outcomes:
         """Rows of every target under ``threat``, and its clean rows; only what is missing is computed.
 
         Args:
             samples: indices of test images, or per target.
+            part: see `robench.evaluation.evaluations.Evaluation`.
 
         Under a black-box threat the surrogates are judged too, clean and on what was crafted on them. Rows of these are
         kept aside, see `checks.surrogates_work`.
@@ -208,7 +216,7 @@ class Evaluator:
         for surrogate in surrogates_of(threat):
             self._clean(surrogate, everything, SURROGATE)
         evaluations = {
-            target.name: self._evaluation(target, threat, threats[target.name], indices[target.name])
+            target.name: self._evaluation(target, threat, threats[target.name], indices[target.name], part)
             for target in targets
         }
         if threat.clean:
@@ -253,14 +261,14 @@ class Evaluator:
         for rows in self._rows.values():
             rows.compact()
 
-    def _evaluation(self, target: Subject, threat: Threat, made: Threat, samples: Indices) -> Evaluation:
+    def _evaluation(self, target: Subject, threat: Threat, made: Threat, samples: Indices, part: bool) -> Evaluation:
         """What is asked of a target, with the attacks of ``made``; kept before the first row, so that one that is cut
         off is known as such."""
         cells = [cell for job in made.jobs(target) for cell in self._cells(job, target, threat)]
         if threat.clean:
             cells.append(self._clean_cell(target))
         keys, chosen = sorted({cell.key for cell in cells}), sorted(set(samples.tolist()))
-        evaluation = Evaluation(threat.name, target.identity, tuple(keys), tuple(chosen))
+        evaluation = Evaluation(threat.name, target.identity, tuple(keys), tuple(chosen), part)
         rows = self._kept(target, threat.name)
         for cell in cells:
             rows.declare(cell)

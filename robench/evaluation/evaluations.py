@@ -23,6 +23,7 @@ class _Record(BaseModel):
     identity: str
     cells: list[str]
     samples: list[int]
+    part: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,15 @@ class Evaluation:
         threat: its name; identity: of the target.
         cells: keys of `Cell`, clean images included where the threat has them, sorted.
         samples: indices in the test set, sorted.
+        part: whether it makes rows for an evaluation to come, such as those of one of several attacks, which count in
+            no number by themselves.
     """
 
     threat: str
     identity: str
     cells: tuple[str, ...]
     samples: tuple[int, ...]
+    part: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -46,7 +50,7 @@ class Evaluation:
 
     def record(self) -> dict[str, object]:
         """As JSON."""
-        about = {"threat": self.threat, "identity": self.identity}
+        about = {"threat": self.threat, "identity": self.identity, **({"part": True} if self.part else {})}
         return {**about, "cells": list(self.cells), "samples": list(self.samples)}
 
     def write(self, folder: Path) -> None:
@@ -61,7 +65,7 @@ class Evaluation:
     def read(cls, path: Path) -> Evaluation:
         """What `write` wrote; RobenchError where the file is damaged, was changed, is of another name, or is absent."""
         told = _Record.model_validate(read_record(path, _Record))
-        found = cls(told.threat, told.identity, tuple(told.cells), tuple(told.samples))
+        found = cls(told.threat, told.identity, tuple(told.cells), tuple(told.samples), told.part)
         if found.key != path.stem:
             raise RobenchError(f"{path} is of evaluation {found.key}; remove it and run the same robench eval again")
         return found

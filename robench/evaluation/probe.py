@@ -63,9 +63,10 @@ def judge(
     samples: Tensor | Callable[[Subject], Tensor],
     *,
     again: bool = True,
+    part: bool = False,
 ) -> Outcomes:
     """`Evaluator.run`, and after a white-box threat `attack_again` on every target, if ``again``."""
-    outcomes = evaluator.run(targets, threat, samples)
+    outcomes = evaluator.run(targets, threat, samples, part=part)
     if not again or type(threat) is not Whitebox:
         return outcomes
     found = [check for target in targets for check in attack_again(evaluator, target, outcomes, threat)]

@@ -219,7 +219,7 @@ class FolderRows(Rows):
                 are left out.
             only: keys of evaluations.
         """
-        own = [each for each in self.evaluations(only) if identity in (None, each.identity)]
+        own = [each for each in self.evaluations(only) if identity in (None, each.identity) and not each.part]
         complete = []
         for each in own:
             if missing := self.missing(each):

@@ -115,7 +115,7 @@ def _do(plan: Plan, step: Step, place: Place, bench: Workbench) -> dict[str, Any
     if step.threat == "diversity":
         return {**kept, "diversities": diversities(bench.diversity([target], **step.options))}
     if surrogates:
-        outcomes = bench.blackbox([target], surrogates, **step.options)
+        outcomes = bench.blackbox([target], surrogates, part=step.kind == "craft", **step.options)
     else:
         outcomes = bench.judge([target], THREATS[step.threat](**step.options))
     (evaluation,) = outcomes.evaluations

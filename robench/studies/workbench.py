@@ -102,9 +102,9 @@ class Workbench:
         return self.judge(runs, Transfer(**options))
 
     def blackbox(
-        self, runs: Sequence[Run], surrogates: Sequence[Run], *, cache: bool = True, **options: Any
+        self, runs: Sequence[Run], surrogates: Sequence[Run], *, cache: bool = True, part: bool = False, **options: Any
     ) -> Outcomes:
-        return self.judge(runs, self.hold_out(surrogates, **options), cache=cache)
+        return self.judge(runs, self.hold_out(surrogates, **options), cache=cache, part=part)
 
     def diversity(self, runs: Sequence[Run], *, eps: float, steps: int = 10) -> pd.DataFrame:
         """`robench.evaluation.diversity.measure` of every run, on the images that all its members get right."""
@@ -229,12 +229,15 @@ class Workbench:
                 )
         return finished
 
-    def judge(self, runs: Sequence[Run], threat: Threat, *, cache: bool = True, probe: bool = True) -> Outcomes:
+    def judge(
+        self, runs: Sequence[Run], threat: Threat, *, cache: bool = True, probe: bool = True, part: bool = False
+    ) -> Outcomes:
         """Rows of ``runs`` under ``threat``; what is there already is not computed again.
 
         Args:
             cache: keep the adversarial images of surrogates, for other targets.
             probe: attack a few survivors of a white-box threat otherwise.
+            part: see `robench.evaluation.evaluations.Evaluation`.
         """
         with self.bar() as progress:
             evaluator, targets, samples = self._prepared(runs, threat, cache, progress)
@@ -245,7 +248,7 @@ class Workbench:
             for subject in (*targets, *surrogates_of(threat)):
                 if subject.name in self._recognised:
                     self._recognised[subject.name].keep()
-            return judge(evaluator, targets, threat, samples, again=probe)
+            return judge(evaluator, targets, threat, samples, again=probe, part=part)
 
     def forecast(
         self, runs: Sequence[Run], threat: Threat, *, cache: bool = True, probe: bool = True

@@ -395,6 +395,37 @@ def test_fewer_images_of_the_same_cells_are_an_evaluation_of_their_own(
     pd.testing.assert_frame_equal(kept.outcomes().frame, many.frame)
 
 
+def test_a_part_of_an_evaluation_counts_in_no_number(
+    make_subject: MakeSubject, data: Data, tmp_path: Path, told: list[str]
+) -> None:
+    """A study makes the images of each attack by itself, before it judges all of them together."""
+    threat, target = threats(make_subject)[2], make_subject(0)
+    one = replace(threat, attacks=threat.attacks[:1])
+    part = folder_evaluator(data, tmp_path).run([target], one, SAMPLES, part=True)
+    assert [each.part for each in part.evaluations] == [True]
+    told.clear()
+    assert FolderRows(tmp_path / "subject0", repair=False).outcomes(target.identity).frame.empty
+    assert " belong to no evaluation: left out" in told[0]
+    whole = folder_evaluator(data, tmp_path).run([target], threat, SAMPLES)
+    told.clear()
+    kept = FolderRows(tmp_path / "subject0", repair=False).outcomes(target.identity)
+    pd.testing.assert_frame_equal(kept.frame, whole.frame)
+    assert not told
+
+
+def test_no_more_images_are_looked_at_than_it_takes(make_subject: MakeSubject, data: Data) -> None:
+    target = make_subject(0)
+    counting = _Counting(target.ensemble.members[0])
+    target.ensemble.members[0] = counting
+    order = data.order("first")
+    few = correct_for_all(target, data, order, 2, CPU, batch_size=4)
+    looked = counting.images
+    assert looked < len(order)
+    everything = correct_for_all(target, data, order, len(order), CPU, batch_size=4)
+    assert counting.images - looked >= len(order)
+    assert set(few.tolist()) <= set(everything.tolist())
+
+
 def test_out_of_memory_halves_the_batch(
     make_subject: MakeSubject, data: Data, monkeypatch: Any, told: list[str]
 ) -> None:
