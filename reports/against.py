@@ -86,7 +86,8 @@ def against(frame: pd.DataFrame, paper: str, *, data: SameData) -> pd.DataFrame:
     both["verdict"] = "different data" if data == "different" else judged
     if data == "vouched":
         both["verdict"] += " (data vouched for)"
-    both = style.ordered(both, "threat", "defense", "n", "eps")
+    titles = ["clean", *(each.title for each in source.tables)]
+    both = style.ordered(both, "threat", "defense", "n", "eps", threats=titles)
     return both[
         [
             "threat", "defense", "n", "eps", "ours", "ours_low", "ours_high", "published", "published_low",

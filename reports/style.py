@@ -167,9 +167,9 @@ def order(defenses: Iterable[str]) -> list[str]:
     return sorted(set(defenses), key=lambda name: (known.index(name) if name in known else len(known), name))
 
 
-def ordered(frame: pd.DataFrame, *by: str) -> pd.DataFrame:
-    """``frame`` sorted by these columns: of them ``defense`` as `order` says, ``threat`` as `THREATS` are."""
-    orders = {"threat": list(THREATS), "defense": order(frame["defense"])}
+def ordered(frame: pd.DataFrame, *by: str, threats: Iterable[str] = THREATS) -> pd.DataFrame:
+    """``frame`` sorted by these columns: of them ``defense`` as `order` says, ``threat`` as ``threats`` are."""
+    orders = {"threat": list(threats), "defense": order(frame["defense"])}
 
     def place(column: pd.Series) -> pd.Series:
         return column.astype(object).map(orders[column.name].index) if column.name in orders else column

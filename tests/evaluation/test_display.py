@@ -17,7 +17,8 @@ from robench.attacks import ATTACKS
 from robench.core.data import Data
 from robench.core.errors import RobenchError
 from robench.evaluation import display
-from robench.evaluation.outcomes import Check, Outcomes
+from robench.evaluation.findings import Finding
+from robench.evaluation.outcomes import Outcomes
 from tests.evaluation.conftest import ensemble
 
 mpl.use("agg")
@@ -30,7 +31,7 @@ def white(data: Data) -> Outcomes:
     threat = robench.Whitebox(eps=(0.02, 0.1), restarts=1, attacks=(PGD(steps=2),))  # type: ignore[call-arg]
     with warnings.catch_warnings(action="ignore", category=robench.DoubtWarning):
         found = robench.evaluate(ensemble(0), data, threat, samples=30, name="a_<b>", probe=False)
-    return Outcomes(found.frame, [Check("sound", "pass", "yes"), Check("odd", "warn", "1 < 2 & so on")])
+    return Outcomes(found.frame, [Finding("sound", "pass", "yes"), Finding("odd", "warn", "1 < 2 & so on")])
 
 
 @pytest.fixture(scope="module")

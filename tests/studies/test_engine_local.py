@@ -403,7 +403,7 @@ def test_rows_that_are_gone_are_told(
     for path in (out / "runs" / name / "outcomes").glob("part-*.parquet"):
         path.rename(path.with_suffix(".old"))
     assert run(["show", name, "--runs", str(out / "runs")]) == 0
-    assert "have no rows: " in capsys.readouterr().err
+    assert " is incomplete: " in capsys.readouterr().err
 
 
 class Pool(Script):

@@ -25,10 +25,11 @@ Train = Callable[..., Run]
 
 
 def gradient(task: Task, ensemble: Ensemble, data: Data) -> Tensor:
-    """Of all parameters, after one step."""
+    """Of all parameters that are trained, after one step."""
     batch = next(batches(data.train, task.recipe, Stream(("x",)), 0, task.defense.paired))
     train_step(ensemble, make_optimizer(task.recipe, ensemble), task, batch)
-    gradients = [parameter.grad for parameter in ensemble.parameters()]
+    trained = ensemble.members[:1] if task.defense.in_turn else ensemble
+    gradients = [parameter.grad for parameter in trained.parameters()]
     assert all(each is not None and each.dtype == torch.float32 for each in gradients)
     assert all(parameter.dtype == torch.float32 for parameter in ensemble.parameters())
     return torch.cat([each.flatten() for each in gradients if each is not None])
