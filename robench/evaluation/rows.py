@@ -28,7 +28,6 @@ class Rows:
         self._parts: dict[str, pd.DataFrame] = {}
         self._index: dict[str, set[int]] = {}
         self._cells: dict[str, Cell] = {}
-        self._evaluations: dict[str, Evaluation] = {}
         self._checks: dict[str, dict[str, Finding]] = {}
 
     def samples(self, cell: str) -> frozenset[int]:
@@ -44,8 +43,7 @@ class Rows:
         self._add(str(len(self._parts)), rows)
 
     def begin(self, evaluation: Evaluation) -> None:
-        """Says which rows an evaluation consists of, before they are made."""
-        self._evaluations[evaluation.key] = evaluation
+        """Says which rows an evaluation consists of, before they are made; in memory none outlives who makes them."""
 
     def missing(self, evaluation: Evaluation) -> int:
         """How many (cell, sample) pairs of an evaluation have no rows."""
@@ -189,7 +187,6 @@ class FolderRows(Rows):
         return None
 
     def begin(self, evaluation: Evaluation) -> None:
-        super().begin(evaluation)
         evaluation.write(self.folder)
 
     def cell(self, key: str) -> Cell:
