@@ -28,12 +28,21 @@ class Crafted(NamedTuple):
             On a sample that is still classified correctly this means that the attack had nothing to follow.
         outputs: what the model that was attacked returns for the images, (B,K): the evaluator compares it with what the
             original returns.
+        part: which of `Attack.parts` took the image, int64 (B,), −1 where none did or the attack has none.
     """
 
     images: Tensor
     linf: Tensor
     zero_gradient: Tensor
     outputs: Tensor
+    part: Tensor
+
+
+class Taken(NamedTuple):
+    """Images (B,C,H,W), and which of an attack's parts took each, int64 (B,), −1 where none did."""
+
+    images: Tensor
+    part: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +97,14 @@ class Attack(ABC):
             draws: the only source of randomness.
         """
 
+    def parts(self, classes: int) -> tuple[Attack, ...]:
+        """The attacks that it makes one after the other on a model of so many classes; most attacks have none."""
+        return ()
+
+    def taken(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Taken:
+        """`perturb`'s images, and which of `parts` took each. For an attack that has parts to override."""
+        return Taken(self.perturb(model, images, labels, eps, draws), torch.full_like(labels, -1))
+
     @property
     def stochastic(self) -> bool:
         """Whether another restart gives other images; where False, evaluators make one."""
@@ -131,7 +148,8 @@ class Attack(ABC):
         lower, upper = linf.bounds(images, radius)
         with frozen(model):
             _check_labels(model, images, labels)
-            raw = self.perturb(model, images.clone(), labels.clone(), radius, draws).detach()
+            raw, part = self.taken(model, images.clone(), labels.clone(), radius, draws)
+        raw = raw.detach()
         if raw.shape != images.shape or raw.dtype != images.dtype:
             raise RobenchError(
                 f"attack {self.label!r} returned {tuple(raw.shape)} of {raw.dtype}, "
@@ -145,7 +163,7 @@ class Attack(ABC):
             with frozen(model), torch.no_grad():
                 outputs = model(crafted)
             none = torch.zeros(len(crafted), dtype=torch.bool, device=crafted.device)
-            return Crafted(crafted, linf.distance(crafted, images), none, outputs)
+            return Crafted(crafted, linf.distance(crafted, images), none, outputs, part)
         outputs = torch.empty(0)
 
         def loss(z: Tensor) -> Tensor:
@@ -158,7 +176,7 @@ class Attack(ABC):
             slope = gradient(loss, crafted)
         size = slope.abs().flatten(1).amax(dim=1)
         zero = (size == 0) | ~size.isfinite()
-        return Crafted(crafted, linf.distance(crafted, images), zero, outputs.detach())
+        return Crafted(crafted, linf.distance(crafted, images), zero, outputs.detach(), part)
 
     @property
     def label(self) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks.apgd import APGD
-from robench.attacks.base import ATTACKS, Attack
+from robench.attacks.base import ATTACKS, Attack, Taken
 from robench.attacks.members import Members
 from robench.attacks.mora import MORA
 from robench.attacks.square import Square
@@ -41,7 +41,6 @@ class Strongest(Attack):
     queries: int = 1000
 
     def parts(self, classes: int) -> tuple[Attack, ...]:
-        """The attacks, in order, on a model of so many classes."""
         loss, steps = self.loss, self.steps
         return (
             APGD(loss=loss, steps=steps),
@@ -62,16 +61,13 @@ class Strongest(Attack):
         return sum(part.passes for part in self.parts(TARGETS + 1))
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
-        return self.taken(model, images, labels, eps, draws)[0]
+        return self.taken(model, images, labels, eps, draws).images
 
-    def taken(
-        self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws
-    ) -> tuple[Tensor, Tensor]:
-        """`perturb`'s images, and which of `parts` took each, int64 (B,), −1 where none did."""
+    def taken(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Taken:
         with torch.no_grad():
             classes = model(images[:1]).shape[1]
 
         def run(attack: Attack) -> Callable[[Standing], Tensor]:
             return lambda here: attack.perturb(model, here.images, here.labels, here.eps, here.draws)
 
-        return in_turn(map(run, self.parts(classes)), model, images, labels, eps, draws)
+        return Taken(*in_turn(map(run, self.parts(classes)), model, images, labels, eps, draws))

@@ -642,6 +642,7 @@ class Evaluator:
         count, judged = len(samples), (target.n if job.members_too else 0) + 1
         verdict = Predictions.empty(judged, count)
         restart_of = np.zeros((judged, count), dtype=np.int16)
+        part_of = np.full(count, "", dtype=object)
         distance, flat = np.zeros((judged, count), dtype=np.float32), np.zeros((judged, count), dtype=bool)
         alive = np.arange(count)
         for restart in job.restarts:
@@ -652,6 +653,7 @@ class Evaluator:
                 for mine, theirs in zip(verdict.arrays(), found.arrays(), strict=True):
                     mine[:, chunk] = np.where(update, theirs, mine[:, chunk])
                 restart_of[:, chunk] = np.where(update, restart, restart_of[:, chunk])
+                part_of[chunk] = np.where(update[-1] & ~found.correct[-1], _parts(job.attack, crafted), part_of[chunk])
                 distance[:, chunk] = np.where(update, crafted.linf.cpu().numpy(), distance[:, chunk])
                 flat[:, chunk] = np.where(update, crafted.zero_gradient.cpu().numpy(), flat[:, chunk])
                 self._advance(len(chunk), work)
@@ -665,7 +667,7 @@ class Evaluator:
         for part in work.parts:
             at = np.flatnonzero((eps == part.cell.eps) & np.isin(samples, part.samples))
             if len(at):
-                rest = distance[:, at], flat[:, at], restart_of[:, at]
+                rest = distance[:, at], flat[:, at], restart_of[:, at], part_of[at]
                 frames.append(_rows(part.cell.key, samples[at], labels[at], verdict.at(at), *rest))
         self._kept_of(work.parts[0]).append(pd.concat(frames, ignore_index=True))
 
@@ -724,7 +726,8 @@ class Evaluator:
                 chunk = mine[at]
                 clean = self._batch_of(samples[chunk])
                 images, flat = self._images.load(kept, samples[chunk], clean, radius)
-                yield chunk, Crafted(images, linf.distance(images, clean), flat, images.new_empty((len(images), 0)))
+                nothing, none = images.new_empty((len(images), 0)), torch.full((len(images),), -1)
+                yield chunk, Crafted(images, linf.distance(images, clean), flat, nothing, none)
         for chunk, crafted in self._crafts(source, work.job.attack, samples, eps, everything[~there], restart):
             for radius in np.unique(eps[chunk]):
                 own = np.flatnonzero(eps[chunk] == radius)
@@ -829,7 +832,9 @@ def _rows(
     distance: npt.NDArray[Any],
     flat: npt.NDArray[Any],
     restart: Any,
+    part: Any = "",
 ) -> pd.DataFrame:
+    """Rows of each judge; ``part`` is what took the images of the last, which is the ensemble."""
     judges, count = verdict.correct.shape
     members = [*(str(i) for i in range(1, judges)), ENSEMBLE]
     shape = (judges, count)
@@ -845,8 +850,16 @@ def _rows(
             "margin": verdict.margin.ravel(),
             "linf": np.broadcast_to(distance, shape).ravel().astype(np.float32),
             "zero_gradient": np.broadcast_to(flat, shape).ravel().astype(bool),
+            "part": pd.Series([""] * (judges - 1) * count + np.broadcast_to(part, count).tolist(), dtype="str"),
         }
     )
+
+
+def _parts(attack: Attack, crafted: Crafted) -> npt.NDArray[np.object_]:
+    """The name of the part that took each image, (B,); empty where there is none."""
+    names = [f"{part.label} {part.loss}" for part in attack.parts(crafted.outputs.shape[1])]
+    found: npt.NDArray[np.object_] = np.array([*names, ""], dtype=object)[crafted.part.cpu().numpy()]
+    return found
 
 
 def _images(data: Data, samples: Indices, device: torch.device, dtype: torch.dtype) -> Tensor:

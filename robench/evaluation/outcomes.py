@@ -42,6 +42,7 @@ _OF_ROW = {
     "margin": "float32",
     "linf": "float32",
     "zero_gradient": "bool",
+    "part": "str",
 }
 CELL_COLUMNS, ROW_COLUMNS = tuple(_OF_CELL), tuple(_OF_ROW)
 #: Members' rows tell who was judged: the whole ensemble, or its member "1" .. "N".
@@ -171,7 +172,8 @@ class Outcomes:
         frame: columns target, defense, n, seed, threat (clean, whitebox, blackbox, transfer), surrogate, attack,
             loss, eps, cell, sample (index in the test set), member (``ensemble`` or ``1`` .. ``N``: who was judged),
             restart (the first that succeeded, else the last), label, prediction, correct, margin (z_y − max z_c),
-            linf, zero_gradient (of the source's loss at the adversarial image).
+            linf, zero_gradient (of the source's loss at the adversarial image), part (of an attack in parts that
+            which fooled the ensemble; else empty).
         checks: what was found while it was measured: of the models, the surrogates and a few survivors.
         cells: what the rows are of, by key; of a table that was not read or measured by robench there may be none.
         evaluations: the complete ones that the rows were made for.

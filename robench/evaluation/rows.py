@@ -183,7 +183,8 @@ class FolderRows(Rows):
                 then = "is set aside and its rows are judged again" if self._repair else "its rows do not count here"
                 log.warning(f"{path} is damaged: {then}")
             else:
-                self._add(path.name, part)
+                # Older rows do not say which part of an attack took an image.
+                self._add(path.name, part if "part" in part else part.assign(part=""))
         return None
 
     def begin(self, evaluation: Evaluation) -> None:

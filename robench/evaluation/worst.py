@@ -14,7 +14,7 @@ _WHO = ["target", "defense", "n", "seed"]
 #: The threat whose images and ε count, the first of these that was evaluated.
 _BASE = ("whitebox", "convergence", "queries", *BLACKBOX, "transfer")
 #: What took an image.
-_HOW = ["threat", "attack", "loss", "surrogate"]
+_HOW = ["threat", "attack", "part", "loss", "surrogate"]
 
 
 def worst(frame: pd.DataFrame) -> pd.DataFrame:
@@ -70,5 +70,7 @@ def _in_order(took: dict[tuple[str, ...], set[int]]) -> Iterator[tuple[tuple[str
 
 
 def _name(how: tuple[str, ...]) -> str:
-    threat, attack, loss, surrogate = how
-    return "wrong as they are" if threat == "clean" else " ".join(filter(None, (threat, attack, loss, surrogate)))
+    threat, attack, part, loss, surrogate = how
+    if threat == "clean":
+        return "wrong as they are"
+    return " ".join(filter(None, (threat, f"{attack} ({part})" if part else f"{attack} {loss}", surrogate)))

@@ -46,7 +46,7 @@ def outcomes(threat: str, right: dict[float, int], total: int = 200, **changes: 
             correct = sample < standing
             row = {"cell": cell, "sample": sample, "member": ENSEMBLE, "restart": 0, "label": 0}
             row |= {"prediction": int(not correct), "correct": correct, "margin": 1.0 if correct else -1.0}
-            rows.append({**row, "linf": eps, "zero_gradient": False})
+            rows.append({**row, "linf": eps, "zero_gradient": False, "part": ""})
     frame = Outcomes.join(pd.DataFrame(rows), cells).frame
     return Outcomes(frame.assign(**{name: values(frame) for name, values in changes.items()}))
 
@@ -253,7 +253,7 @@ def tried(attack: str, right: set[int], images: int, threat: str = "whitebox", e
     cell = Cell(**of, attack=attack, loss="ce", eps=eps, identity="t", data="d")
     rows = [
         {"cell": f"{attack}{eps}", "sample": sample, "member": ENSEMBLE, "restart": 0, "label": 0}
-        | {"prediction": int(sample not in right), "correct": sample in right, "zero_gradient": False}
+        | {"prediction": int(sample not in right), "correct": sample in right, "zero_gradient": False, "part": ""}
         | {"margin": 1.0 if sample in right else -1.0, "linf": eps}
         for sample in range(images)
     ]

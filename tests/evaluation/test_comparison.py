@@ -52,6 +52,7 @@ def measured(name: str, verdicts: Verdicts, samples: Iterable[int] | None = None
                     "margin": 1.0,
                     "linf": eps,
                     "zero_gradient": False,
+                    "part": "",
                 }
             )
     return Measured.of(name, Outcomes.join(pd.DataFrame(rows), cells))
@@ -195,7 +196,7 @@ def test_rows_of_the_evaluator_are_paired_by_what_crafted_them(
 def test_rows_of_several_models_are_not_one_ensemble() -> None:
     cells = [Cell("x", "x", 2, 0, "clean", each, "d") for each in "12"]
     row = {"sample": 0, "member": ENSEMBLE, "restart": 0, "label": 0, "prediction": 0, "correct": True, "margin": 1.0}
-    frame = pd.DataFrame([{"cell": cell.key, **row, "linf": 0.0, "zero_gradient": False} for cell in cells])
+    frame = pd.DataFrame([{"cell": cell.key, **row, "linf": 0.0, "zero_gradient": False, "part": ""} for cell in cells])
     both = Outcomes.join(frame, {cell.key: cell for cell in cells})
     with pytest.raises(RobenchError, match="the rows of 'x' are of several models, since its weights were replaced"):
         Measured.of("x", both)

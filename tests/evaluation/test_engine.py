@@ -20,11 +20,14 @@ from robench.attacks import Attack
 from robench.attacks.fgsm import FGSM
 from robench.attacks.pgd import PGD
 from robench.attacks.square import Square
+from robench.attacks.strongest import Strongest
 from robench.core import threads as cpu
 from robench.core.claims import Claims
 from robench.core.data import Data
 from robench.core.errors import RobenchError
+from robench.core.frozen import frozen
 from robench.core.rng import Draws
+from robench.core.store import write_frame
 from robench.evaluation import engine
 from robench.evaluation.engine import Evaluator, Settings, correct_for_all
 from robench.evaluation.evaluations import FOLDER
@@ -672,3 +675,41 @@ def test_what_hooks_modules_is_not_compiled_and_a_failure_is_told_once(
     evaluator.run([make_subject(0), make_subject(1)], Whitebox(eps=(0.1,), attacks=(FAST,)), SAMPLES)
     assert len(asked) == 2
     assert told == ["torch.compile failed, going on without: no compiler"]
+
+
+def test_a_row_says_which_part_of_an_attack_took_its_image(
+    make_subject: MakeSubject, data: Data, tmp_path: Path
+) -> None:
+    target, attack = make_subject(0), Strongest(steps=3, queries=5)
+    threat = Whitebox(eps=(0.02, 0.1), attacks=(attack, FAST), restarts=1)
+    store = FolderRows(tmp_path)
+    frame = Evaluator(data, Settings(CPU), rows=lambda subject: store).run([target], threat, SAMPLES).frame
+    names = {f"{part.label} {part.loss}" for part in attack.parts(4)}
+    own = frame["attack"] == attack.label
+    assert set(frame.loc[own & ~frame["correct"], "part"]) <= names
+    assert (frame.loc[own & frame["correct"], "part"] == "").all()
+    assert (frame.loc[~own, "part"] == "").all()
+    images = data.test.images[:24].float() / 255
+    with frozen(target.ensemble):
+        taken = attack.taken(
+            target.ensemble, images, data.test.labels[:24], torch.full((24,), 0.1), Draws.of(range(24))
+        )
+    parts = attack.parts(4)
+    alone = [f"{parts[number].label} {parts[number].loss}" if number >= 0 else "" for number in taken.part.tolist()]
+    strongest = frame[own & (frame["eps"] == 0.1)].sort_values("sample")
+    assert (strongest["part"].to_numpy() == np.array(alone)).mean() > 0.9, "but for rounding in float32"
+    assert strongest["part"].nunique() > 1
+    assert FolderRows(tmp_path).everything().frame["part"].tolist() == frame["part"].tolist()
+
+
+def test_rows_of_before_parts_were_told_are_read(make_subject: MakeSubject, data: Data, tmp_path: Path) -> None:
+    store = FolderRows(tmp_path)
+    threat = Whitebox(eps=(0.1,), attacks=(FAST,), restarts=1)
+    frame = Evaluator(data, Settings(CPU), rows=lambda subject: store).run([make_subject(0)], threat, SAMPLES).frame
+    (path,) = tmp_path.glob("part-*.parquet")
+    old = pd.read_parquet(path).drop(columns="part")
+    path.unlink()
+    write_frame(tmp_path, old)
+    found = FolderRows(tmp_path).everything().frame
+    assert_same(found, frame, 0)
+    assert (found["part"] == "").all()

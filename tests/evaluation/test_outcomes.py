@@ -36,6 +36,7 @@ def outcomes(verdicts: dict[tuple[str, float, int, int], bool], threat: str = "b
                 "margin": 1.0 if correct else -1.0,
                 "linf": eps,
                 "zero_gradient": False,
+                "part": "",
             }
         )
     return Outcomes.join(pd.DataFrame(rows), cells)

@@ -35,6 +35,14 @@ def test_an_image_counts_where_everything_left_it_right() -> None:
     assert row["low"] < 3 / 8 < row["high"]
 
 
+def test_of_an_attack_in_parts_the_part_is_named() -> None:
+    strong = rows(bits("0011"), threat="whitebox", eps=0.1, attack="strongest")
+    strong.loc[strong["sample"] == 0, "part"] = "apgd ce"
+    strong.loc[strong["sample"] == 1, "part"] = "mora ce"
+    (row,) = worst(strong).to_dict("records")
+    assert row["by"] == "whitebox strongest (mora ce) 25.0%, whitebox strongest (apgd ce) 25.0%"
+
+
 def test_smaller_radii_count_and_larger_ones_do_not() -> None:
     found = worst(frame(whitebox_1=bits("10111111"), whitebox_2=bits("11011111"), whitebox_3=bits("00000000")))
     assert found["accuracy"].tolist() == [7 / 8, 6 / 8, 0]

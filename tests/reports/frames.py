@@ -9,7 +9,7 @@ import pandas as pd
 
 COLUMNS = [
     "target", "defense", "n", "seed", "threat", "surrogate", "attack", "loss", "eps", "restart", "member", "sample",
-    "label", "prediction", "correct", "margin", "linf", "zero_gradient", "cell",
+    "label", "prediction", "correct", "margin", "linf", "zero_gradient", "part", "cell",
 ]  # fmt: skip
 
 
@@ -53,6 +53,7 @@ def rows(
             "margin": np.where(held, 1.0, -1.0),
             "linf": 0.0 if clean else eps,
             "zero_gradient": False,
+            "part": "",
             "cell": f"{defense}{n}{seed}{threat}{surrogate}{attack}{loss}{eps}{restart}",
         }
     )[COLUMNS]
