@@ -161,7 +161,7 @@ def main(
         right = torch.from_numpy(predict(target.ensemble, images, labels.numpy()).correct[-1])
         job = Job(target, images[right], labels[right], chosen[right], batch_size)
         for radius in words.radii(eps):
-            for attack in [*OURS, *([OFFICIAL] if clone else [])]:
+            for attack in [*([OFFICIAL] if clone else []), *OURS]:
                 _one(job, attack, radius, len(chosen), clone, out / "rows")
     write_text(out / "strongest.md", _table(out / "rows"))
 

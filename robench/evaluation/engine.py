@@ -302,10 +302,13 @@ class Evaluator:
             threats[target.name] = threat
             for subject in (target, *(each for each in surrogates_of(threat) if each.trained)):
                 sound = examine(subject, self.data, device)
+                if not sound.differentiable and subject in (surrogates_of(threat) or (target,)):
+                    _refuse_to_follow(subject, threat)
+                followed = follows and sound.differentiable
                 own += [
                     check
                     for check in sound.checks
-                    if (check.status != "pass" or subject is target) and (follows or check.name != GRADIENT)
+                    if (check.status != "pass" or subject is target) and (followed or check.name != GRADIENT)
                 ]
                 if sound.draws:
                     self._drawing.add(subject.identity)
@@ -822,6 +825,24 @@ class Evaluator:
         self._done += images * work.passes() / (len(work.pairs[0]) * len(work.job.restarts))
         source = work.job.source_name or work.parts[0].target.name
         self._progress(round(self._done), round(self._total), f"{work.job.threat}: {work.job.attack.label} on {source}")
+
+
+def _refuse_to_follow(subject: Subject, threat: Threat) -> None:
+    """RobenchError where an attack of ``threat`` follows gradients and ``subject``, which it attacks, gives none."""
+    if followers := [attack.label for attack in threat.attacks if not attack.gradient_free]:
+        judged = (
+            "choose another surrogate"
+            if surrogates_of(threat)
+            else (
+                "judge it on what surrogates give (--threat blackbox), by queries (--threat queries), or with "
+                "--attacks square"
+            )
+        )
+        raise RobenchError(
+            f"attack {followers[0]!r} of threat {threat.name!r} follows gradients, and {subject.name} gives none: its "
+            f"outputs do not depend differentiably on its input, as of a vote or of remote predictions; {judged}. If "
+            f"it should have gradients, remove `no_grad`, `detach` and argmax from its forward pass"
+        )
 
 
 def _rows(

@@ -26,6 +26,7 @@ from robench.evaluation.checks import POINT, SURVIVORS, probed
 from robench.evaluation.engine import Evaluator, Settings
 from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import ENSEMBLE, PROBE, Outcomes
+from robench.evaluation.soundness import examine
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Threat, Whitebox
 
@@ -92,6 +93,8 @@ def attack_again(evaluator: Evaluator, target: Subject, outcomes: Outcomes, thre
         return [Finding(SURVIVORS, "pass", f"nothing of {target.name} survives")]
     eps, _, survivors = chosen
     attacks = cost.harder(threat.attacks)
+    if not examine(target, evaluator.data, evaluator.settings.device).differentiable:
+        attacks = tuple(attack for attack in attacks if attack.gradient_free)
     count = min(len(survivors), cost.affordable(attacks, _steps_taken(own, threat, target.ensemble.rule)))
     samples = survivors[torch.linspace(0, len(survivors) - 1, count).long()]
     found = [probed(own, evaluator.run([target], Probe(eps=(eps,), attacks=attacks), samples))]

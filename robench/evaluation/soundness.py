@@ -60,12 +60,14 @@ class Soundness:
         outputs: of every member on the images that were looked at, (B,K) each.
         draws: the same images give other outputs.
         blind: a check that does not pass where cross-entropy is no loss to follow.
+        differentiable: some member's outputs depend differentiably on its input.
     """
 
     checks: tuple[Finding, ...]
     outputs: tuple[Tensor, ...]
     draws: bool
     blind: Finding | None
+    differentiable: bool
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, dict[str, Soundness]] = WeakKeyDictionary()
@@ -115,12 +117,14 @@ def _looked_at(data: Data, device: torch.device) -> tuple[Tensor, Tensor]:
 def _examine(subject: Subject, data: Data, device: torch.device) -> Soundness:
     images, labels = _looked_at(data, device)
     outputs, drawn, wrong = [], [], []
+    differentiable = False
     blind: Finding | None = None
     with keyed_torch(device, "examine"), frozen(subject.ensemble):
         for number, member in enumerate(subject.ensemble.members, 1):
             who = subject.name if subject.n == 1 else f"member {number} of {subject.name}"
             apart, first = _passes(member, images, who, data.num_classes)
             outputs.append(first)
+            differentiable = differentiable or _differentiable(member, images)
             if apart > DRAWN:
                 drawn.append(f"{who} by {apart:.1%}")
                 continue
@@ -149,7 +153,7 @@ def _examine(subject: Subject, data: Data, device: torch.device) -> Soundness:
         )
         status: Status = "fail" if share > MANY else "warn" if share > SOME else "pass"
         checks.append(Finding(GRADIENT, status, evidence, "" if status == "pass" else fix))
-    return Soundness(tuple(checks), tuple(outputs), bool(drawn), blind)
+    return Soundness(tuple(checks), tuple(outputs), bool(drawn), blind, differentiable)
 
 
 @contextmanager
@@ -161,6 +165,12 @@ def keyed_torch(device: torch.device, *purpose: str | int) -> Iterator[None]:
         if devices:
             torch.cuda.default_generators[device.index or 0].manual_seed(key("model", *purpose))
         yield
+
+
+def _differentiable(member: nn.Module, images: Tensor) -> bool:
+    with torch.enable_grad():
+        outputs: Tensor = member(images[:2].clone().requires_grad_(True))
+    return outputs.requires_grad
 
 
 def _passes(member: nn.Module, images: Tensor, who: str, classes: int) -> tuple[float, Tensor]:

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import robench
 from robench.attacks import Attack
 from robench.attacks.ascent import ascend
 from robench.attacks.pgd import PGD
+from robench.attacks.square import Square
 from robench.core.data import Data
 from robench.core.errors import RobenchError
 from robench.core.logs import Lines, logged
@@ -23,7 +25,7 @@ from robench.evaluation.engine import Evaluator, Settings
 from robench.evaluation.findings import Finding
 from robench.evaluation.probe import SignNoise, probe
 from robench.evaluation.subjects import Subject
-from robench.evaluation.threats import Whitebox
+from robench.evaluation.threats import Blackbox, Convergence, Queries, Threat, Transfer, Whitebox
 
 CPU = torch.device("cpu")
 MakeSubject = Callable[[int], Subject]
@@ -131,3 +133,60 @@ def test_sign_noise_is_a_corner_of_the_ball() -> None:
     assert not torch.equal(crafted.images, other.images)
     with pytest.raises(RobenchError, match="eps"):
         SignNoise()(model, images, torch.tensor([0, 1]), 2.0)
+
+
+class Votes(nn.Module):
+    """Says the class, and nothing of how near the others are."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        return nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).float()
+
+
+class Remote(Votes):
+    """Logits from elsewhere."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.from_numpy(self.model(images).detach().numpy())
+
+
+@pytest.mark.filterwarnings("ignore::robench.DoubtWarning")
+@pytest.mark.parametrize("kind", [Votes, Remote])
+def test_a_model_without_a_gradient_is_judged_by_queries_and_on_surrogates(
+    kind: type[Votes], make_subject: MakeSubject, data: Data
+) -> None:
+    model = kind(make_subject(0).ensemble)
+    square, eps = Square(queries=30), (0.1,)
+    for threat in (
+        Whitebox(eps=eps, attacks=(square,), restarts=1),
+        Queries(eps=eps, attacks=(square,)),
+        Blackbox(eps=eps, attacks=(PGD(steps=3),), restarts=1, surrogates=(make_subject(7),)),
+    ):
+        found = robench.evaluate(model, data, threat, samples=24)
+        assert 0 < found.accuracy()["accuracy"].min() < 1, threat.name
+        assert "gradient true" not in [check.name for check in found.checks], "no attack followed it"
+
+
+@pytest.mark.parametrize("threat", [Whitebox, Convergence, Transfer])
+def test_gradient_attacks_are_refused_before_anything_is_crafted(
+    threat: type[Threat], make_subject: MakeSubject, data: Data
+) -> None:
+    target = Subject.of_model(Votes(make_subject(0).ensemble), CPU, name="votes")
+    evaluator = Evaluator(data, Settings(CPU))
+    with pytest.raises(RobenchError, match=r"'pgd' of threat .*, and votes gives none.*--threat queries.*--attacks"):
+        evaluator.run([target], threat(eps=(0.1,), attacks=(Square(queries=2), PGD())), torch.arange(8))
+    surrogate = Blackbox(eps=(0.1,), attacks=(PGD(),), surrogates=(target,))
+    with pytest.raises(RobenchError, match=r"votes gives none.*choose another surrogate"):
+        evaluator.run([make_subject(7)], surrogate, torch.arange(8))
+
+
+@pytest.mark.filterwarnings("ignore::robench.DoubtWarning")
+def test_one_member_with_a_gradient_is_enough(make_subject: MakeSubject, data: Data) -> None:
+    members = make_subject(0).ensemble.members
+    mixed = [members[0], Remote(members[1])]
+    found = robench.evaluate(mixed, data, Whitebox(eps=(0.1,), attacks=(PGD(steps=3),), restarts=1), samples=24)
+    assert found.accuracy()["accuracy"].min() < 1
