@@ -16,7 +16,18 @@ from robench.core.store import atomic, checked_name, write_text
 from robench.defenses.base import DEFENSES
 from robench.evaluation.outcomes import left_out
 from robench.evaluation.threats import BLACKBOX
-from robench.reports import against, appendix, curves, document, regions, style, tables, transferability, trend
+from robench.reports import (
+    against,
+    appendix,
+    curves,
+    document,
+    regions,
+    style,
+    tables,
+    transferability,
+    trend,
+    versions,
+)
 from robench.reports._queries import ambiguous, tidy, transfer_rates
 
 FORMATS = ("pdf", "png", "svg")
@@ -141,6 +152,9 @@ def _tables(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, document.T
         if (frame["threat"] == threat).any():
             points = tables.accuracy(frame, threat)
             yield name, points, tables.described(points)
+    if eps := blackbox_eps(frame):
+        took = versions.by_version(frame, eps)
+        yield "table_versions", took, versions.described(took, eps)
     left = tables.worst(frame)
     if not left.empty:
         yield "table_worst", left, tables.worst_described(left)
@@ -178,6 +192,8 @@ def sheets(
     for threat, what in _EFFORT.items():
         if (frame["threat"] == threat).any():
             yield _by_attack(frame, threat, *what)
+    if (eps := blackbox_eps(frame)) and frame.loc[frame["threat"] == "blackbox", "surrogate"].nunique() > 1:
+        yield _surrogates(frame, eps)
     if not (frame["threat"] == "convergence").any():
         yield Skipped("figA_convergence", "no convergence check in these outcomes")
     if studies is not None:
@@ -288,6 +304,23 @@ def _accuracy(
 
 def _cells(links: Links | None, eps: float) -> Callable[[str, str, str], str] | None:
     return None if links is None else lambda target, source, member: links.cell(target, eps, source, member)
+
+
+def blackbox_eps(frame: pd.DataFrame) -> float | None:
+    """The ε at which single versions and surrogates are told apart; None where there are none."""
+    radii = map(float, frame.loc[frame["threat"] == "blackbox", "eps"].unique())
+    return min(radii, key=lambda eps: (abs(eps - STUDY_EPS), eps), default=None)
+
+
+def _surrogates(frame: pd.DataFrame, eps: float) -> Sheet:
+    figure = style.figure(style.TEXT / 2 + 0.8, 2.3)
+    versions.surrogates(frame, figure.subplots(), eps)
+    shown = versions.by_surrogates(frame, eps)
+    style.legend(figure, shown["defense"], shown["n"], loc="outside lower center", ncols=4)
+    return Sheet(
+        "figA_surrogates", "Accuracy against the number of surrogates", figure, shown,
+        f"Black-box accuracy at ε = {eps:g} against the number of surrogates, on average over their choice.",
+    )  # fmt: skip
 
 
 #: Title and description of the figures of threats of growing effort.

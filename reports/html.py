@@ -24,7 +24,7 @@ from robench.core.errors import RobenchError
 from robench.core.store import write_text
 from robench.evaluation.outcomes import that_count
 from robench.evaluation.threats import BLACKBOX
-from robench.reports import against, build, document, published, style, tables
+from robench.reports import against, build, document, published, style, tables, versions
 from robench.reports._queries import tidy
 from robench.reports.document import Cell, Table
 from robench.reports.pictures import VERSION, Picture, Pixels
@@ -171,6 +171,9 @@ def _tables(frame: pd.DataFrame, links: build.Links) -> list[Table]:
         for threat in build.TABLES
         if (frame["threat"] == threat).any()
     ]
+    if eps := build.blackbox_eps(frame):
+        took = versions.by_version(frame, eps)
+        found.append(versions.described(took, eps, "Black-box accuracy in %, by surrogate, attack and loss"))
     left = tables.worst(frame)
     if not left.empty:
         found.append(tables.worst_described(left, "Under everything that was tried, %, with 95 % Wilson intervals"))

@@ -1,0 +1,114 @@
+"""What each black-box surrogate and version takes: a figure by the number of surrogates, a table by version."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from robench.core.errors import RobenchError
+from robench.evaluation.outcomes import ENSEMBLE, accuracies, intervals, robust, that_count
+from robench.reports import style
+from robench.reports._queries import tidy
+from robench.reports.document import Cell, Table
+from robench.reports.lines import by_defense, lines
+
+_WHO = ["defense", "n"]
+#: What tells trainings of a defense apart.
+_RUNS = ["seed", "target"]
+#: What makes a version of an image, but for its random start.
+_VERSION = ["surrogate", "attack", "loss"]
+
+
+def by_surrogates(frame: pd.DataFrame, eps: float) -> pd.DataFrame:
+    """Black-box accuracy at ``eps`` on every version of 1, 2, ... of the surrogates, on average over their choice.
+
+    Returns:
+        A row per defense, size and number of surrogates: defense, n, surrogates; accuracy, the mean over all choices of
+        so many, with low and high (Wilson); least and most, of any choice; all in [0, 1]; choices, samples, seeds.
+
+    Raises:
+        RobenchError: no black-box rows at that ε.
+    """
+    found = []
+    for (defense, n), own in _rows(frame, eps).groupby(_WHO, observed=True):
+        names = sorted(own["surrogate"].unique())
+        for count in range(1, len(names) + 1):
+            choices = pd.concat(
+                _accuracy(own[own["surrogate"].isin(chosen)], _WHO) for chosen in combinations(names, count)
+            )
+            rates, images, seeds = choices["accuracy"], choices["samples"].min(), choices["seeds"].min()
+            found.append((defense, n, count, rates.mean(), rates.min(), rates.max(), len(rates), images, seeds))
+    columns = [*_WHO, "surrogates", "accuracy", "least", "most", "choices", "samples", "seeds"]
+    points = style.ordered(pd.DataFrame(found, columns=columns), *_WHO, "surrogates")
+    points["low"], points["high"] = intervals(points["accuracy"], points["samples"])
+    return points
+
+
+def surrogates(frame: pd.DataFrame, ax: Axes, eps: float) -> Axes:
+    """`by_surrogates` in percent, against the number of surrogates; the 95 % interval over images as a band."""
+    points = by_surrogates(frame, eps)
+    lines(points, ax, x="surrogates", y="accuracy", looks=by_defense(points))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_ylim(-2, 102)
+    ax.set_xlabel("surrogates")
+    ax.set_ylabel("accuracy, %")
+    ax.set_title(f"{style.THREATS['blackbox'].title} (ε = {eps:g})")
+    return ax
+
+
+def by_version(frame: pd.DataFrame, eps: float) -> pd.DataFrame:
+    """What each surrogate, attack and loss takes at ``eps`` by itself, with all its random starts.
+
+    Returns:
+        defense, n, surrogate, attack, loss; accuracy under it alone, with low and high (Wilson); alone, the share of
+        images that it takes and no other version; all in [0, 1]; samples, seeds, and versions, its random starts. The
+        strongest of a defense first.
+
+    Raises:
+        RobenchError: no black-box rows at that ε.
+    """
+    rows = _rows(frame, eps)
+    verdicts = robust(rows, [*_WHO, *_RUNS, *_VERSION])
+    image = [verdicts[name] for name in (*_WHO, *_RUNS, "sample")]
+    only = (~verdicts["correct"]).groupby(image, observed=True).transform("sum") == 1
+    verdicts["alone"] = ~verdicts["correct"] & only
+    by = [*_WHO, *_VERSION]
+    points = accuracies(verdicts, by, _RUNS)
+    points = points.merge(verdicts.groupby(by, observed=True)["alone"].mean().reset_index(), on=by)
+    columns = [*by, "accuracy", "low", "high", "alone", "samples", "seeds", "versions"]
+    return style.ordered(points, *_WHO, "accuracy", *_VERSION)[columns]
+
+
+def described(points: pd.DataFrame, eps: float, caption: str = "") -> Table:
+    """`by_version` for documents."""
+    rows = [
+        [
+            Cell.of(style.label(row["defense"])),
+            *(Cell.of(row[name]) for name in ("n", *_VERSION)),
+            Cell.measured(row["accuracy"], row["low"], row["high"]),
+            Cell.of(row["alone"], rate=True),
+        ]
+        for row in points.to_dict("records")
+    ]
+    note = (
+        f"Black-box accuracy in percent at ε = {eps:g} under one surrogate, attack and loss alone, with all its random "
+        f"starts, and its 95 percent Wilson interval; the last column is the share of images that no other takes."
+    )
+    headers = ["Defense", "N", "Surrogate", "Attack", "Loss", "Accuracy", "It alone takes"]
+    return Table(headers, rows, caption, note)
+
+
+def _accuracy(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    return accuracies(robust(rows, [*by, *_RUNS]), by, _RUNS)
+
+
+def _rows(frame: pd.DataFrame, eps: float) -> pd.DataFrame:
+    """Black-box rows of ensembles at that ε, of which those count that make the threat's number."""
+    rows = tidy(frame)
+    rows = rows[(rows["threat"] == "blackbox") & (rows["eps"] == eps) & (rows["member"] == ENSEMBLE)]
+    if rows.empty:
+        raise RobenchError(f"no blackbox accuracy at ε {eps:g} in these outcomes; run `robench eval --threat blackbox`")
+    return that_count(rows)
