@@ -26,6 +26,7 @@ from robench.core.progress import Progress, silent
 from robench.core.rng import Draws, Stream
 from robench.core.store import content_key, read_frame, write_frame
 from robench.evaluation.predict import classes
+from robench.evaluation.schema import DIVERSITY_STEPS
 from robench.evaluation.subjects import Subject
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def measure(
     folder: Path,
     *,
     eps: float = 0.07,
-    steps: int = 10,
+    steps: int = DIVERSITY_STEPS,
     seed: int = 0,
     device: torch.device,
     progress: Progress = silent,
