@@ -38,9 +38,10 @@ from robench.core.rng import Draws, Stream
 from robench.core.runs import Run, Runs
 from robench.core.store import write_text
 from robench.defenses import DEFENSES
+from robench.evaluation import words
 from robench.evaluation.engine import Settings
 from robench.evaluation.outcomes import wilson
-from robench.evaluation.threats import Blackbox, Convergence, Threat, Transfer, Whitebox, default_attacks
+from robench.evaluation.threats import Blackbox, Convergence, Threat, Transfer, Whitebox
 from robench.studies.workbench import Workbench
 from robench.training.compiling import compiled_if_same
 from robench.training.importing import import_weights
@@ -182,7 +183,7 @@ def works(plan: Plan) -> Rows:
                 yield tried(f"attack {name}", crafted)
         yield tried("survivors attacked again", partial(judged, Whitebox(eps=(0.15,), attacks=short), probe=True))
         yield tried("threat transfer", partial(judged, Transfer(eps=(0.1,), restarts=2, attacks=short)))
-        attacks = tuple(replace(each, steps=3) for each in default_attacks("blackbox"))  # type: ignore[call-arg]
+        attacks = tuple(replace(each, steps=3) for each in words.attacks("blackbox"))  # type: ignore[call-arg]
         work = Workbench(store, digits, Settings(plan.device), images)
         hold_out = Blackbox(surrogates=(work.subject(own),), eps=(0.1,), restarts=2, attacks=attacks)
         yield tried("threat blackbox, ten versions", partial(judged, hold_out))

@@ -32,6 +32,5 @@ def cells(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
         replace(asked, cells=tuple(sorted(keys[cell] for cell in asked.cells))).write(folder)
     for path in folder.glob("part-*.parquet"):
         rows = read_frame(path)
-        assert rows is not None
         path.unlink()
         write_frame(folder, rows.assign(cell=rows["cell"].map(keys)))

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Part:
 
     @classmethod
     def of(cls, runs: Sequence[Run], threat: Threat) -> Part:
-        options = {each.name: getattr(threat, each.name) for each in fields(threat)}
+        options = {name: getattr(threat, name) for name in type(threat).model_fields}
         surrogates = tuple(subject.name for subject in options.pop("surrogates", ()))
         return cls(tuple(run.name for run in runs), type(threat), options, surrogates)
 

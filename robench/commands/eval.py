@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robench.commands import _gate
+from robench.commands._options import Group, Grouped, fields_of, taken
 from robench.commands._shared import (
     bar,
     confirm,
@@ -18,9 +19,9 @@ from robench.commands._shared import (
     import_models,
     refuse_given,
     shared,
-    split,
 )
 from robench.commands._tables import diversity, formatted
+from robench.evaluation import schema
 
 log = logging.getLogger(__name__)
 
@@ -36,44 +37,23 @@ if TYPE_CHECKING:
     from robench.studies.workbench import Workbench
 
 
-#: Options that have an effect under some threats alone.
-_ONLY = {
-    ("surrogates", "surrogate_defense", "allow_related", "no_train", "yes", "no_cache"): ("blackbox",),
-    ("probe",): ("whitebox",),
-    ("require", "lower_bound"): ("whitebox", "blackbox"),
-    ("attacks", "losses", "restarts", "batch_size", "precision", "compiling", "workers", "dry_run", "strict"): (
-        "whitebox",
-        "blackbox",
-        "transfer",
-        "convergence",
-        "queries",
-    ),
-}
+_GROUPS = (
+    Group.of(schema.Strength),
+    Group.of(schema.Attacks),
+    Group.of(schema.HoldOuts),
+    Group("Surrogates", ("blackbox",), ("no_train", "yes", "no_cache")),
+    Group.of(schema.Images),
+    Group("Work", schema.ATTACKED, ("batch_size", "precision", "compiling", "workers", "dry_run")),
+    Group("Checks", schema.ATTACKED, ("strict",)),
+    Group("Checks", ("whitebox",), ("probe",)),
+    Group("Checks", ("whitebox", "blackbox"), ("require", "lower_bound")),
+)
 
 
-@click.command("eval")
+@click.command("eval", cls=Grouped, groups=_GROUPS)
 @click.argument("names", nargs=-1, metavar="[RUN]...")
-@click.option(
-    "--threat",
-    type=click.Choice(["whitebox", "blackbox", "transfer", "convergence", "queries", "diversity"]),
-    required=True,
-)
-@click.option("--surrogates", default="3,5,8", show_default=True, help="Sizes to make or reuse, or names of runs.")
-@click.option("--surrogate-defense", default="baseline", show_default=True, help="`same`: each target's own.")
-@click.option("--allow-related", is_flag=True, help="Judge on surrogates that are no hold-outs; labelled.")
-@click.option("--eps", help="0.01:0.07:0.01, 8/255, or several with commas. By default the data set's.")
-@click.option("--attacks", help="With commas; fields as pgd:momentum=1. By default the protocol's.")
-@click.option("--losses", help="ce, cw. By default the protocol's.")
-@click.option("--steps", type=int, help="Gradient steps. By default the protocol's: 50, black-box 100, diversity 10.")
-@click.option("--restarts", type=int, help="Random starts. By default the protocol's: 5, black-box 3.")
-@click.option("--samples", default=1000, show_default=True)
-@click.option(
-    "--subset",
-    type=click.Choice(["auto", "first", "random", "paper"]),
-    default="auto",
-    show_default=True,
-    help="Test images: the first, or, of data that are ordered by class, random ones.",
-)
+@click.option("--threat", type=click.Choice(schema.NAMES), required=True)
+@fields_of(schema.Strength, schema.Attacks, schema.HoldOuts, schema.Images)
 @click.option("--dataset", help="By default the one that the runs were trained on.")
 @click.option("--model", multiple=True, help="package.module:factory that a run needs: allows to import it.")
 @click.option("--seed", default=0, show_default=True, help="Of the attacks' draws.")
@@ -103,16 +83,13 @@ def command(**given: Any) -> int:
     """Judge RUNs, or every target run of the data set, under a threat; says what speaks against the result."""
     from robench.commands._helpers import Part, helpers
     from robench.core.pool import visible_gpus
-    from robench.evaluation import checks
+    from robench.evaluation import checks, words
     from robench.evaluation.outcomes import Outcomes
     from robench.evaluation.threats import THREATS
     from robench.studies.summary import objects
     from robench.studies.workbench import stored
 
-    asked = _Asked(**given)
-    for names, threats in _ONLY.items():
-        if asked.threat not in threats:
-            refuse_given(set(names), f"has no effect under --threat {asked.threat}")
+    asked = _Asked.of(given)
     if asked.dry_run:
         refuse_given({"workers", "require"}, "has no effect with --dry-run")
     gpus = visible_gpus(asked.device)
@@ -121,7 +98,7 @@ def command(**given: Any) -> int:
     chosen, bench = _bench(asked, workers)
     if asked.threat == "diversity":
         return _diversity(asked, bench, chosen)
-    options = _options(asked, bench)
+    options = words.options(asked.threat, asked.attacked, _usual_eps(asked, bench))
     wanted = _gate.requirements(asked.require)
     _gate.refuse_unmeasured(wanted, _points(asked, options["eps"]), "this evaluation")
     found: list[Finding] = []
@@ -162,16 +139,9 @@ class _Asked:
 
     names: tuple[str, ...]
     threat: str
-    surrogates: str
-    surrogate_defense: str
-    allow_related: bool
-    eps: str | None
-    attacks: str | None
-    losses: str | None
-    steps: int | None
-    restarts: int | None
-    samples: int
-    subset: str
+    attacked: schema.Asked
+    hold_outs: schema.HoldOuts
+    images: schema.Images
     dataset: str | None
     model: tuple[str, ...]
     seed: int
@@ -192,6 +162,17 @@ class _Asked:
     runs: str
     yes: bool
 
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> _Asked:
+        owner = f"--threat {given['threat']}"
+        command.refuse_others(given["threat"])
+        return cls(
+            attacked=taken(schema.Asked, given, owner),
+            hold_outs=taken(schema.HoldOuts, given, owner),
+            images=taken(schema.Images, given, owner),
+            **given,
+        )
+
 
 def _bench(asked: _Asked, workers: int) -> tuple[list[Run], Workbench]:
     """The runs that are judged, and what judges them."""
@@ -203,9 +184,9 @@ def _bench(asked: _Asked, workers: int) -> tuple[list[Run], Workbench]:
     chosen, data = _judged(asked.names, store, asked.dataset, asked.data_dir)
     import_models(asked.model, chosen if asked.threat != "blackbox" else store.all())
     _tell(chosen, data)
-    subset = _subset(data, asked.samples, asked.subset)
+    samples, subset = asked.images.samples, _subset(data, asked.images)
     how = device_of(asked.device), asked.precision, asked.batch_size, asked.seed, asked.compiling, workers
-    bench = Workbench(store, data, Settings(*how), asked.samples, subset, bar=bar, confirm=confirm(asked.yes))
+    bench = Workbench(store, data, Settings(*how), samples, subset, bar=bar, confirm=confirm(asked.yes))
     return chosen, bench
 
 
@@ -219,29 +200,22 @@ def _assist(asked: _Asked, workers: int, parts: Sequence[Part]) -> None:
             part.judge(bench, cache=not asked.no_cache)
 
 
-def _radii(asked: _Asked, bench: Workbench) -> tuple[float, ...]:
-    from robench.evaluation import words
+def _usual_eps(asked: _Asked, bench: Workbench) -> tuple[float, ...]:
     from robench.training.recipes import recipe_file
 
-    return words.radii(asked.eps) if asked.eps else recipe_file(bench.data.recipe).evaluation.radii(asked.threat)
-
-
-def _options(asked: _Asked, bench: Workbench) -> dict[str, Any]:
-    """The threat's fields."""
-    from robench.evaluation import words
-
-    attacks = words.attacks(asked.threat, split(asked.attacks), split(asked.losses), asked.steps)
-    options: dict[str, Any] = {"eps": _radii(asked, bench), "attacks": attacks}
-    return options if asked.restarts is None else {**options, "restarts": asked.restarts}
+    return recipe_file(bench.data.recipe).evaluation.radii(asked.threat)
 
 
 def _diversity(asked: _Asked, bench: Workbench, chosen: Sequence[Run]) -> int:
     from robench.core.errors import RobenchError
+    from robench.evaluation import words
 
-    radii, steps = _radii(asked, bench), 10 if asked.steps is None else asked.steps
+    wanted = asked.attacked
+    radii = words.radii(wanted.eps) if isinstance(wanted.eps, str) else _usual_eps(asked, bench)
     if len(radii) > 1:
-        raise RobenchError(f"expected one --eps under --threat diversity, got {asked.eps}")
-    click.echo(diversity(bench.diversity(chosen, eps=radii[0], steps=steps), asked.style))
+        raise RobenchError(f"expected one --eps under --threat diversity, got {wanted.eps}")
+    steps = {} if wanted.steps is None else {"steps": wanted.steps}
+    click.echo(diversity(bench.diversity(chosen, eps=radii[0], **steps), asked.style))
     return 0
 
 
@@ -255,7 +229,7 @@ def _probed(
     for run in chosen:
         with bar() as progress:
             subject, attacks = bench.subject(run), options["attacks"]
-            found += probe(subject, outcomes, bench.data, attacks, asked.restarts, alone, progress=progress)
+            found += probe(subject, outcomes, bench.data, attacks, asked.attacked.restarts, alone, progress=progress)
     return found
 
 
@@ -286,8 +260,9 @@ def _tell(chosen: Sequence[Run], data: Data) -> None:
             )
 
 
-def _subset(data: Data, samples: int, subset: str) -> str:
+def _subset(data: Data, asked: schema.Images) -> str:
     """Which images ``auto`` means here; what is not as it was asked for is told."""
+    samples, subset = asked.samples, asked.subset
     if samples > len(data.test):
         log.info(f"{data.label} has {len(data.test)} test images: all of them are taken instead of {samples}")
     resolved = data.resolved(subset, samples)
@@ -305,10 +280,12 @@ def _blackbox(
 
     plans: list[tuple[list[Run], Threat]] = []
     found, trained = [], []
-    same = asked.surrogate_defense == "same"
-    for defense in sorted({run.defense if same else asked.surrogate_defense for run in chosen}):
+    hold_outs, same = asked.hold_outs, asked.hold_outs.surrogate_defense == "same"
+    related = {name: getattr(hold_outs, name) for name in schema.Relation.model_fields}
+    sizes = [value for value in hold_outs.surrogates if isinstance(value, int)]
+    others = [value for value in hold_outs.surrogates if isinstance(value, str)]
+    for defense in sorted({run.defense if same else hold_outs.surrogate_defense for run in chosen}):
         group = [run for run in chosen if not same or run.defense == defense]
-        sizes, others = _surrogates(asked.surrogates)
         if not sizes:
             refuse_given({"surrogate_defense"}, "is of surrogates that --surrogates gives by size")
         tasks = bench.surrogate_tasks(sizes, defense)
@@ -316,10 +293,9 @@ def _blackbox(
         missing = [task for task in tasks if task.name not in there] if asked.dry_run and not asked.no_train else []
         trained += bench.trainings(missing)
         ready = [task for task in tasks if task not in missing]
-        hold_outs = bench.train(ready, allowed=not asked.no_train, ask_beyond=600) + list(map(bench.store.get, others))
-        related = asked.allow_related
-        plans.append((group, bench.hold_out(hold_outs, missing=missing, allow_related=related, **options)))
-        found.append(checks.kin(map(bench.subject, group), [*map(bench.subject, hold_outs)]))
+        runs = bench.train(ready, allowed=not asked.no_train, ask_beyond=600) + list(map(bench.store.get, others))
+        plans.append((group, bench.hold_out(runs, missing=missing, **related, **options)))
+        found.append(checks.kin(map(bench.subject, group), [*map(bench.subject, runs)]))
     return plans, found, trained
 
 
@@ -342,17 +318,6 @@ def _bill(parts: Sequence[Forecast]) -> str:
             f"through one member, {disk / 1e6:.0f} MB, {duration(seconds)}",
         ]
     )
-
-
-def _surrogates(text: str) -> tuple[list[int], list[str]]:
-    """Sizes, and names of runs."""
-    from robench.core.errors import RobenchError
-
-    parts = split(text)
-    sizes = [int(part) for part in parts if part.lstrip("-").isdigit()]
-    if not parts or any(size < 1 for size in sizes):
-        raise RobenchError(f"expected --surrogates as sizes such as 3,5,8 or names of runs, got {text!r}")
-    return sizes, [part for part in parts if not part.lstrip("-").isdigit()]
 
 
 def _targets(runs: Sequence[Run], data: Data, folder: str) -> list[Run]:

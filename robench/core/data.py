@@ -20,9 +20,10 @@ from torch import Tensor
 
 from robench.core.errors import RobenchError
 from robench.core.models import ModelSpec
+from robench.core.parts import sound
 from robench.core.registry import Registry
 from robench.core.rng import Stream
-from robench.core.store import read_tensors, tensors_hash, write_tensors
+from robench.core.store import Absent, Damaged, read_hashed, tensors_hash, write_hashed
 
 log = logging.getLogger(__name__)
 
@@ -391,13 +392,17 @@ def _folder(path: Path, place: Place) -> Data:
         for part, files in listing.items():
             tensors[f"{part}.images"] = torch.from_numpy(np.stack(_decoded([file for file, _ in files])))
             tensors[f"{part}.labels"] = torch.tensor([label for _, label in files])
-        write_tensors(cache, tensors, {"hash": tensors_hash(tensors)})
+        write_hashed(cache, tensors)
     return make(
         f"folder:{path}",
         (tensors["train.images"].numpy(), tensors["train.labels"].numpy()),
         (tensors["test.images"].numpy(), tensors["test.labels"].numpy()),
         classes=classes,
     )
+
+
+#: Of a cache file.
+_TENSORS = {f"{part}.{kind}" for part in ("train", "test") for kind in ("images", "labels")}
 
 
 def _hidden(name: str) -> bool:
@@ -412,13 +417,17 @@ def _visible(folder: Path) -> set[str]:
 
 def _cached(path: Path) -> dict[str, Tensor]:
     """What a cache file holds; nothing where it is absent or damaged."""
-    if not path.exists():
-        return {}
-    try:
-        tensors, metadata = read_tensors(path)
-    except RobenchError:
-        return {}
-    return tensors if metadata.get("hash") == tensors_hash(tensors) else {}
+    with contextlib.suppress(Absent):
+        if found := sound(path, _read, "the images", "are read again"):
+            return found
+    return {}
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    found, _ = read_hashed(path)
+    if set(found) != _TENSORS:
+        raise Damaged(f"{path} is damaged: it holds no images")
+    return found
 
 
 def _decoded(files: list[Path]) -> list[npt.NDArray[np.uint8]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from robench.core.errors import RobenchError, unknown
 
@@ -28,6 +28,27 @@ def construct(cls: type[Any], values: Mapping[str, Any], owner: str) -> Any:
         try:
             converted[name] = TypeAdapter(hints[name], config=_FINITE).validate_python(value)
         except ValidationError as error:
-            problem = error.errors()[0]
-            raise RobenchError(f"{name!r} of {owner}: {problem['msg'].lower()}, got {value!r}") from error
+            raise explained(error, owner, field=name) from error
     return cls(**converted)
+
+
+def explained(
+    error: ValidationError, owner: str, model: type[BaseModel] | None = None, *, field: str = ""
+) -> RobenchError:
+    """One line for the first problem that pydantic found: field, owner, what is allowed, what was received, and what
+    the field's description says.
+
+    Args:
+        model: what did not validate; field: or the one value of ``owner`` that did not.
+    """
+    problem = error.errors()[0]
+    if isinstance(said := problem.get("ctx", {}).get("error"), RobenchError):
+        return said
+    loc = [field, *problem["loc"]] if field else problem["loc"]
+    name, known = str(loc[0]) if loc else "", model.model_fields if model else {}
+    if problem["type"] == "extra_forbidden":
+        return unknown(f"field of {owner}", name, known)
+    got = "" if problem["type"] == "missing" else f", got {problem['input']!r}"
+    owners = (base.model_fields for base in (model.__mro__ if model else ()) if issubclass(base, BaseModel))
+    hint = next((fields[name].description for fields in owners if name in fields and fields[name].description), "")
+    return RobenchError(f"{name!r} of {owner}: {problem['msg'].lower()}{got}{f'; {hint}' if hint else ''}")

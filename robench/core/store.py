@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,15 @@ from robench.core.errors import RobenchError
 if TYPE_CHECKING:
     import pandas as pd
     from pydantic import BaseModel
+
+
+class Absent(RobenchError, FileNotFoundError):
+    """There is no such file."""
+
+
+class Damaged(RobenchError):
+    """A file is not what was written."""
+
 
 #: Seconds without a change after which a temporary file is nobody's: no write takes so long.
 ABANDONED = 86_400.0
@@ -170,18 +179,56 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; RobenchError where it is absent or damaged."""
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        Absent: there is none.
+        Damaged: it is no safetensors file, or a part of one.
+        RobenchError: it is no file, or cannot be read.
+    """
     from safetensors import SafetensorError, safe_open
 
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise RobenchError(f"{path} is no file; restore or remove it")
+    _check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError as error:
-        raise RobenchError(f"{path} does not exist") from error
-    except (SafetensorError, OSError) as error:
-        raise RobenchError(f"{path} is damaged ({error}); remove it and run the same command again") from error
+        raise Absent(f"{path} does not exist") from error
+    except SafetensorError as error:
+        raise Damaged(f"{path} is damaged ({error}); remove it and run the same command again") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+#: The hash of what a file of tensors holds, from its tensors and metadata.
+Hashed = Callable[[Mapping[str, Tensor], Mapping[str, str]], str]
+
+
+def of_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """The hash of the tensors alone."""
+    return tensors_hash(tensors)
+
+
+def write_hashed(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, hashed: Hashed = of_tensors
+) -> None:
+    """safetensors that hold their own hash: damage shows on reading."""
+    about = dict(metadata or {})
+    write_tensors(path, tensors, {**about, "hash": hashed(tensors, about)})
+
+
+def read_hashed(path: Path, hashed: Hashed = of_tensors) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What `write_hashed` wrote.
+
+    Raises:
+        Absent: there is none.
+        Damaged: it holds anything else.
+        RobenchError: it is no file, or cannot be read.
+    """
+    tensors, metadata = read_tensors(path)
+    if metadata.get("hash") != hashed(tensors, metadata):
+        raise Damaged(f"{path} is damaged (it is not what was written); remove it and run the same command again")
+    return tensors, metadata
 
 
 def write_frame(folder: Path, frame: pd.DataFrame) -> Path:
@@ -194,21 +241,40 @@ def write_frame(folder: Path, frame: pd.DataFrame) -> Path:
     return path
 
 
-def read_frame(path: Path) -> pd.DataFrame | None:
-    """The rows of a file that `write_frame` made; None where the bytes are not those that were written."""
+def read_frame(path: Path, columns: Collection[str] = ()) -> pd.DataFrame:
+    """The rows of a file that `write_frame` made.
+
+    Raises:
+        Absent: there is none.
+        Damaged: the bytes are not those that were written, or are no rows with all of ``columns``.
+        RobenchError: it is no file, or cannot be read.
+    """
     import pandas as pd
 
-    if path.exists() and not path.is_file():
-        raise RobenchError(f"{path} is no file; restore or remove it")
+    _check_file(path)
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise Absent(f"{path} does not exist") from error
     except OSError as error:
-        raise RobenchError(f"{path} cannot be read ({error.strerror}); restore or remove it") from error
-    if path.name != f"part-{hashlib.sha256(content).hexdigest()[:24]}.parquet":
-        return None
-    return pd.read_parquet(io.BytesIO(content))
+        raise _unreadable(path, error) from error
+    try:
+        if path.name == f"part-{hashlib.sha256(content).hexdigest()[:24]}.parquet":
+            found = pd.read_parquet(io.BytesIO(content))
+            if set(columns) <= set(found):
+                return found
+    except (ValueError, OSError):  # pyarrow's errors are both
+        pass
+    raise Damaged(f"{path} is damaged (it is not what was written); remove it and run the same command again")
+
+
+def _check_file(path: Path) -> None:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise RobenchError(f"{path} is no file; restore or remove it")
+
+
+def _unreadable(path: Path, error: OSError) -> RobenchError:
+    return RobenchError(f"{path} cannot be read ({error.strerror or error}); restore or remove it")
 
 
 def content_key(value: Any) -> str:

@@ -16,6 +16,7 @@ from robench.evaluation.checks import check
 from robench.evaluation.engine import Evaluator, Settings, correct_for_all
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.probe import judge
+from robench.evaluation.schema import SAMPLES
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Threat, Transfer
 
@@ -25,7 +26,7 @@ def evaluate(
     data: Data,
     threat: Threat,
     *,
-    samples: int = 1000,
+    samples: int = SAMPLES,
     subset: str = "auto",
     name: str = "model",
     device: str | torch.device | None = None,

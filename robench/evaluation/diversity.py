@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,13 @@ from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.features import depth
 from robench.core.frozen import frozen
+from robench.core.parts import parts
 from robench.core.progress import Progress, silent
 from robench.core.rng import Draws, Stream
 from robench.core.store import content_key, read_frame, write_frame
 from robench.evaluation.predict import classes
+from robench.evaluation.schema import DIVERSITY_STEPS
 from robench.evaluation.subjects import Subject
-
-log = logging.getLogger(__name__)
 
 #: Images that share a feature layer.
 GROUP = 10
@@ -76,6 +75,9 @@ def _by_group(
             yield start, losses / (len(ensemble) * (len(ensemble) - 1))
 
 
+_read = partial(read_frame, columns=("key", "sample", "diversity"))
+
+
 def _enough(members: int, images: int) -> None:
     if members < 2 or images < 2:
         raise RobenchError(f"expected at least 2 members and 2 images for the diversity, got {members} and {images}")
@@ -88,7 +90,7 @@ def measure(
     folder: Path,
     *,
     eps: float = 0.07,
-    steps: int = 10,
+    steps: int = DIVERSITY_STEPS,
     seed: int = 0,
     device: torch.device,
     progress: Progress = silent,
@@ -110,12 +112,8 @@ def measure(
         raise RobenchError(f"expected `steps` of the diversity to be at least 1, got {steps}")
     about = {"eps": eps, "steps": steps, "draws": seed}
     key = content_key({**about, "target": target.identity, "data": data.identity, "samples": samples.tolist()})
-    parts = {path: read_frame(path) for path in sorted(folder.glob("part-*.parquet"))}
-    for path in (path for path, part in parts.items() if part is None):
-        with suppress(FileNotFoundError):  # another process did
-            path.rename(path.with_name(f"{path.name}.damaged"))
-        log.warning(f"{path} is damaged: it is set aside and its values are computed again")
-    known = [part[part["key"] == key] for part in parts.values() if part is not None]
+    kept = parts(folder, "part-*.parquet", _read, "its values", "are computed again")
+    known = [rows[rows["key"] == key] for _, rows in kept if rows is not None]
     done = {int(sample) for part in known for sample in part["sample"]}
     groups = [start for start in range(0, len(samples), GROUP) if int(samples[start]) not in done]
     images, labels = to_images(data.test.images[samples].to(device)), data.test.labels[samples].to(device)

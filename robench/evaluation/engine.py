@@ -120,7 +120,7 @@ def _with_cw(threat: Threat) -> Threat:
     for attack in threat.attacks:
         with suppress(RobenchError):  # an attack with a loss of its own
             twins.append(replace(attack, loss="cw"))
-    return replace(threat, attacks=tuple(dict.fromkeys((*threat.attacks, *twins))))
+    return threat.model_copy(update={"attacks": tuple(dict.fromkeys((*threat.attacks, *twins)))})
 
 
 def surrogates_of(threat: Threat) -> tuple[Subject, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -15,10 +14,13 @@ import torch
 from torch import Tensor
 
 from robench.core.errors import RobenchError
-from robench.core.store import checked_name, read_record, read_tensors, tensors_hash, write_record, write_tensors
+from robench.core.parts import parts, sound
+from robench.core.store import Damaged, checked_name, read_hashed, read_record, tensors_hash, write_hashed, write_record
 from robench.evaluation.cells import Cell
 
-log = logging.getLogger(__name__)
+#: Names of the parts of a craft, and what is told where one is damaged.
+PARTS = "part-*.safetensors"
+DAMAGE = ("its images", "are crafted again")
 
 #: Where each sample of a craft is: file, and row in it.
 Kept = dict[int, tuple[Path, int]]
@@ -29,7 +31,7 @@ class Craft(NamedTuple):
 
     Attributes:
         manifest: of a cell that it was made for; empty where that is lost.
-        images: how many; size: bytes on disk; damaged: files that were not what was written, and are removed.
+        images: how many; size: bytes on disk; damaged: files that are not what was written.
     """
 
     key: str
@@ -44,24 +46,23 @@ class Images:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._read = lru_cache(maxsize=8)(self._verified)
+        self._read = lru_cache(maxsize=8)(_read)
         self._kept: dict[str, Kept] = {}
         self._known: set[Path] = set()
 
     def kept(self, craft: str) -> Kept:
         """What the cache has of a craft, by sample."""
         kept = self._kept.setdefault(craft, {})
-        for path in sorted((self.root / checked_name(craft, "craft")).glob("part-*.safetensors")):
-            if path not in self._known:
-                tensors = self._read(path)
-                if tensors is not None:
-                    self._known.add(path)
-                    kept.update({int(sample): (path, row) for row, sample in enumerate(tensors["samples"])})
+        folder = self.root / checked_name(craft, "craft")
+        for path, tensors in parts(folder, PARTS, self._read, *DAMAGE, known=self._known):
+            if tensors is not None:
+                self._known.add(path)
+                kept.update({int(sample): (path, row) for row, sample in enumerate(tensors["samples"])})
         return kept
 
     def samples(self, craft: str) -> list[int]:
         """The samples that `kept` would have, unless their images are damaged; only looks."""
-        parts = map(_header, (self.root / checked_name(craft, "craft")).glob("part-*.safetensors"))
+        parts = map(_header, (self.root / checked_name(craft, "craft")).glob(PARTS))
         return [int(sample) for part in parts if part is not None for sample in part["samples"]]
 
     def save(self, cell: Cell, samples: npt.NDArray[np.int64], images: Tensor, zero_gradient: Tensor) -> None:
@@ -73,8 +74,7 @@ class Images:
                 folder / "craft.json", {name: getattr(cell, name) for name in ("surrogate", "attack", "loss", "eps")}
             )
         tensors = {"images": images.cpu(), "samples": torch.from_numpy(samples), "zero_gradient": zero_gradient.cpu()}
-        digest = tensors_hash(tensors)
-        write_tensors(folder / f"part-{digest[:24]}.safetensors", tensors, {"hash": digest})
+        write_hashed(folder / f"part-{tensors_hash(tensors)[:24]}.safetensors", tensors)
 
     def load(self, kept: Kept, samples: npt.NDArray[np.int64], clean: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """Images (B,C,H,W) and zero-gradient flags (B,) of ``samples``, on the device of ``clean``.
@@ -85,9 +85,9 @@ class Images:
         images, flags = [], []
         for sample in samples:
             path, row = kept[int(sample)]
-            tensors = self._read(path)
+            tensors = sound(path, self._read, *DAMAGE)
             if tensors is None:
-                raise RobenchError(f"{path} was damaged while it was in use and is removed; run the same command again")
+                raise RobenchError(f"{path} was damaged while it was in use; run the same command again")
             images.append(tensors["images"][row])
             flags.append(tensors["zero_gradient"][row])
         if any(image.shape != clean.shape[1:] for image in images):
@@ -105,11 +105,11 @@ class Images:
         return loaded, torch.stack(flags).to(clean.device)
 
     def crafts(self, *, verify: bool = False) -> Iterator[Craft]:
-        """Every entry; with ``verify`` each file is read and a damaged one removed."""
+        """Every entry; with ``verify`` each file is read and a damaged one set aside."""
         for folder in sorted(path for path in self.root.glob("*") if path.is_dir()):
-            paths = sorted(folder.glob("part-*.safetensors"))
+            paths = sorted(folder.glob(PARTS))
             size = sum(path.stat().st_size for path in paths)
-            read = [self._verified(path) if verify else _header(path) for path in paths]
+            read = [sound(path, _read, *DAMAGE) if verify else _header(path) for path in paths]
             manifest = _craft(folder / "craft.json")
             images = sum(len(tensors["samples"]) for tensors in read if tensors is not None)
             yield Craft(folder.name, manifest, images, size, sum(tensors is None for tensors in read))
@@ -120,18 +120,13 @@ class Images:
         shutil.rmtree(self.root, ignore_errors=True)
         return freed
 
-    def _verified(self, path: Path) -> dict[str, Tensor] | None:
-        try:
-            tensors, metadata = read_tensors(path)
-            good = metadata.get("hash") == tensors_hash(tensors) and path.stem == f"part-{metadata['hash'][:24]}"
-            good = good and _whole(tensors)
-        except RobenchError:
-            good = False
-        if not good:
-            log.warning(f"{path} is damaged and was removed; its images are crafted again")
-            path.unlink(missing_ok=True)
-            return None
-        return tensors
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a part; `Damaged` where it is none of ours."""
+    tensors, metadata = read_hashed(path)
+    if path.stem != f"part-{metadata['hash'][:24]}" or not _whole(tensors):
+        raise Damaged(f"{path} is damaged: it holds no adversarial images of that name")
+    return tensors
 
 
 def _whole(tensors: Mapping[str, Tensor]) -> bool:

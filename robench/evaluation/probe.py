@@ -26,6 +26,7 @@ from robench.evaluation.checks import POINT, SURVIVORS, probed
 from robench.evaluation.engine import Evaluator, Settings
 from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import ENSEMBLE, PROBE, Outcomes
+from robench.evaluation.schema import Count
 from robench.evaluation.soundness import examine
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Threat, Whitebox
@@ -47,14 +48,13 @@ SQUARE, TARGETED, MEMBERS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Probe(Whitebox):
     """A few survivors of a white-box result, attacked in ways that were not part of it."""
 
     name: ClassVar[str] = PROBE
     clean: ClassVar[bool] = False
 
-    restarts: int = 1
+    restarts: Count = 1
 
 
 def judge(

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from robench.core.errors import RobenchError
+from robench.core.parts import parts
 from robench.core.store import read_frame, read_record, write_frame, write_record
 from robench.evaluation.cells import Cell
 from robench.evaluation.evaluations import FOLDER, Evaluation
 from robench.evaluation.findings import Finding
-from robench.evaluation.outcomes import Outcomes, empty_rows
+from robench.evaluation.outcomes import ROW_COLUMNS, Outcomes, empty_rows
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,9 @@ class Rows:
             self._index.setdefault(str(cell), set()).update(map(int, samples))
 
 
+_read = partial(read_frame, columns=ROW_COLUMNS)
+
+
 class FolderRows(Rows):
     """Rows in ``folder``: ``part-<hash>.parquet``, each whole or absent, beside ``cells/<key>.json`` and
     ``evaluations/<key>.json``.
@@ -164,28 +168,18 @@ class FolderRows(Rows):
             return {}
 
     def refresh(self) -> None:
-        """Reads the parts that are new; what others compacted away holds nothing new."""
-        for path in sorted(self.folder.glob("part-*.parquet")):
-            if path.name in self._parts:
-                continue
-            try:
-                part = read_frame(path)
-            except FileNotFoundError:
-                if path.is_symlink():
-                    raise RobenchError(f"{path} is a link to nothing; restore what it names, or remove it") from None
-                # Another process compacted in between: what it wrote instead holds these rows.
-                return self.refresh()
-            if part is None:
+        """Reads the parts that are new."""
+        known = {self.folder / name for name in self._parts}
+        if not self._repair:
+            known.update(self.damaged)  # where they are, and told
+        for path, rows in parts(
+            self.folder, "part-*.parquet", _read, "its rows", "are judged again", known=known, repair=self._repair
+        ):
+            if rows is None:
                 self.damaged.append(path)
-                if self._repair:
-                    with suppress(FileNotFoundError):  # another process did
-                        path.rename(path.with_name(f"{path.name}.damaged"))
-                then = "is set aside and its rows are judged again" if self._repair else "its rows do not count here"
-                log.warning(f"{path} is damaged: {then}")
             else:
                 # Older rows do not say which part of an attack took an image.
-                self._add(path.name, part if "part" in part else part.assign(part=""))
-        return None
+                self._add(path.name, rows if "part" in rows else rows.assign(part=""))
 
     def begin(self, evaluation: Evaluation) -> None:
         evaluation.write(self.folder)

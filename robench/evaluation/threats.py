@@ -5,11 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from robench.attacks import ATTACKS, Attack
+from pydantic import AfterValidator, ConfigDict, Field, InstanceOf, ValidationError, field_validator, model_validator
+
+from robench.attacks import Attack
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
+from robench.core.plugins import explained
+from robench.evaluation import words
+from robench.evaluation.schema import PROTOCOL, Count, Effort, Radii, Relation
 from robench.evaluation.subjects import Subject, kinship
 
 #: What the column ``threat`` says of surrogates that are Baselines, or any other defense, of the target's own kind, and
@@ -38,43 +43,43 @@ class Job:
     members_too: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Threat(ABC):
-    """What an attacker knows, and tries.
+def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(sorted(set(values)))
+
+
+class Threat(Effort, ABC):
+    """What an attacker knows, and tries. Fields, ranges and defaults are those of `robench.evaluation.schema`.
 
     Attributes:
-        eps: radii in [0, 1], ascending.
-        attacks: tried one after the other; by default the protocol's, see `default_attacks`.
+        eps: radii in (0, 1], in units of a pixel in [0, 1]; ascending.
+        attacks: tried one after the other; by default the protocol's, see `robench.evaluation.words.attacks`.
         restarts: random starts of each attack that has any.
+
+    Raises:
+        RobenchError: an unknown field, or a value out of range.
     """
+
+    model_config = ConfigDict(strict=False)
 
     name: ClassVar[str]
     #: Whether clean accuracy belongs beside the result; not where samples are chosen by being right.
     clean: ClassVar[bool] = True
 
-    eps: tuple[float, ...]
-    attacks: tuple[Attack, ...] = ()
-    restarts: int
+    eps: Annotated[Radii, AfterValidator(_ascending)] = Field(
+        description="radii in units of a pixel in [0, 1], such as (8 / 255,); clean accuracy is always reported"
+    )
+    attacks: tuple[InstanceOf[Attack], ...] = ()
+    restarts: Count
 
-    def __post_init__(self) -> None:
-        if not self.attacks:
-            object.__setattr__(self, "attacks", default_attacks(self.name))
-        if not isinstance(self.eps, (tuple, list)):
-            raise RobenchError(
-                f"expected `eps` of threat {self.name!r} to be a tuple of radii, got {self.eps!r}; "
-                f"write eps=({self.eps},)"
-            )
-        for value in self.eps:
-            if not 0 < value <= 1:
-                raise RobenchError(
-                    f"expected `eps` of threat {self.name!r} in (0, 1], in units of a pixel in [0, 1], got {value:g}; "
-                    f"8/255 is 0.03137, and clean accuracy is always reported"
-                )
-        if not self.eps:
-            raise RobenchError(f"expected at least one `eps` in threat {self.name!r}")
-        if self.restarts < 1:
-            raise RobenchError(f"expected `restarts` of threat {self.name!r} to be at least 1, got {self.restarts}")
-        object.__setattr__(self, "eps", tuple(sorted(set(self.eps))))
+    if not TYPE_CHECKING:  # which sees the fields
+
+        def __init__(self, **values: Any) -> None:
+            if not values.get("attacks"):
+                values["attacks"] = words.attacks(self.name)
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise explained(error, f"threat {self.name!r}", type(self)) from error
 
     @abstractmethod
     def jobs(self, target: Subject) -> Iterator[Job]:
@@ -91,13 +96,12 @@ def versions(attack: Attack, restarts: int) -> tuple[int, ...]:
     return tuple(range(restarts if attack.restarts_are_versions else 1))
 
 
-@dataclass(frozen=True, kw_only=True)
 class Whitebox(Threat):
     """The attacker has the target: by default PGD, CE, 50 steps, 5 random starts, no momentum (protocol §3)."""
 
     name: ClassVar[str] = "whitebox"
 
-    restarts: int = 5
+    restarts: Count = PROTOCOL["whitebox"].restarts
 
     def jobs(self, target: Subject) -> Iterator[Job]:
         for attack in self.attacks:
@@ -105,42 +109,40 @@ class Whitebox(Threat):
             yield Job(self.name, target.ensemble, "", target.identity, attack, restarts, pooled=True)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Convergence(Whitebox):
     """White-box attacks of growing effort, each judged by itself: FGSM, then PGD with 50, 500 and 1000 steps and one
     start (DVERGE paper, appendix D). Where more steps still lower the accuracy, the white-box number is too high."""
 
     name: ClassVar[str] = "convergence"
 
-    restarts: int = 1
+    restarts: Count = PROTOCOL["convergence"].restarts
 
 
-@dataclass(frozen=True, kw_only=True)
 class Queries(Whitebox):
     """The attacker sees outputs alone, and asks: Square with 100, 1,000 and 10,000 queries, each judged by itself. A
     model that gives no gradient can be judged so, and under `Blackbox`."""
 
     name: ClassVar[str] = "queries"
 
-    restarts: int = 1
+    restarts: Count = PROTOCOL["queries"].restarts
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    @model_validator(mode="after")
+    def _outputs_alone(self) -> Self:
         if followers := [attack.label for attack in self.attacks if not attack.gradient_free]:
             raise RobenchError(
                 f"attack {followers[0]!r} follows gradients, and threat 'queries' gives outputs alone; choose one such "
                 f"as square:queries=1000"
             )
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
 class Transfer(Threat):
     """Within the ensemble: crafted on each member, tested on each and on the ensemble; any start counts."""
 
     name: ClassVar[str] = "transfer"
     clean: ClassVar[bool] = False
 
-    restarts: int = 5
+    restarts: Count = PROTOCOL["transfer"].restarts
 
     def jobs(self, target: Subject) -> Iterator[Job]:
         for number, member in enumerate(target.ensemble.members, 1):
@@ -157,8 +159,7 @@ class Transfer(Threat):
                 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Blackbox(Threat):
+class Blackbox(Threat, Relation):
     """The attacker has hold-out surrogates: by default momentum PGD with 3 starts, M-DI² and SGM, each with CE and CW,
     100 steps (protocol §3). Every start is a version of its own; accurate means right on all versions.
 
@@ -173,14 +174,15 @@ class Blackbox(Threat):
 
     name: ClassVar[str] = "blackbox"
 
-    surrogates: tuple[Subject, ...]
-    restarts: int = 3
-    allow_related: bool = False
+    surrogates: tuple[InstanceOf[Subject], ...]
+    restarts: Count = PROTOCOL["blackbox"].restarts
 
-    def __post_init__(self) -> None:
-        if not self.surrogates:
+    @field_validator("surrogates")
+    @classmethod
+    def _some(cls, values: tuple[Subject, ...]) -> tuple[Subject, ...]:
+        if not values:
             raise RobenchError("expected at least one surrogate in threat 'blackbox'; try --surrogates 3,5,8")
-        super().__post_init__()
+        return values
 
     def jobs(self, target: Subject) -> Iterator[Job]:
         for surrogate in self.surrogates:
@@ -202,20 +204,3 @@ ATTACK_BY_ATTACK = ("convergence", "queries")
 
 #: By name, as rows and studies have it.
 THREATS: dict[str, type[Threat]] = {each.name: each for each in (Whitebox, Convergence, Queries, Transfer, Blackbox)}
-#: Starts of each where nobody says how many.
-RESTARTS: dict[str, int] = {name: vars(each)["restarts"] for name, each in THREATS.items()}
-
-#: Per threat: the attacks that are tried, with the fields that differ from the attacks' own defaults, and the losses.
-PROTOCOL: dict[str, tuple[tuple[tuple[str, dict[str, Any]], ...], tuple[str, ...]]] = {
-    "whitebox": ((("pgd", {}),), ("ce",)),
-    "transfer": ((("pgd", {}),), ("ce",)),
-    "blackbox": ((("pgd", {"momentum": 1.0, "steps": 100}), ("mdi2", {}), ("sgm", {})), ("ce", "cw")),
-    "convergence": ((("fgsm", {}), *(("pgd", {"steps": steps}) for steps in (50, 500, 1000))), ("ce",)),
-    "queries": (tuple(("square", {"queries": count}) for count in (100, 1000, 10_000)), ("cw",)),
-}
-
-
-def default_attacks(threat: str) -> tuple[Attack, ...]:
-    """The protocol's attacks for a threat, each with each loss."""
-    attacks, losses = PROTOCOL[threat]
-    return tuple(ATTACKS.get(name)(loss=loss, **values) for name, values in attacks for loss in losses)

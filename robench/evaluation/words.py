@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 from robench.attacks import ATTACKS, Attack
 from robench.core.errors import RobenchError, unknown
 from robench.core.losses import LOSSES
 from robench.core.plugins import construct
-from robench.evaluation.threats import PROTOCOL
+from robench.evaluation.schema import PROTOCOL, Asked, Effort
 
 
 def radii(text: str) -> tuple[float, ...]:
@@ -57,7 +58,7 @@ def attacks(
     Raises:
         RobenchError: unknown attack, loss or field.
     """
-    protocol, usual = PROTOCOL[threat]
+    protocol, usual, _ = PROTOCOL[threat]
     chosen: list[tuple[str, dict[str, object]]] = [] if names else [(name, dict(fields)) for name, fields in protocol]
     for text in names:
         name, *pairs = text.split(":")
@@ -84,6 +85,27 @@ def attacks(
         for name, values in chosen
         for loss in losses or usual
     )
+
+
+def options(threat: str, asked: Asked, usual: Sequence[float]) -> dict[str, Any]:
+    """The fields of a threat of `robench.evaluation.threats`, surrogates aside, from what a study or a command line
+    says.
+
+    Args:
+        usual: ε where none is said.
+
+    Raises:
+        RobenchError: what cannot be understood.
+    """
+    more = {
+        name: value for name, field in Effort.model_fields.items() if (value := getattr(asked, name)) != field.default
+    }
+    return {
+        "eps": radii(asked.eps) if isinstance(asked.eps, str) else tuple(sorted(asked.eps or usual)),
+        "attacks": attacks(threat, asked.attacks or (), asked.losses or (), asked.steps),
+        "restarts": PROTOCOL[threat].restarts,
+        **more,
+    }
 
 
 def steps(label: str) -> int:

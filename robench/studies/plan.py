@@ -21,7 +21,7 @@ from robench.core.runs import Role
 from robench.core.store import content_key
 from robench.core.threads import fitting_threads
 from robench.evaluation import cost, words
-from robench.evaluation.threats import RESTARTS, versions
+from robench.evaluation.threats import versions
 from robench.studies.study import Axis, Blackbox, BlackboxOwn, Diversity, Fields, Study, Threat, shipped
 from robench.training.recipes import recipe_file
 from robench.training.task import Task, resolve
@@ -228,7 +228,7 @@ class _Builder:
         done = []
         for defense, group in groups.items():
             where = f"threats.{name}.surrogate_defense"
-            surrogates = tuple(self.task(where, defense, n, role="surrogate") for n in threat.surrogates)
+            surrogates = tuple(self.task(where, defense, n, role="surrogate") for n in map(int, threat.surrogates))
             crafts = self.crafts(name, threat, options, group[0], surrogates, images)
             count = sum(len(versions(attack, options["restarts"])) for attack in options["attacks"]) * len(surrogates)
             seen = images * (1 + len(options["eps"]) * count)
@@ -271,13 +271,8 @@ class _Builder:
 
     def options(self, name: str, family: str, threat: Threat) -> dict[str, Any]:
         """What `robench.studies.workbench.Workbench` is told."""
-        usual = self.radii(family)
         with self.at(f"threats.{name}"):
-            return {
-                "eps": words.radii(threat.eps) if isinstance(threat.eps, str) else tuple(sorted(threat.eps or usual)),
-                "attacks": words.attacks(family, threat.attacks or (), threat.losses or (), threat.steps),
-                "restarts": threat.restarts or RESTARTS[family],
-            }
+            return words.options(family, threat, self.radii(family))
 
     def radii(self, threat: str) -> tuple[float, ...]:
         return recipe_file(self.data.recipe).evaluation.radii(threat)

@@ -9,20 +9,30 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator
 
 from robench.core.errors import RobenchError, unknown
 from robench.core.rules import Rule
+from robench.evaluation import schema
+from robench.evaluation.schema import (
+    Asked,
+    Count,
+    Distinct,
+    Images,
+    Names,
+    Radius,
+    Seeds,
+    Sizes,
+    Subset,
+    SurrogateDefense,
+    Surrogates,
+    Table,
+)
 from robench.reports.published import names
 
 Value = bool | int | float | str
-Subset = Literal["auto", "first", "random", "paper"]
-
-
-def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len({repr(value) for value in values}) < len(values):
-        raise ValueError("values should differ")
-    return values
+#: Fields of a defense or its recipe, and ``init``.
+Fields = dict[str, Value]
 
 
 def _paper(name: str) -> str:
@@ -31,68 +41,41 @@ def _paper(name: str) -> str:
     return name
 
 
-_Distinct = AfterValidator(_distinct)
-Names = Annotated[tuple[str, ...], Field(min_length=1), _Distinct]
-Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1), _Distinct]
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), _Distinct]
-Count = Annotated[int, Field(ge=1)]
-Radius = Annotated[float, Field(gt=0, le=1)]
-#: Fields of a defense or its recipe, and ``init``.
-Fields = dict[str, Value]
+class _Targets(Table):
+    """Which targets are judged, by default all, and on how many images, by default the study's."""
 
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
-
-
-class Threat(_Table):
-    """One table of ``[threats]``; what is absent is the protocol's, or the study's.
-
-    Attributes:
-        eps: radii, or text as ``robench eval --eps`` takes it.
-        defenses, sizes, seeds: judge these targets only.
-    """
-
-    eps: Annotated[tuple[Radius, ...], Field(min_length=1), _Distinct] | str | None = None
-    attacks: Names | None = None
-    losses: Names | None = None
-    steps: Count | None = None
-    restarts: Count | None = None
     samples: Count | None = None
+    defenses: Names | None = None
+    sizes: Sizes | None = None
+    seeds: Seeds | None = None
+
+
+class Threat(_Targets, Asked):
+    """One table of ``[threats]``; what is absent is the protocol's, or the study's."""
+
     subset: Subset | None = None
-    defenses: Names | None = None
-    sizes: Sizes | None = None
-    seeds: Seeds | None = None
 
 
-class BlackboxOwn(Threat):
-    """Surrogates of the target's own defense; a Baseline has no such setting.
+class BlackboxOwn(Threat, Surrogates):
+    """Surrogates of the target's own defense; a Baseline has no such setting."""
 
-    Attributes:
-        surrogates: sizes of the hold-out ensembles.
-    """
-
-    surrogates: Sizes = (3, 5, 8)
-
-
-class Blackbox(BlackboxOwn):
-    """Attributes: surrogate_defense: how the surrogates are trained, whoever is judged."""
-
-    surrogate_defense: str = "baseline"
+    @field_validator("surrogates")
+    @classmethod
+    def _trained_here(cls, values: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        if names := [value for value in values if isinstance(value, str)]:
+            raise ValueError(f"should be sizes, for a study trains its surrogates, not {names[0]}")
+        return values
 
 
-class Diversity(_Table):
-    """Eq. 2 of the paper, of trained runs; ε is the recipe's where there is none."""
-
-    eps: Radius | None = None
-    steps: Count = 10
-    samples: Count | None = None
-    defenses: Names | None = None
-    sizes: Sizes | None = None
-    seeds: Seeds | None = None
+class Blackbox(BlackboxOwn, SurrogateDefense):
+    """Surrogates of one defense, whoever is judged."""
 
 
-class Threats(_Table):
+class Diversity(_Targets, schema.Diversity):
+    """The diversity of trained runs."""
+
+
+class Threats(Table):
     """The threats, under the names that their rows have."""
 
     transfer: Threat | None = None
@@ -109,7 +92,7 @@ class Threats(_Table):
         return {name: threat for name, threat in named.items() if threat is not None}
 
 
-class Track(_Table):
+class Track(Table):
     """What is measured along training (Fig. 2), see `robench.evaluation.diversity.Tracking`.
 
     Attributes:
@@ -125,7 +108,7 @@ class Track(_Table):
     every: Count | None = None
 
 
-class Axis(_Table):
+class Axis(Table):
     """An ablation: one setting of one defense, a figure of its own.
 
     Attributes:
@@ -137,17 +120,17 @@ class Axis(_Table):
 
     defense: str
     setting: str
-    values: Annotated[tuple[Value, ...], Field(min_length=2), _Distinct]
-    fields: Fields = {}
+    values: Annotated[tuple[Value, ...], Field(min_length=2), Distinct]
+    fields: Fields = Field({})
     sizes: Sizes | None = None
     seeds: Seeds | None = None
-    threats: Annotated[tuple[Literal["whitebox", "blackbox"], ...], Field(min_length=1), _Distinct] = (
+    threats: Annotated[tuple[Literal["whitebox", "blackbox"], ...], Field(min_length=1), Distinct] = (
         "whitebox",
         "blackbox",
     )
 
 
-class Report(_Table):
+class Report(Table):
     """What is drawn.
 
     Attributes:
@@ -163,14 +146,14 @@ class Report(_Table):
     like: str | None = None
 
 
-class Study(_Table):
+class Study(Images):
     """A whole study. Unknown keys, wrong types and impossible values are errors.
 
     Attributes:
         defenses: names, or a table of names with the fields that differ from the data set's recipe.
         recipe: a file of `robench/recipes`, instead of the data set's own.
         rule: how target ensembles decide, instead of as the defenses' authors do.
-        sizes: members per ensemble; samples: test images.
+        sizes: members per ensemble; samples, subset: test images.
         seed: of the attacks' draws.
     """
 
@@ -182,14 +165,12 @@ class Study(_Table):
     defenses: Annotated[dict[str, Fields], Field(min_length=1)]
     sizes: Sizes
     seeds: Seeds = (0,)
-    samples: Count = 1000
-    subset: Subset = "auto"
     batch_size: Count | None = None
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     seed: Annotated[int, Field(ge=0)] = 0
     track: Track | None = None
     threats: Threats = Threats()
-    axes: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")], Axis] = {}
+    axes: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")], Axis] = Field({})
     report: Report = Report()
 
 
@@ -238,6 +219,10 @@ def parse(name: str, text: str, settings: Sequence[str] = ()) -> Study:
         raise _explained(name, error.errors()[0], Study) from error
 
 
+#: Branches of a union that hold one value.
+_SCALARS = ("str", "bool", "int", "float")
+
+
 def _folder() -> Any:
     return files("robench.studies")
 
@@ -265,7 +250,7 @@ def _explained(name: str, problem: Mapping[str, Any], model: type[BaseModel]) ->
     where, owner = [], model
     for part in problem["loc"]:
         # A union's branches are named like functions: "tuple[...]", "constrained-str".
-        if isinstance(part, str) and ("[" in part or part in ("str", "bool", "int", "float")):
+        if isinstance(part, str) and ("[" in part or part.removeprefix("constrained-") in _SCALARS):
             continue
         where.append(f"{part + 1}" if isinstance(part, int) else str(part))
         owner = _below(owner, str(part))
@@ -287,7 +272,7 @@ def _below(owner: type[BaseModel], part: str) -> type[BaseModel]:
     """The table that a key of ``owner`` holds; ``owner`` itself where it holds none."""
     for name, field in owner.model_fields.items():
         if part in (name, field.alias):
-            found = [kind for kind in _kinds(field.annotation) if isinstance(kind, type) and issubclass(kind, _Table)]
+            found = [kind for kind in _kinds(field.annotation) if isinstance(kind, type) and issubclass(kind, Table)]
             return found[0] if found else owner
     return owner
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
 import torch
+from pydantic import InstanceOf
 
 from robench.attacks import ATTACKS
 from robench.core.data import DATASETS, load
@@ -23,6 +23,7 @@ from robench.evaluation.engine import Evaluator, Settings
 from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import CELL_COLUMNS, ROW_COLUMNS, Outcomes
 from robench.evaluation.rows import FolderRows
+from robench.evaluation.schema import Count, Radii
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Job, Threat
 from robench.studies.state import DRAWN
@@ -38,28 +39,26 @@ _KEYS = ["member", "sample"]
 SUMMARY = "report/summary.json"
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Again(Threat):
     """One job of a threat."""
 
     name: ClassVar[str] = "again"
     clean: ClassVar[bool] = False
 
-    job: Job
-    restarts: int = 1
+    job: InstanceOf[Job]
+    restarts: Count = 1
 
     def jobs(self, target: Subject) -> Iterator[Job]:
         yield self.job
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Clean(Threat):
     """No attack at all."""
 
     name: ClassVar[str] = "whitebox"
 
-    restarts: int = 1
-    eps: tuple[float, ...] = (1.0,)
+    restarts: Count = 1
+    eps: Radii = (1.0,)
 
     def jobs(self, target: Subject) -> Iterator[Job]:
         yield from ()

@@ -29,6 +29,7 @@ from robench.evaluation.images import Images
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.probe import judge
 from robench.evaluation.rows import FolderRows
+from robench.evaluation.schema import DIVERSITY_STEPS, SAMPLES
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import BLACKBOX, Blackbox, Job, Threat, Transfer, Whitebox
 from robench.studies.plan import training_passes
@@ -62,7 +63,7 @@ class Workbench:
     store: Runs
     data: Data
     settings: Settings
-    samples: int = 1000
+    samples: int = SAMPLES
     subset: str = "auto"
     bar: Bar = lambda: nullcontext(silent)
     confirm: Callable[[str], bool] = lambda question: True
@@ -106,7 +107,7 @@ class Workbench:
     ) -> Outcomes:
         return self.judge(runs, self.hold_out(surrogates, **options), cache=cache, part=part)
 
-    def diversity(self, runs: Sequence[Run], *, eps: float, steps: int = 10) -> pd.DataFrame:
+    def diversity(self, runs: Sequence[Run], *, eps: float, steps: int = DIVERSITY_STEPS) -> pd.DataFrame:
         """`robench.evaluation.diversity.measure` of every run, on the images that all its members get right."""
         device, seed = self.settings.device, self.settings.seed
         order = self.data.order(self.data.resolved(self.subset, self.samples), seed)

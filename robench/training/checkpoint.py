@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ from torch import Tensor
 
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
-from robench.core.store import content_key, read_tensors, tensors_hash, write_tensors
-
-log = logging.getLogger(__name__)
+from robench.core.parts import sound
+from robench.core.store import Absent, content_key, read_hashed, tensors_hash, write_hashed
 
 
 @dataclass
@@ -62,25 +61,21 @@ class Checkpoint:
         tensors.update({f"sums.{name}": value for name, value in state.sums.items()})
         tensors.update({f"kept.{name}": value for name, value in state.kept.items()})
         progress = json.dumps({"epoch": state.epoch, "step": state.step, "history": state.history})
-        metadata = {"key": self.key, "progress": progress, "hash": _hash(tensors, self.key, progress)}
-        write_tensors(self.path, tensors, metadata)
+        write_hashed(self.path, tensors, {"key": self.key, "progress": progress}, _hashed)
 
     def load(self, ensemble: Ensemble, optimizer: torch.optim.Optimizer) -> State:
         """Restores weights and optimiser in place; the state from the start where there is no usable file.
 
         Raises:
-            RobenchError: the file belongs to other settings.
+            RobenchError: the file belongs to other settings, or cannot be read.
         """
-        if not self.path.exists():
-            return State()
         try:
-            tensors, metadata = read_tensors(self.path)
-        except RobenchError as error:
-            log.warning(f"{error}: starting over")
+            found = sound(self.path, partial(read_hashed, hashed=_hashed), "the training", "starts over")
+        except Absent:
             return State()
-        if metadata.get("hash") != _hash(tensors, metadata.get("key"), metadata.get("progress")):
-            log.warning(f"{self.path} is damaged: starting over")
+        if found is None:
             return State()
+        tensors, metadata = found
         if metadata["key"] != self.key:
             raise RobenchError(
                 f"{self.path} is of a training with other settings; give this one --name, or remove {self.path.parent}"
@@ -108,6 +103,6 @@ class Checkpoint:
         return State(progress["epoch"], progress["step"], sums, progress["history"], kept)
 
 
-def _hash(tensors: Mapping[str, Tensor], key: str | None, progress: str | None) -> str:
+def _hashed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """Over all that the file holds: a flipped digit of the step number is damage, too."""
-    return content_key([tensors_hash(tensors), key, progress])
+    return content_key([tensors_hash(tensors), metadata.get("key"), metadata.get("progress")])

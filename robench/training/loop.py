@@ -110,8 +110,9 @@ def _finished(task: Task, runs: Runs) -> Run:
                 f"run {task.name!r} started from other weights than {task.init!r} has now; give this one --name, "
                 f"or remove {run.folder}"
             )
-    # A kill between the manifest and this leaves one.
-    (run.folder / CHECKPOINT).unlink(missing_ok=True)
+    # A kill between the manifest and this leaves one; one that was damaged lies beside it.
+    for left in run.folder.glob(f"{CHECKPOINT}*"):
+        left.unlink(missing_ok=True)
     log.info(f"{task.name} is complete")
     return run
 

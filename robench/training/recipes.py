@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from robench.core.errors import RobenchError, unknown
-from robench.core.plugins import construct
+from robench.core.plugins import construct, explained
 from robench.defenses import DEFENSES, Defense
 
 
@@ -137,7 +137,10 @@ class RecipeFile(BaseModel):
                 train[name] = value
             else:
                 raise unknown(f"setting of defense {defense!r}", name, own | Recipe.model_fields.keys())
-        recipe = _validated(Recipe, train, "the recipe")
+        try:
+            recipe = Recipe.model_validate(train)
+        except ValidationError as error:
+            raise explained(error, "the recipe", Recipe) from error
         without_effect = {
             "momentum": recipe.optimizer == "adam" and "optimizer 'adam'",
             "adam_eps": recipe.optimizer == "sgd" and "optimizer 'sgd'",
@@ -159,12 +162,3 @@ def recipe_file(name: str) -> RecipeFile:
     if name not in known:
         raise unknown("recipe", name, known)
     return RecipeFile.model_validate(tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8")))
-
-
-def _validated(model: type[Recipe], values: Mapping[str, Any], owner: str) -> Recipe:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = ".".join(str(part) for part in problem["loc"])
-        raise RobenchError(f"{name!r} of {owner}: {problem['msg'].lower()}, got {problem['input']!r}") from error

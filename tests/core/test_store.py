@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from robench.core.errors import RobenchError
 from robench.core.store import (
+    Damaged,
     atomic,
     checked_name,
     content_key,
@@ -321,7 +322,6 @@ FRAME = pd.DataFrame(
 def test_frames_make_the_round_trip(tmp_path: Path) -> None:
     path = write_frame(tmp_path, FRAME)
     found = read_frame(path)
-    assert found is not None
     pd.testing.assert_frame_equal(found, FRAME)
     assert write_frame(tmp_path, FRAME) == path
     assert write_frame(tmp_path, FRAME.iloc[:2]) != path
@@ -335,18 +335,20 @@ def test_a_flipped_byte_is_found_wherever_it_is(tmp_path: Path) -> None:
         content = bytearray(whole)
         content[position] ^= 1
         path.write_bytes(content)
-        assert read_frame(path) is None, position
-    path.write_bytes(whole[:-1])
-    assert read_frame(path) is None
-    path.write_bytes(b"")
-    assert read_frame(path) is None
+        with pytest.raises(Damaged):
+            read_frame(path)
+    for content in (whole[:-1], b"", b"junk"):
+        path.write_bytes(content)
+        with pytest.raises(Damaged):
+            read_frame(path)
     path.write_bytes(whole)
-    assert read_frame(path) is not None
+    pd.testing.assert_frame_equal(read_frame(path), FRAME)
 
 
 def test_a_frame_of_another_name_is_not_read(tmp_path: Path) -> None:
     path = write_frame(tmp_path, FRAME)
-    assert read_frame(path.rename(tmp_path / "part-0.parquet")) is None
+    with pytest.raises(Damaged):
+        read_frame(path.rename(tmp_path / "part-0.parquet"))
 
 
 # --- hashes

@@ -221,7 +221,7 @@ def test_wrong_input_ends_in_one_line_and_exit_code_2(
         (*white, "--surrogates", "3"): "no effect",
         ("eval", "bsae", "--threat", "whitebox"): "did you mean base",
         ("eval", "base", "--threat", "blackbox", "--surrogates", "base", *EVAL): "share a member",
-        ("eval", "base", "--threat", "blackbox", "--surrogates", "x,0", *EVAL): "sizes",
+        ("eval", "base", "--threat", "blackbox", "--surrogates", "x,0", *EVAL): "Sizes to make or reuse",
         ("eval", "sub", "--threat", "transfer", *EVAL): "has one",
         ("eval", "base", "--threat", "whitebox", "--dataset", "digits"): "choose another --dataset",
         ("eval", "--threat", "whitebox"): "say which data to judge on: --dataset",

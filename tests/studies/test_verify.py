@@ -67,7 +67,7 @@ def changed(result: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Non
     frames = [read_frame(path) for path in parts]
     for path in parts:
         path.unlink()
-    write_frame(folder, change(pd.concat([frame for frame in frames if frame is not None], ignore_index=True)))
+    write_frame(folder, change(pd.concat(frames, ignore_index=True)))
 
 
 def test_every_cell_of_every_threat_is_confirmed_and_nothing_is_written(published: Path, result: Path) -> None:
@@ -94,7 +94,7 @@ def test_cells_that_depend_on_their_batch_are_left_out_and_told(published: Path,
     assert [(each.status, " clean " in each.name) for each in found] == [("pass", True)]
     assert told == ["cells of torchattacks/PGD are left out: an image there depends on the others in its batch"]
     cells = store.folder(name) / OUTCOMES
-    rows = [frame for frame in map(read_frame, cells.glob("part-*.parquet")) if frame is not None]
+    rows = [read_frame(path) for path in cells.glob("part-*.parquet")]
     manifests = {cell: json.loads((cells / "cells" / f"{cell}.json").read_text()) for cell in rows[0]["cell"].unique()}
     attacked = pd.concat(rows)[lambda frame: frame["cell"].map(lambda cell: manifests[cell]["threat"] != "clean")]
     shutil.rmtree(cells)

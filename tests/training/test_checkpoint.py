@@ -113,7 +113,7 @@ def assert_starts_over(path: Path) -> None:
     with logged(Lines(lines)):
         assert Checkpoint(path, "key").load(ensemble, optimizer) == State()
     assert len(lines) == 1
-    assert lines[0].endswith("starting over")
+    assert lines[0].endswith("is damaged: it is set aside and the training starts over")
     assert tensors_hash(ensemble.state_dict()) == before
 
 

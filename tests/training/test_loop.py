@@ -427,7 +427,7 @@ def test_a_damaged_checkpoint_means_starting_over(
     seen: list[int] = []
     run = train(task, progress=lambda done, total, what: seen.append(done))
     assert seen[0] == 1
-    assert told == [f"{path} is damaged: starting over"]
+    assert told == [f"{path} is damaged: it is set aside and the training starts over"]
     assert run.weights == train(task, Runs(tmp_path / "whole")).weights
 
 

@@ -1,0 +1,68 @@
+"""Files that can be made again, read under one policy: a damaged one is named, set aside, and made again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from robench.core.errors import RobenchError
+from robench.core.store import Damaged
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def sound(path: Path, read: Callable[[Path], T], what: str, then: str, *, repair: bool = True) -> T | None:
+    """What ``path`` holds; None where it is damaged, which is told.
+
+    Args:
+        read: raises `Damaged` where the file is not what was written, as `robench.core.store.read_frame` and
+            `robench.core.store.read_hashed` do.
+        what, then: what the file holds, and what is done about it: "its rows", "are judged again".
+        repair: set a damaged file aside, under a name that ends in ``.damaged``; whoever only reads leaves it there.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RobenchError: it is no file, or cannot be read.
+    """
+    try:
+        return read(path)
+    except Damaged:
+        if repair:
+            with suppress(FileNotFoundError):  # another process did
+                path.rename(path.with_name(f"{path.name}.damaged"))
+        told = f"it is set aside and {what} {then}" if repair else f"{what} do not count here"
+        log.warning(f"{path} is damaged: {told}")
+        return None
+
+
+def parts(
+    folder: Path,
+    pattern: str,
+    read: Callable[[Path], T],
+    what: str,
+    then: str,
+    *,
+    known: Collection[Path] = (),
+    repair: bool = True,
+) -> Iterator[tuple[Path, T | None]]:
+    """The files of a folder that match ``pattern``, each with what it holds, in the order of their names; arguments and
+    errors as for `sound`.
+
+    Args:
+        known: files that are left out.
+    """
+    seen = set(known)
+    while fresh := [path for path in sorted(folder.glob(pattern)) if path not in seen]:
+        for path in fresh:
+            seen.add(path)
+            try:
+                yield path, sound(path, read, what, then, repair=repair)
+            except FileNotFoundError:
+                if path.is_symlink():
+                    raise RobenchError(f"{path} is a link to nothing; restore what it names, or remove it") from None
+                # Another process put it into a larger file in between, which is found when the folder is listed again.
