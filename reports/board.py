@@ -116,30 +116,40 @@ def write(
 
 def _lines(entry: Entry, places: Mapping[str, str]) -> Iterator[tuple[tuple[Any, ...], list[Cell]]]:
     """What to sort by, and the cells, for each threat and ε."""
-    frame = entry.frame
-    clean = frame[(frame["threat"] == "clean") & (frame["member"] == ENSEMBLE)]
+    untouched = clean(entry.frame)
+    for name, row in by_threat(entry.frame):
+        order = (entry.data, row["eps"], name != EVERYTHING, name, entry.standing == "refused", -row["accuracy"])
+        yield order, _cells(entry, name, row, untouched, places)
+
+
+def by_threat(frame: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
+    """Each threat, and where there are several `EVERYTHING`, with rows of `robench.evaluation.worst.worst`."""
     threats = [name for name in dict.fromkeys(frame["threat"]) if name != "clean"]
     parts = [(name, frame[frame["threat"].isin(("clean", name))]) for name in threats]
     if len(threats) > 1:
         parts.append((EVERYTHING, frame))
     for name, part in parts:
         for _, row in worst(part).iterrows():
-            order = (entry.data, row["eps"], name != EVERYTHING, name, entry.standing == "refused", -row["accuracy"])
-            yield order, _cells(entry, name, row, _clean(clean, row), places)
+            yield name, row
 
 
-def _clean(clean: pd.DataFrame, row: pd.Series) -> Cell:
+def clean(frame: pd.DataFrame) -> Cell:
     """Accuracy on the images as they are."""
+    clean = frame[(frame["threat"] == "clean") & (frame["member"] == ENSEMBLE)]
     if clean.empty:
         return MISSING
     right = clean.groupby("sample")["correct"].all()
     return Cell.measured(right.mean(), *wilson(int(right.sum()), len(right)))
 
 
+def threat_label(threat: str) -> str:
+    known = style.THREATS.get(threat)
+    return known.label if known else threat
+
+
 def _cells(entry: Entry, threat: str, row: pd.Series, clean: Cell, places: Mapping[str, str]) -> list[Cell]:
     word, _, _, look = _WORDS[entry.standing]
     name, *others = entry.results
-    known = style.THREATS.get(threat)
     millions = Cell(f"{entry.parameters / 1e6:.2f} M", float(entry.parameters))
     rate = Cell.measured(row["accuracy"], row["low"], row["high"])
     if entry.standing == "refused":
@@ -148,7 +158,7 @@ def _cells(entry: Entry, threat: str, row: pd.Series, clean: Cell, places: Mappi
         Cell.of(style.label(row["defense"])),
         Cell.of(row["n"]),
         Cell.of(entry.data),
-        Cell.of(known.label if known else threat),
+        Cell.of(threat_label(threat)),
         Cell.of(row["eps"]),
         rate,
         clean,
