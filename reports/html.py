@@ -182,7 +182,7 @@ def _tables(frame: pd.DataFrame, links: build.Links) -> list[Table]:
 
 def _rendered(values: Mapping[str, Any], drills: _Drills) -> str:
     """The page, with as many samples named in each list as fit."""
-    template = _environment().get_template("report.html.j2")
+    template = environment().get_template("report.html.j2")
     contents = list(drills.contents())
     for limit in _NAMED:
         text = template.render(**values, drills=contents, limit=limit)
@@ -193,17 +193,17 @@ def _rendered(values: Mapping[str, Any], drills: _Drills) -> str:
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("robench.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["csp"] = _csp
+    environment.filters["csp"] = csp
     environment.globals["lines"] = _lines
     return environment
 
 
-def _csp(script: str) -> str:
+def csp(script: str) -> str:
     """The hash by which the content policy admits our script, and no other."""
     return "sha256-" + base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode()
 
@@ -239,9 +239,8 @@ def _checks(checks: Sequence[Mapping[str, str]]) -> Table:
     for check in checks:
         known = check["status"] if check["status"] in ("pass", "warn", "fail") else ""
         look = f"text status {known}".rstrip()
-        rows.append(
-            [Cell.of(check["name"]), Cell.of(check["status"], look=look), Cell.of(check["evidence"], look="long")]
-        )
+        shown = (check["name"], "name"), (check["status"], look), (check["evidence"], "long")
+        rows.append([Cell.of(text, look=each) for text, each in shown])
     return Table(["Check", "Status", "Evidence"], rows, "Checks on these results")
 
 

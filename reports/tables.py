@@ -85,7 +85,7 @@ def worst_described(points: pd.DataFrame, caption: str = "") -> Table:
             Cell.of(style.label(row["defense"])),
             *(Cell.of(row[name]) for name in ("n", "seed", "eps", "samples")),
             Cell.measured(row["accuracy"], row["low"], row["high"]),
-            Cell.of(row["by"]),
+            Cell.of(row["by"], look="long"),
         ]
         for row in points.to_dict("records")
     ]

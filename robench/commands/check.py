@@ -92,13 +92,27 @@ def model(what: str, dataset: str | None, model: tuple[str, ...], data_dir: str,
     help="Share of a cell's rows that may differ: in float32 another machine or a GPU rounds otherwise.",
 )  # fmt: skip
 @click.option("--dataset", help="By default the one that the runs were trained on.")
+@click.option("--files", is_flag=True, help="Only whether the files agree with each other: in seconds, without data.")
 @shared("data_dir", "device")
 def result(
-    folder: Path, cells: int, seed: int, tolerance: float, dataset: str | None, data_dir: str, device: str
+    folder: Path, cells: int, seed: int, tolerance: float, dataset: str | None, files: bool, data_dir: str, device: str
 ) -> int:
-    """Craft random cells of FOLDER, a study's or one of runs, again, and compare the rows."""
+    """Craft random cells of FOLDER again and compare the rows.
+
+    FOLDER is a study's (its --out), one of runs, one run's, or what robench publish wrote.
+    """
+    from robench.studies.intact import Result
     from robench.studies.verify import verify
 
+    if files:
+        refuse_given({"cells", "seed", "tolerance", "dataset", "data_dir", "device"}, "has no effect with --files")
+        opened = Result.at(folder)
+        told = _told(finding for _, finding in opened.intact(opened.rows()))
+        bad = sum(each.status == "fail" for each in told)
+        click.echo(
+            f"refused: {bad} of {len(told)} do not hold" if bad else f"the files agree: {len(told)} of {len(told)}"
+        )
+        return _failed(told)
     found = _told(
         verify(
             folder, cells=cells, seed=seed, tolerance=tolerance, dataset=dataset, data_dir=data_dir,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robench.commands._shared import shared
+from robench.commands._shared import refuse_given, shared
 from robench.core.rules import RULES, USUAL
 
 if TYPE_CHECKING:
@@ -51,16 +51,25 @@ def command(
     """Make a run of WEIGHTS that others trained: one file or source, or several members.
 
     WEIGHTS are .pth files without code, safetensors, or hf:OWNER/REPO[/FILE][@REVISION], timm:NAME, torchhub:FILE,
-    torchhub:OWNER/REPO:TAG/FILE, robustbench:NAME and https://...[#sha256=HASH].
+    torchhub:OWNER/REPO:TAG/FILE, robustbench:NAME and https://...[#sha256=HASH]. A folder
+    that robench publish wrote is taken with its rows and surrogates.
     """
     from robench.core.models import import_model
     from robench.core.runs import Runs
     from robench.training.importing import import_weights
     from robench.training.sources import fetch
 
+    store = Runs(runs)
+    if len(weights) == 1 and Path(weights[0]).is_dir():
+        from robench.studies.card import take
+
+        own = {"model", "dataset", "mean", "std", "key", "defense", "name", "seed", "role", "rule", "derived_from"}
+        refuse_given({*own, "data_dir"}, "has no effect for a folder of robench publish, which says it")
+        for taken in take(Path(weights[0]), store):
+            click.echo(taken.name)
+        return
     if model is not None and ":" in model:
         import_model(model)
-    store = Runs(runs)
     given = _normalisation(mean, std, dataset, data_dir)
     with TemporaryDirectory() as folder:
         sources = []

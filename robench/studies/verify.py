@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,17 +17,15 @@ from robench.attacks import ATTACKS
 from robench.core.data import DATASETS, load
 from robench.core.errors import RobenchError
 from robench.core.runs import Run, Runs
-from robench.core.store import content_key, read_json, read_record
+from robench.core.store import content_key
 from robench.evaluation.cells import Cell
 from robench.evaluation.engine import Evaluator, Settings
 from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import CELL_COLUMNS, ROW_COLUMNS, Outcomes
-from robench.evaluation.rows import FolderRows
 from robench.evaluation.schema import Count, Radii
 from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Job, Threat
-from robench.studies.state import DRAWN
-from robench.studies.summary import objects
+from robench.studies.intact import SUMMARY, Result, damaged, guarded, summary
 from robench.studies.workbench import OUTCOMES, Workbench
 
 log = logging.getLogger(__name__)
@@ -35,8 +33,6 @@ log = logging.getLogger(__name__)
 #: Beyond this, a margin or a distance is another one: rounding moves margins by a few millionths.
 CLOSE = 1e-4
 _KEYS = ["member", "sample"]
-#: The numbers of a study's report.
-SUMMARY = "report/summary.json"
 
 
 class _Again(Threat):
@@ -73,28 +69,30 @@ def verify(
     dataset: str | None = None,
     data_dir: str = "data",
     device: torch.device | None = None,
+    only: Collection[str] | None = None,
 ) -> Iterator[Finding]:
     """Tries ``cells`` random cells again; nothing is written, and no code but registered plug-ins is imported.
 
     Cells of attacks whose images depend on their batch are left out: a cell alone makes other batches.
 
     Args:
-        result: a folder of runs, or of a study.
+        result: see `robench.studies.intact.Result.at`.
         seed: draws the cells.
         tolerance: share of a cell's rows that may differ; another machine, or a GPU, rounds otherwise.
         dataset: by default the one that each run was trained on.
+        only: names of runs, by default all.
 
     Raises:
         RobenchError: there are no rows at all.
     """
-    store = Runs(result / "runs" if (result / "runs").is_dir() else result)
-    kept = {name: FolderRows(store.folder(name) / OUTCOMES, repair=False) for name in store.names()}
-    for path in (path for each in kept.values() for path in each.damaged):
-        yield Finding(str(path.relative_to(result)), "fail", "is not what was written: its name is not its hash")
+    found = Result.at(result)
+    store, kept = found.store, found.rows()
+    for each in kept.values():
+        yield from damaged(found.folder, each)
     rows = {name: each.parts() for name, each in kept.items()}
-    chosen = [(name, str(cell)) for name, frame in rows.items() for cell in frame["cell"].unique()]
+    chosen = [(name, str(cell)) for name in (rows if only is None else only) for cell in rows[name]["cell"].unique()]
     if not chosen:
-        raise RobenchError(f"{result} holds no rows; name the folder of a study, or of runs (--runs of robench eval)")
+        return
     chosen.sort(key=lambda pair: content_key([seed, *pair]))
     possible = _possible(store, chosen, cells)
     benches: dict[str, Workbench] = {}
@@ -118,9 +116,9 @@ def verify(
         data = load(label, data_dir)
         benches[label] = Workbench(store, data, Settings(device or torch.device("cpu")))
     for name, cell in possible:
-        yield _guarded(f"{name} {cell}", partial(tried, name, cell))
-    if (result / SUMMARY).exists():
-        yield _guarded(SUMMARY, lambda: _summary(result, kept))
+        yield guarded(f"{name} {cell}", partial(tried, name, cell))
+    if only is None and (result / SUMMARY).exists():
+        yield guarded(SUMMARY, lambda: summary(result, kept))
 
 
 def _possible(store: Runs, chosen: Sequence[tuple[str, str]], count: int) -> list[tuple[str, str]]:
@@ -154,16 +152,6 @@ def _batch_dependent(store: Runs, name: str, key: str) -> str:
         attack = str(craft.attack["name"]) if craft else ""
         return attack if attack and ATTACKS.get(attack).batch_dependent else ""
     return ""
-
-
-def _guarded(what: str, attempt: Callable[[], Finding]) -> Finding:
-    """Files of others may hold anything."""
-    try:
-        return attempt()
-    except RobenchError as error:
-        return Finding(what, "fail", str(error))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        return Finding(what, "fail", f"a file of it is damaged ({error!r})")
 
 
 def _tried(bench: Workbench, run: Run, key: str, rows: pd.DataFrame, tolerance: float) -> Finding:
@@ -213,20 +201,6 @@ def _rows_again(bench: Workbench, run: Run, cell: Cell, samples: list[int]) -> O
     if set(outcomes.frame["cell"]) != {cell.key}:
         raise RobenchError(f"cell {cell.key} is not what its manifest says, or a plug-in has another version")
     return outcomes
-
-
-def _summary(result: Path, kept: Mapping[str, FolderRows]) -> Finding:
-    """Whether the numbers of a study's report are those of the evaluations that it names."""
-    shown = set(read_record(result / "report" / DRAWN)["evaluations"])
-    parts = [each.outcomes(only=shown) for each in kept.values()]
-    if gone := shown - {each.key for part in parts for each in part.evaluations}:
-        return Finding(SUMMARY, "fail", f"{len(gone)} of {len(shown)} evaluations that it rests on are not whole")
-    told = [row for row in read_json(result / SUMMARY) if "diversity" not in row]
-    true = objects(Outcomes.concat(parts))
-    lost = [row for row in told if row not in true]
-    if lost:
-        return Finding(SUMMARY, "fail", f"{len(lost)} numbers are not those of the rows, such as {lost[0]}")
-    return Finding(SUMMARY, "pass", f"{len(told)} numbers are those of the rows")
 
 
 def _cell(run: Run, key: str) -> Cell:

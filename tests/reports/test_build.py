@@ -233,9 +233,9 @@ def test_sorting_and_drilling_in_a_browser(report: Path, tmp_path: Path) -> None
     # The probe is let in beside our own script; the rest of the policy stays.
     policy = "script-src '"
     assert text.count(policy) == 1
-    admitted = text.replace(policy, f"script-src '{html._csp(probe)}' '")
+    admitted = text.replace(policy, f"script-src '{html.csp(probe)}' '")
     page.write_text(admitted.replace("</body>", f"<script>{probe}</script></body>"))
-    dom, console = _browse(page, tmp_path)
+    dom, console = browse(page, tmp_path)
     seen = json.loads(unescape(dom.split('data-seen="')[1].split('"')[0]))
     up, down = ([float(value) for value in seen[way].split(",")] for way in ("up", "down"))
     assert up == sorted(up)
@@ -247,10 +247,10 @@ def test_sorting_and_drilling_in_a_browser(report: Path, tmp_path: Path) -> None
     assert console == []
     # The checks would find something.
     page.write_text(admitted.replace("</body>", "<img src='http://localhost:9/x.png'></body>"))
-    assert any("Content Security Policy" in line for line in _browse(page, tmp_path)[1])
+    assert any("Content Security Policy" in line for line in browse(page, tmp_path)[1])
 
 
-def _browse(page: Path, folder: Path) -> tuple[str, list[str]]:
+def browse(page: Path, folder: Path) -> tuple[str, list[str]]:
     """The page's document after its scripts, and what the console says."""
     command = [
         str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}",

@@ -73,7 +73,7 @@ def test_one_description_gives_every_format() -> None:
     assert r"\begin{tabular}{lrr}" in latex
     assert r"name & \% & p \\" in latex
     assert r"a\_b & \textbf{50.0} & – \\[-3pt]" in latex
-    grid = html._environment().get_template("table.html.j2").module.grid  # type: ignore[attr-defined]
+    grid = html.environment().get_template("table.html.j2").module.grid  # type: ignore[attr-defined]
     assert '<td data-sort="0.5"><strong>50.0</strong>' in grid(table)
     assert '<th scope="col" class="text">name</th><th scope="col">%</th>' in grid(table)
     assert "<caption>Above</caption>" in grid(table)

@@ -15,7 +15,8 @@ from robench.core.errors import RobenchError
 from robench.core.runs import Runs
 from robench.core.store import content_key, read_frame, write_frame, write_json
 from robench.evaluation.findings import Finding
-from robench.studies.verify import SUMMARY, verify
+from robench.studies.intact import SUMMARY
+from robench.studies.verify import verify
 from robench.studies.workbench import OUTCOMES
 from tests.studies import small
 

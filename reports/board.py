@@ -1,0 +1,189 @@
+"""A board: what several people's results say of ensembles, on one page, and which of them verify."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from robench.core.errors import RobenchError
+from robench.core.store import write_text
+from robench.evaluation.findings import Finding
+from robench.evaluation.outcomes import ENSEMBLE, wilson
+from robench.evaluation.worst import worst
+from robench.reports import html, style
+from robench.reports.document import MISSING, Cell, Table
+
+#: From the least that is known of a result to the most.
+Standing = Literal["refused", "intact", "repeated"]
+STANDINGS: tuple[Standing, ...] = ("refused", "intact", "repeated")
+
+#: In the table, over a result, what it means, and its CSS class.
+_WORDS: dict[Standing, tuple[str, str, str, str]] = {
+    "refused": (
+        "NO: does not verify", "does not verify",
+        "Files contradict each other, or images that were made again give other rows: its numbers are not to be "
+        "believed.", "fail",
+    ),
+    "intact": (
+        "files agree", "its files agree with each other",
+        "No file was changed without the others that name it; nobody has made its images again here.", "warn",
+    ),
+    "repeated": (
+        "made again", "images were made again",
+        "Its files agree with each other, and cells that were drawn at random were made again with the same rows.",
+        "pass",
+    ),
+}  # fmt: skip
+#: All threats together.
+EVERYTHING = "all threats"
+HEADERS = [
+    "Ensemble", "N", "Data", "Threat", "ε", "Accuracy", "Clean", "Verified", "Images", "Result", "Parameters",
+    "Training", "What took how much",
+]  # fmt: skip
+FILTERS = [HEADERS.index(name) for name in ("Data", "Threat", "ε", "Ensemble", "N", "Verified")]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An ensemble, as one result judged it, or several of the same standing did.
+
+    Attributes:
+        results: their names.
+        data: what its images are called.
+        frame: rows, as `robench.evaluation.outcomes.Outcomes.frame`, of one target.
+        parameters: of all members; training: forward and backward passes for each training image, as text where they
+            are a lower bound; None where a run does not say.
+    """
+
+    results: tuple[str, ...]
+    data: str
+    frame: pd.DataFrame
+    standing: Standing
+    parameters: int
+    training: tuple[float, str] | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A result as a whole: by name, with what was looked at."""
+
+    name: str
+    standing: Standing
+    findings: Sequence[Finding]
+
+
+def write(
+    path: Path,
+    entries: Sequence[Entry],
+    results: Sequence[Judged],
+    provenance: Mapping[str, object],
+    *,
+    notices: Sequence[str] = (),
+    title: str = "Robustness of ensembles: a board",
+) -> Path:
+    """Writes the page: same rows, same bytes.
+
+    Raises:
+        RobenchError: no result holds a row of an attack.
+    """
+    places = {result.name: f"result-{number}" for number, result in enumerate(results, 1)}
+    lines = sorted(
+        (line for entry in entries for line in _lines(entry, places)), key=lambda line: (line[0], line[1][0].sort)
+    )
+    if not lines:
+        raise RobenchError("no result has rows under an attack; robench eval makes some")
+    summary = [
+        ("Results", ", ".join(result.name for result in results)),
+        ("Ensembles", str(len(entries))),
+        ("Do not verify", ", ".join(each.name for each in results if each.standing == "refused") or "none"),
+    ]
+    text = html.environment().get_template("board.html.j2").render(
+        title=title,
+        summary=summary,
+        notices=list(notices),
+        table=Table(HEADERS, [cells for _, cells in lines], "Ensembles by data, ε and threat"),
+        filters=FILTERS,
+        results=[_result(result, places) for result in results],
+        provenance_lines=[(name, style.words(provenance[name])) for name in sorted(provenance)],
+    )  # fmt: skip
+    write_text(path, text)
+    return path
+
+
+def _lines(entry: Entry, places: Mapping[str, str]) -> Iterator[tuple[tuple[Any, ...], list[Cell]]]:
+    """What to sort by, and the cells, for each threat and ε."""
+    untouched = clean(entry.frame)
+    for name, row in by_threat(entry.frame):
+        order = (entry.data, row["eps"], name != EVERYTHING, name, entry.standing == "refused", -row["accuracy"])
+        yield order, _cells(entry, name, row, untouched, places)
+
+
+def by_threat(frame: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
+    """Each threat, and where there are several `EVERYTHING`, with rows of `robench.evaluation.worst.worst`."""
+    threats = [name for name in dict.fromkeys(frame["threat"]) if name != "clean"]
+    parts = [(name, frame[frame["threat"].isin(("clean", name))]) for name in threats]
+    if len(threats) > 1:
+        parts.append((EVERYTHING, frame))
+    for name, part in parts:
+        for _, row in worst(part).iterrows():
+            yield name, row
+
+
+def clean(frame: pd.DataFrame) -> Cell:
+    """Accuracy on the images as they are."""
+    clean = frame[(frame["threat"] == "clean") & (frame["member"] == ENSEMBLE)]
+    if clean.empty:
+        return MISSING
+    right = clean.groupby("sample")["correct"].all()
+    return Cell.measured(right.mean(), *wilson(int(right.sum()), len(right)))
+
+
+def threat_label(threat: str) -> str:
+    known = style.THREATS.get(threat)
+    return known.label if known else threat
+
+
+def _cells(entry: Entry, threat: str, row: pd.Series, clean: Cell, places: Mapping[str, str]) -> list[Cell]:
+    word, _, _, look = _WORDS[entry.standing]
+    name, *others = entry.results
+    millions = Cell(f"{entry.parameters / 1e6:.2f} M", float(entry.parameters))
+    rate = Cell.measured(row["accuracy"], row["low"], row["high"])
+    if entry.standing == "refused":
+        rate, clean = (replace(each, text=f"claimed {each.text}") for each in (rate, clean))
+    return [
+        Cell.of(style.label(row["defense"])),
+        Cell.of(row["n"]),
+        Cell.of(entry.data),
+        Cell.of(threat_label(threat)),
+        Cell.of(row["eps"]),
+        rate,
+        clean,
+        Cell(word, f"{STANDINGS.index(entry.standing)} {word}", href=f"#{places[name]}", look=f"text status {look}"),
+        Cell.of(row["samples"]),
+        Cell(" and ".join((name, *others)), name.lower(), href=f"#{places[name]}"),
+        millions,
+        Cell(entry.training[1], entry.training[0]) if entry.training else MISSING,
+        Cell.of(row["by"] or "nothing", look="long"),
+    ]
+
+
+def _result(result: Judged, places: Mapping[str, str]) -> dict[str, Any]:
+    _, word, meaning, look = _WORDS[result.standing]
+    order = ("fail", "warn", "pass")
+    found = sorted(result.findings, key=lambda each: order.index(each.status))
+    rows = [
+        [
+            Cell.of(each.name, look="name"),
+            Cell.of(each.status, look=f"text status {each.status}"),
+            Cell.of(each.said, look="long"),
+        ]
+        for each in found
+    ]
+    return {
+        "id": places[result.name], "name": result.name, "word": word, "meaning": meaning, "look": look,
+        "findings": Table(["Looked at", "Status", "Seen"], rows, f"What was looked at in {result.name}"),
+    }  # fmt: skip

@@ -1,0 +1,28 @@
+"""`robench publish`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from robench.commands._shared import shared
+
+
+@click.command("publish")
+@click.argument("name", metavar="RUN")
+@click.option("--out", type=click.Path(path_type=Path), help="A new folder; by default the run's name.")
+@shared("runs")
+def command(name: str, out: Path | None, runs: str) -> None:
+    """Make a folder of RUN to give away: a model card, figures, weights, rows, and the surrogates behind them.
+
+    `robench check result`, `robench board` and `robench import` read it; the card says the numbers, hashes,
+    normalisation, and the commands that train and judge it again.
+    """
+    from robench.core.runs import Runs
+    from robench.studies.card import publish
+
+    store = Runs(runs)
+    run = store.get(name)
+    for path in publish(run, store, out or Path(name)):
+        click.echo(path)

@@ -1,0 +1,163 @@
+"""Results of several people on one page, those that do not verify among them, and marked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from robench.core.errors import RobenchError
+from robench.core.models import build, parameter_count
+from robench.core.provenance import versions
+from robench.core.runs import Run, Runs
+from robench.defenses import DEFENSES
+from robench.evaluation import cost
+from robench.evaluation.findings import Finding
+from robench.evaluation.fingerprint import judged_identity
+from robench.evaluation.rows import FolderRows
+from robench.reports import board
+from robench.studies.intact import Result
+
+log = logging.getLogger(__name__)
+
+#: Tries cells of a result again: of these runs, with what `robench.studies.verify.verify` finds.
+Again = Callable[[Result, Sequence[str]], Iterator[Finding]]
+#: Identities of weights and data, and what is said of them.
+_Keyed = tuple[tuple[str, str], board.Entry]
+
+
+def draw(folders: Sequence[Path], out: Path, *, again: Again | None = None, data: str | None = None) -> Path:
+    """The board of these results, as the file ``out``.
+
+    Args:
+        again: makes cells of runs anew that were judged on data of identity ``data``.
+
+    Raises:
+        RobenchError: the same folder twice, one without rows, or nothing that was attacked.
+    """
+    found: list[_Keyed] = []
+    results: list[board.Judged] = []
+    notices: list[str] = []
+    for name, folder in _named(folders).items():
+        judged, entries = _read(name, Result.at(folder), again, data)
+        results.append(judged)
+        found += entries
+    joined = _joined(found, notices)
+    for result in results:
+        if not any(result.name in entry.results for entry in joined):
+            notices.append(
+                f"{result.name} has no line: none of its evaluations is whole and of the weights that it has"
+            )
+    for text in notices:
+        log.warning(text)
+    return board.write(out, joined, results, {"versions": versions()}, notices=notices)
+
+
+def _named(folders: Sequence[Path]) -> dict[str, Path]:
+    """Each folder under its own name, or where several have it, under its whole path as it was typed."""
+    real = [folder.resolve() for folder in folders]
+    names = [folder.name for folder in real]
+    found: dict[str, Path] = {}
+    for folder, whole in zip(folders, real, strict=True):
+        if real.count(whole) > 1:
+            raise RobenchError(f"{folder} is named twice; name each result once")
+        found[whole.name if names.count(whole.name) == 1 else folder.as_posix()] = folder
+    return found
+
+
+def _read(name: str, result: Result, again: Again | None, data: str | None) -> tuple[board.Judged, list[_Keyed]]:
+    kept = result.rows()
+    found = list(result.intact(kept))
+    if again is not None:
+        right = [run for run, rows in kept.items() if _judged_on(rows) == {data}]
+        for finding in again(result, right) if right else ():
+            found.append((next((run for run in right if finding.name.startswith(f"{run} ")), ""), finding))
+    entries: list[_Keyed] = []
+    for run, rows in kept.items():
+        # What is damaged was found above.
+        with suppress(RobenchError, ValueError, LookupError, TypeError, AttributeError):
+            entries += _entries(name, result.store.get(run), result.store, rows, _standing(found, run))
+    return board.Judged(name, _standing(found), tuple(finding for _, finding in found)), entries
+
+
+def _standing(found: Sequence[tuple[str, Finding]], run: str | None = None) -> board.Standing:
+    """Of a run, by what was found of it and of its result's report; by default of the whole result."""
+    own = [finding for name, finding in found if run is None or name in (run, "")]
+    if any(finding.status == "fail" for finding in own):
+        return "refused"
+    again = run is not None and any(finding.name.startswith(f"{run} ") for finding in own)
+    whole = run is None and any(finding.name.startswith(f"{name} ") for name, finding in found if name)
+    return "repeated" if again or whole else "intact"
+
+
+def _judged_on(rows: FolderRows) -> set[str]:
+    """Identities of the data sets."""
+    with suppress(RobenchError):
+        return {rows.cell(str(key)).data for key in rows.parts()["cell"].unique()}
+    return set()
+
+
+def _entries(name: str, run: Run, store: Runs, rows: FolderRows, standing: board.Standing) -> Iterator[_Keyed]:
+    """One for each data set that the run was judged on."""
+    parameters = sum(parameter_count(build(spec, 0)) for spec in run.specs)
+    identity = judged_identity(run)
+    for data, outcomes in rows.outcomes(identity).by_data().items():
+        told = run.manifest["data"] or {}
+        called = told["name"] if str(told.get("fingerprint", "")).startswith(data) else data
+        entry = board.Entry((name,), called, outcomes.frame, standing, parameters, _training(run, store))
+        yield (identity, data), entry
+
+
+def _training(run: Run, store: Runs) -> tuple[float, str] | None:
+    """Forward and backward passes of each training image, of this run and of those that its weights come from."""
+    total, least = 0.0, ""
+    for ancestor in (run.name, *(each["run"] for each in run.manifest["ancestors"])):
+        try:
+            each = store.get(ancestor)
+            recipe, (kind, fields) = each.manifest["recipe"], _fields(each)
+            defense = DEFENSES.get(kind)(**fields)
+            epochs = recipe["epochs"] * (each.n if defense.in_turn else 1)
+            size = recipe["batch_size"]
+            total += cost.training(defense, each.n, size, epochs, size) / size
+        except (RobenchError, LookupError, TypeError):
+            # Imported weights, or a defense or a run that is not here.
+            if ancestor == run.name:
+                return None
+            least = "≥ "
+    return total, f"{least}{total:,.0f}"
+
+
+def _fields(run: Run) -> tuple[str, Mapping[str, object]]:
+    """Name and settings of its defense."""
+    told = dict(run.manifest["defense"])
+    return str(told.pop("name")), {key: value for key, value in told.items() if key != "version"}
+
+
+def _joined(entries: Sequence[_Keyed], notices: list[str]) -> list[board.Entry]:
+    """The same weights on the same data as one, where none of the results is refused: what any of them tried counts."""
+    found: dict[tuple[str, ...], board.Entry] = {}
+    for number, (same_as, entry) in enumerate(entries):
+        key = (str(number),) if entry.standing == "refused" else same_as
+        if key not in found:
+            found[key] = entry
+            continue
+        first = found[key]
+        same = {name: first.frame[name].iloc[0] for name in ("target", "defense", "n", "seed")}
+        both = first.frame.merge(entry.frame, on=["cell", "member", "sample"], suffixes=("", "_other"))
+        if differ := int((both["correct"] != both["correct_other"]).sum()):
+            names = " and ".join((*first.results, *entry.results))
+            notices.append(
+                f"{names} tried the same on {same['target']} and differ in {differ} of {len(both)} verdicts, as other "
+                f"machines round otherwise; an image counts as right where both say so"
+            )
+        found[key] = replace(
+            first,
+            results=(*first.results, *entry.results),
+            frame=pd.concat([first.frame, entry.frame.assign(**same)], ignore_index=True),
+            standing=min(first.standing, entry.standing, key=board.STANDINGS.index),
+        )
+    return list(found.values())

@@ -1,0 +1,161 @@
+"""Whether the files of a result agree with each other: what can be told of it without its data and without its code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from robench.core.errors import RobenchError
+from robench.core.runs import Runs
+from robench.core.store import read_json, read_record, read_tensors, tensors_hash
+from robench.evaluation.checks import impossible
+from robench.evaluation.evaluations import FOLDER, Evaluation
+from robench.evaluation.findings import Finding
+from robench.evaluation.fingerprint import judged_identity
+from robench.evaluation.outcomes import Outcomes
+from robench.evaluation.rows import FolderRows
+from robench.studies.state import DRAWN
+from robench.studies.summary import objects
+from robench.studies.workbench import OUTCOMES
+
+#: The numbers of a study's report.
+SUMMARY = "report/summary.json"
+F = TypeVar("F", bound=Finding | None)
+_ROW = ["cell", "member", "sample"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A folder of results.
+
+    Attributes:
+        store: of its runs; names: of these, the ones that belong to it, sorted.
+    """
+
+    folder: Path
+    store: Runs
+    names: tuple[str, ...]
+
+    @classmethod
+    def at(cls, folder: Path) -> Result:
+        """The folder of a study, of runs, of one run, or of `robench publish`; RobenchError where it is none."""
+        if not folder.is_dir():
+            raise RobenchError(f"{folder} is no folder; name the folder of a study, of a run or of runs")
+        if (folder / "manifest.json").is_file():
+            folder = folder.resolve()
+            return cls(folder, Runs(folder.parent), (folder.name,))
+        store = Runs(folder / "runs" if (folder / "runs").is_dir() else folder)
+        return cls(folder, store, tuple(store.names()))
+
+    def rows(self) -> dict[str, FolderRows]:
+        """What was measured on each run, to read.
+
+        Raises:
+            RobenchError: there is nothing at all.
+        """
+        kept = {name: FolderRows(self.store.folder(name) / OUTCOMES, repair=False) for name in self.names}
+        if not any(len(each.parts()) or each.damaged for each in kept.values()):
+            raise RobenchError(
+                f"{self.folder} holds no rows; name the folder of a study, of a run or of runs (--runs of robench eval)"
+            )
+        return kept
+
+    def intact(self, kept: Mapping[str, FolderRows]) -> Iterator[tuple[str, Finding]]:
+        """What a change to a file breaks, run by run.
+
+        Args:
+            kept: what `rows` gave.
+
+        Returns:
+            Pairs of the run's name, empty for the study's report, and what was found.
+        """
+        for name, rows in kept.items():
+            for check in (_weights, _damaged, _cells, _rows, _evaluations):
+                if found := guarded(f"{name}: files", partial(check, self, name, rows)):
+                    yield name, found
+        if (self.folder / SUMMARY).exists():
+            yield "", guarded(SUMMARY, partial(summary, self.folder, kept))
+
+
+def guarded(what: str, attempt: Callable[[], F]) -> F | Finding:
+    """Files of others may hold anything."""
+    try:
+        return attempt()
+    except RobenchError as error:
+        return Finding(what, "fail", str(error))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return Finding(what, "fail", f"a file of it is damaged ({error!r})")
+
+
+def damaged(result: Path, rows: FolderRows) -> Iterator[Finding]:
+    """Parts whose bytes are not those that were written."""
+    for path in rows.damaged:
+        yield Finding(str(path.relative_to(result)), "fail", "is not what was written: its name is not its hash")
+
+
+def _weights(result: Result, name: str, rows: FolderRows) -> Finding:
+    run = result.store.get(name)
+    path = run.folder / "weights.safetensors"
+    if not path.exists():
+        return Finding(f"{name}: weights", "warn", "are not here: nobody can make its images again")
+    if tensors_hash(read_tensors(path)[0]) != run.weights:
+        return Finding(f"{name}: weights", "fail", "are not those that its manifest names")
+    return Finding(f"{name}: weights", "pass", f"SHA-256 {run.weights[:16]}…, as its manifest says")
+
+
+def _damaged(result: Result, name: str, rows: FolderRows) -> Finding | None:
+    return next(damaged(result.folder, rows), None)
+
+
+def _cells(result: Result, name: str, rows: FolderRows) -> Finding | None:
+    keys = [str(key) for key in rows.parts()["cell"].unique()]
+    if not keys:
+        return None
+    identity = judged_identity(result.store.get(name))
+    others = [key for key in keys if rows.cell(key).identity != identity]
+    if others:
+        evidence = f"{len(others)} of {len(keys)} are of other weights than the run has, such as {others[0]}"
+        return Finding(f"{name}: cells", "fail", evidence)
+    return Finding(f"{name}: cells", "pass", f"{len(keys)} are what their keys say, and of these weights")
+
+
+def _rows(result: Result, name: str, rows: FolderRows) -> Finding | None:
+    parts = rows.parts()
+    if parts.empty:
+        return None
+    if twice := int(parts.duplicated(_ROW).sum()):
+        return Finding(f"{name}: rows", "fail", f"{twice} of {len(parts)} are there twice, with different values")
+    # A sample has one label in each data set.
+    found = [impossible(each) for each in rows.everything().by_data().values()]
+    told = max(found, key=lambda each: each.status == "fail")
+    return Finding(f"{name}: rows", told.status, told.evidence)
+
+
+def _evaluations(result: Result, name: str, rows: FolderRows) -> Finding | None:
+    paths = sorted((rows.folder / FOLDER).glob("*.json"))
+    if not paths:
+        return None
+    found = [Evaluation.read(path) for path in paths]
+    lacking = [each for each in found if not each.part and rows.missing(each)]
+    if lacking:
+        missing = sum(map(rows.missing, lacking))
+        evidence = f"{len(lacking)} of {len(found)} lack {missing} verdicts: they were cut off, or rows are gone"
+        return Finding(f"{name}: evaluations", "warn", evidence)
+    return Finding(f"{name}: evaluations", "pass", f"{len(found)} are whole")
+
+
+def summary(folder: Path, kept: Mapping[str, FolderRows]) -> Finding:
+    """Whether the numbers of a study's report are those of the evaluations that it names."""
+    shown = set(read_record(folder / "report" / DRAWN)["evaluations"])
+    parts = [each.outcomes(only=shown) for each in kept.values()]
+    if gone := shown - {each.key for part in parts for each in part.evaluations}:
+        return Finding(SUMMARY, "fail", f"{len(gone)} of {len(shown)} evaluations that it rests on are not whole")
+    told = [row for row in read_json(folder / SUMMARY) if "diversity" not in row]
+    true = objects(Outcomes.concat(parts))
+    lost = [row for row in told if row not in true]
+    if lost:
+        return Finding(SUMMARY, "fail", f"{len(lost)} numbers are not those of the rows, such as {lost[0]}")
+    return Finding(SUMMARY, "pass", f"{len(told)} numbers are those of the rows")
