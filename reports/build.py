@@ -14,13 +14,14 @@ from matplotlib.figure import Figure
 from robench.core.errors import RobenchError
 from robench.core.store import atomic, checked_name, write_text
 from robench.defenses.base import DEFENSES
-from robench.evaluation.outcomes import left_out
+from robench.evaluation.outcomes import ENSEMBLE, left_out
 from robench.evaluation.threats import BLACKBOX
 from robench.reports import (
     against,
     appendix,
     curves,
     document,
+    pareto,
     regions,
     style,
     tables,
@@ -35,7 +36,7 @@ FORMATS = ("pdf", "png", "svg")
 TABLES = {threat: shown.table for threat, shown in style.THREATS.items() if shown.table}
 #: ε of the paper's Figure 3.
 TRANSFER_EPS = 0.03
-#: ε at which one setting of a defense is judged, or the nearest that was measured.
+#: ε at which settings of a defense, and clean and robust accuracy, are compared, or the nearest that was measured.
 STUDY_EPS = 0.03
 
 
@@ -95,6 +96,7 @@ def write(
     history: pd.DataFrame | None = None,
     images: regions.Regions | None = None,
     studies: Studies | None = None,
+    costs: pd.DataFrame | None = None,
     paper: str | None = None,
     data: against.SameData = "different",
     formats: Collection[str] = ("pdf", "png"),
@@ -109,6 +111,7 @@ def write(
         history: the training of DVERGE, see `robench.reports.trend.trend`, for Figure 2.
         images: decision regions, for Figure 1.
         studies: one setting of a defense varied; a figure each.
+        costs: of training and decision, see `robench.reports.pareto.values`.
         paper, data: published numbers to set beside ours, see `robench.reports.against.against`.
         formats: of "pdf", "png", "svg".
 
@@ -126,12 +129,12 @@ def write(
     files: list[Path] = []
     notices = cautions(frame)
     with style.context():
-        for sheet in sheets(frame, history=history, images=images, studies=studies):
+        for sheet in sheets(frame, history=history, images=images, studies=studies, costs=costs):
             if isinstance(sheet, Skipped):
                 notices.append(str(sheet))
                 continue
             files += _figure(sheet, out, formats, provenance)
-    for name, points, table in _tables(frame):
+    for name, points, table in _tables(frame, costs):
         texts = {"md": document.markdown(table), "tex": document.latex(table)}
         files += _table(out, name, points, texts, provenance)
     notices += [
@@ -146,8 +149,8 @@ def write(
     return files, notices
 
 
-def _tables(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, document.Table]]:
-    """Name, values and description of each table: accuracy under each threat, and under everything."""
+def _tables(frame: pd.DataFrame, costs: pd.DataFrame | None) -> Iterator[tuple[str, pd.DataFrame, document.Table]]:
+    """Name, values and description of each table: accuracy under each threat, under everything, and at what cost."""
     for threat, name in TABLES.items():
         if (frame["threat"] == threat).any():
             points = tables.accuracy(frame, threat)
@@ -158,6 +161,20 @@ def _tables(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, document.T
     left = tables.worst(frame)
     if not left.empty:
         yield "table_worst", left, tables.worst_described(left)
+    points = trade_offs(frame, costs)
+    if not points.empty:
+        yield "table_pareto", points, pareto.described(points)
+
+
+def trade_offs(frame: pd.DataFrame, costs: pd.DataFrame | None) -> pd.DataFrame:
+    """`robench.reports.pareto.values` at the ε of `STUDY_EPS`; empty where no image was judged both ways."""
+    return pareto.values(frame, _nearest(frame), costs)
+
+
+def _nearest(frame: pd.DataFrame) -> float:
+    """`STUDY_EPS`, or the nearest ε at which these ensembles were attacked."""
+    attacked = frame.loc[(frame["eps"] > 0) & (frame["member"] == ENSEMBLE), "eps"].unique()
+    return min(map(float, attacked), key=lambda value: (abs(value - STUDY_EPS), value), default=STUDY_EPS)
 
 
 def sheets(
@@ -166,6 +183,7 @@ def sheets(
     history: pd.DataFrame | None = None,
     images: regions.Regions | None = None,
     studies: Studies | None = None,
+    costs: pd.DataFrame | None = None,
     links: Links | None = None,
 ) -> Iterator[Sheet | Skipped]:
     """Every figure that there is data for, within `style.context`, and which are skipped."""
@@ -185,6 +203,7 @@ def sheets(
     yield from _accuracy(
         frame[combined], "fig5_adversarial_training", f"{title}, with adversarial training", main, links
     )
+    yield _pareto(trade_offs(frame, costs))
     for threat in ("blackbox-own", "blackbox-related"):
         if (frame["threat"] == threat).any():
             name = f"figA_{threat.replace('-', '_')}"
@@ -302,6 +321,31 @@ def _accuracy(
     yield Sheet(name, title, figure, shown, alt)
 
 
+def _pareto(points: pd.DataFrame) -> Sheet | Skipped:
+    if points.empty:
+        return Skipped("fig_pareto", "no ensemble was judged both on clean images and under attack")
+    panels = [panel for panel in pareto.PANELS if (points["under"] == panel).any()]
+    figure = style.figure(style.TEXT if len(panels) > 1 else style.TEXT / 2 + 0.6, 3.0)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, panel in zip(axes, panels, strict=True):
+        pareto.pareto(points[points["under"] == panel], ax)
+    areas = pareto.areas(points["n"])
+    style.legend(figure, points["defense"], areas, areas, loc="outside lower center", ncols=6)
+    front = {
+        panel: [
+            f"{style.label(row.defense)}/{row.n}"
+            for row in points[(points["under"] == panel) & points["front"]].itertuples()
+        ]
+        for panel in panels
+    }
+    return Sheet(
+        "fig_pareto", "Clean and robust accuracy", figure, points,
+        "Accuracy under attack against clean accuracy. On the front: "
+        + "; ".join(f"{pareto.PANELS[panel]} {', '.join(names)}" for panel, names in front.items())
+        + ". The values are in the table.",
+    )  # fmt: skip
+
+
 def _cells(links: Links | None, eps: float) -> Callable[[str, str, str], str] | None:
     return None if links is None else lambda target, source, member: links.cell(target, eps, source, member)
 
@@ -343,8 +387,7 @@ def _by_attack(frame: pd.DataFrame, threat: str, title: str, alt: str) -> Sheet:
 
 
 def _study(frame: pd.DataFrame, name: str, settings: Mapping[str, float | str]) -> Sheet:
-    attacked = frame.loc[frame["target"].isin(list(settings)) & (frame["eps"] > 0), "eps"].unique()
-    eps = min(map(float, attacked), key=lambda value: (abs(value - STUDY_EPS), value), default=STUDY_EPS)
+    eps = _nearest(frame[frame["target"].isin(list(settings))])
     figure = style.figure(style.TEXT, 2.2)
     left, right = figure.subplots(1, 2)
     appendix.ablation(frame, left, settings=settings, name=name, eps=eps)

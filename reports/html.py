@@ -24,7 +24,7 @@ from robench.core.errors import RobenchError
 from robench.core.store import write_text
 from robench.evaluation.outcomes import that_count
 from robench.evaluation.threats import BLACKBOX
-from robench.reports import against, build, document, published, style, tables, versions
+from robench.reports import against, build, document, pareto, published, style, tables, versions
 from robench.reports._queries import tidy
 from robench.reports.document import Cell, Table
 from robench.reports.pictures import VERSION, Picture, Pixels
@@ -125,7 +125,7 @@ def write(
         pictures: shown where their rows are listed; those that do not fit are left out.
         paper: of `robench.reports.published.names`, to compare with.
         data: see `robench.reports.against.against`.
-        more: history, images and studies of `robench.reports.build.write`.
+        more: history, images, studies and costs of `robench.reports.build.write`.
 
     Raises:
         RobenchError: no outcomes, or a report that cannot be kept below `LIMIT`.
@@ -150,7 +150,7 @@ def write(
         "summary": _summary(frame),
         "notices": notices,
         "checks": _checks(checks) if checks else None,
-        "tables": _tables(frame, links),
+        "tables": _tables(frame, links, more.get("costs")),
         "paper": _paper(frame, paper, data) if paper is not None else None,
         "figures": figures,
         "provenance": dict(provenance),
@@ -160,8 +160,8 @@ def write(
     return path
 
 
-def _tables(frame: pd.DataFrame, links: build.Links) -> list[Table]:
-    """Accuracies under each threat, and under everything."""
+def _tables(frame: pd.DataFrame, links: build.Links, costs: pd.DataFrame | None) -> list[Table]:
+    """Accuracies under each threat, under everything, and at what cost."""
     found = [
         tables.described(
             tables.accuracy(frame, threat),
@@ -177,6 +177,9 @@ def _tables(frame: pd.DataFrame, links: build.Links) -> list[Table]:
     left = tables.worst(frame)
     if not left.empty:
         found.append(tables.worst_described(left, "Under everything that was tried, %, with 95 % Wilson intervals"))
+    points = build.trade_offs(frame, costs)
+    if not points.empty:
+        found.append(pareto.described(points, "Clean and robust accuracy, %, with 95 % intervals, and what they cost"))
     return found
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.textpath import TextPath
 
 from robench.core.errors import RobenchError
 from robench.defenses.base import DEFENSES
@@ -23,9 +25,14 @@ from robench.defenses.base import DEFENSES
 TEXT = 5.5
 COLUMN = 2.7
 
+_T = TypeVar("_T")
+
+#: As matplotlib names it; a triple is a star, of so many points.
+Marker = str | tuple[int, Literal[0, 1, 2], int]
+
 #: Okabe and Ito's palette for the study's defenses, in the order of the legend; the marker tells the defense a second
 #: time, for grey print.
-_KNOWN = {
+_KNOWN: dict[str, tuple[str, Marker]] = {
     "baseline": ("#555555", "o"),
     "adp": ("#E69F00", "s"),
     "gal": ("#009E73", "^"),
@@ -34,7 +41,7 @@ _KNOWN = {
     "dverge-advt": ("#D55E00", "P"),
 }
 _OTHERS = ("#56B4E9", "#882255", "#999933", "#332288", "#AA4499", "#117733")
-_OTHER_MARKERS = ("X", "<", ">", "p", "h", "*")
+_OTHER_MARKERS: tuple[Marker, ...] = ("X", "<", ">", "p", "h", "*", "d", (4, 1, 0), (3, 1, 0))
 _DASHES: dict[int, tuple[float, tuple[float, ...]]] = {
     3: (0, ()),
     5: (0, (4, 1.5)),
@@ -53,7 +60,7 @@ class Look:
     """How a line is told from the others: by colour, and in grey print by marker and dash."""
 
     color: str
-    marker: str
+    marker: Marker
     dash: tuple[float, tuple[float, ...]] = (0, ())
 
 
@@ -149,11 +156,29 @@ def label(defense: str) -> str:
 
 
 def color(defense: str) -> str:
-    return _KNOWN[defense][0] if defense in _KNOWN else _OTHERS[_pick("color", defense, len(_OTHERS))]
+    return _look(defense)[0]
 
 
-def marker(defense: str) -> str:
-    return _KNOWN[defense][1] if defense in _KNOWN else _OTHER_MARKERS[_pick("marker", defense, len(_OTHER_MARKERS))]
+def marker(defense: str) -> Marker:
+    return _look(defense)[1]
+
+
+def _look(defense: str) -> tuple[str, Marker]:
+    """Colour and marker: its own among all that are installed, as far as there are enough; a name that is not
+    installed has those that its letters give."""
+    given = dict(_KNOWN)
+    for name in dict.fromkeys((*sorted(set(DEFENSES.names()) - _KNOWN.keys()), *{defense} - _KNOWN.keys())):
+        given[name] = (
+            _least_used("color", name, _OTHERS, [color for color, _ in given.values()]),
+            _least_used("marker", name, _OTHER_MARKERS, [marker for _, marker in given.values()]),
+        )
+    return given[defense]
+
+
+def _least_used(purpose: str, name: str, choices: Sequence[_T], taken: Sequence[_T]) -> _T:
+    """Of the choices that the fewest others have, the first from the name's own place on."""
+    place = hashlib.sha256(f"{purpose}:{name}".encode()).digest()[0] % len(choices)
+    return min((*choices[place:], *choices[:place]), key=taken.count)
 
 
 def dash(n: int) -> tuple[float, tuple[float, ...]]:
@@ -177,17 +202,49 @@ def ordered(frame: pd.DataFrame, *by: str, threats: Iterable[str] = THREATS) -> 
     return frame.sort_values(list(by), key=place, ignore_index=True)
 
 
-def legend(ax: Axes | Figure, defenses: Iterable[str], sizes: Iterable[int], **where: Any) -> None:
-    """Defenses by colour and marker, sizes by dash; one size alone goes with the defense's name."""
+def legend(
+    ax: Axes | Figure,
+    defenses: Iterable[str],
+    sizes: Iterable[int],
+    areas: Mapping[int, float] | None = None,
+    **where: Any,
+) -> None:
+    """Defenses by colour and marker, sizes by dash; one size alone goes with the defense's name. Below a figure it has
+    at most ``ncols`` columns, and no more than fit.
+
+    Args:
+        areas: of the markers, in points², of figures where these tell the size and there are no lines.
+    """
     sizes = sorted(set(sizes))
     only = f"/{sizes[0]}" if len(sizes) == 1 else ""
+    line: Literal["-", ""] = "-" if areas is None else ""
     handles = [
-        Line2D([], [], color=color(name), marker=marker(name), label=_shown(label(name) + only))
+        Line2D([], [], color=color(name), marker=marker(name), linestyle=line, label=_shown(label(name) + only))
         for name in order(defenses)
     ]
-    if len(sizes) > 1:
+    if len(sizes) > 1 and areas is not None:
+        handles += [
+            Line2D([], [], color="black", marker="o", linestyle="", markersize=areas[n] ** 0.5, label=f"N = {n}")
+            for n in sizes
+        ]
+    elif len(sizes) > 1:
         handles += [Line2D([], [], color="black", linestyle=dash(n), label=f"N = {n}") for n in sizes]
+    if isinstance(ax, Figure) and "ncols" in where:
+        labels = [str(handle.get_label()) for handle in handles]
+        where["ncols"] = _columns(labels, 72 * ax.get_figwidth(), where["ncols"])
     ax.legend(handles=handles, **where)
+
+
+def _columns(labels: Sequence[str], width: float, most: int) -> int:
+    """How many columns of a legend are as wide as a figure of ``width`` points, or narrower; at most ``most``."""
+    font = float(mpl.rcParams["legend.fontsize"])
+    around = font * (mpl.rcParams["legend.handlelength"] + mpl.rcParams["legend.handletextpad"])
+    texts = [around + TextPath((0, 0), label, size=font).get_extents().width for label in labels]
+    for count in range(min(most, len(labels)), 1, -1):
+        columns = [max(column) for column in np.array_split(texts, count)]
+        if sum(columns) + (count + 1) * font * mpl.rcParams["legend.columnspacing"] <= width:
+            return count
+    return 1
 
 
 def metadata(provenance: Mapping[str, object], title: str, kind: str) -> dict[str, Any]:
@@ -218,10 +275,6 @@ def words(value: object) -> str:
         rest = [f"{key} {words(each)}" for key, each in value.items() if key != "name"]
         return ", ".join([str(value["name"]), *rest] if "name" in value else rest)
     return ", ".join(map(words, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def _pick(purpose: str, name: str, count: int) -> int:
-    return hashlib.sha256(f"{purpose}:{name}".encode()).digest()[0] % count
 
 
 def _shown(text: str) -> str:

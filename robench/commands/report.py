@@ -64,8 +64,9 @@ def command(
                 raise RobenchError("--regions needs a surrogate run; robench eval --threat blackbox makes one")
             plane = decision_regions(bench, chosen, hold_outs[0], resolution=regions)
         seen = pictures(bench, outcomes, chosen, IMAGES if images is None else images)
+    shape = None if data is None else data.test.images.shape[1:]
     files = draw(
-        outcomes, chosen, out, regions=plane, pictures=seen, paper=against, same_data=same_data
+        outcomes, chosen, out, regions=plane, pictures=seen, paper=against, same_data=same_data, shape=shape
     )  # fmt: skip
     for path in files:
         click.echo(path)

@@ -7,6 +7,7 @@ and what `--track` measures along a training.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from robench.attacks import Attack
 from robench.attacks.ascent import ascend
@@ -26,8 +28,9 @@ from robench.core.fast import Precision, attackable, crafting_dtype
 from robench.core.frozen import full_float32
 from robench.core.losses import LOSSES
 from robench.core.models import ModelSpec, build, parameter_count
+from robench.core.runs import Run
 from robench.core.threads import SMALL, fitting_batch, fitting_threads
-from robench.defenses import Defense
+from robench.defenses import DEFENSES, Defense
 from robench.evaluation.threats import starts
 
 #: A forward pass alone, in passes.
@@ -73,6 +76,32 @@ class Pace:
 def training(defense: Defense, members: int, images: int, epochs: int, batch_size: int) -> float:
     """Passes of a training on ``images``, of which the last, incomplete batch of every epoch is left out."""
     return epochs * (images // batch_size) * batch_size * members * defense.passes(members)
+
+
+def trained(run: Run) -> float:
+    """Passes that a training took per image of its data; NaN where its manifest does not say."""
+    manifest = run.manifest
+    try:
+        values = {name: value for name, value in manifest["defense"].items() if name not in ("name", "version")}
+        defense = DEFENSES.get(run.defense)(**values)
+        if defense.version != manifest["defense"]["version"]:
+            return math.nan
+        return float(manifest["recipe"]["epochs"]) * (run.n if defense.in_turn else 1) * run.n * defense.passes(run.n)
+    except (KeyError, TypeError, RobenchError):  # imported, or a defense that is not installed or has other fields
+        return math.nan
+
+
+def decision(members: Sequence[ModelSpec], shape: torch.Size) -> float:
+    """Floating-point operations of an ensemble's forward pass of one image (C,H,W), two for each multiplication with
+    its addition; those of normalisation and activation are left out."""
+    return float(sum(_forward(spec, shape) for spec in members))
+
+
+@cache
+def _forward(spec: ModelSpec, shape: torch.Size) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        build(spec, 0).eval()(torch.zeros(1, *shape))
+    return int(counter.get_total_flops())
 
 
 def weights(members: Sequence[ModelSpec]) -> int:

@@ -16,6 +16,7 @@ from scipy import stats
 
 from robench.core.errors import RobenchError
 from robench.core.rng import Stream
+from robench.evaluation.outcomes import wilson
 
 #: A difference is called one where its adjusted p-value is at most this.
 LEVEL = 0.05
@@ -124,17 +125,41 @@ def difference_over_seeds(first: npt.ArrayLike, second: npt.ArrayLike, confidenc
     _paired(one, other)
     if min(len(one), len(other), one.shape[1]) < 2:
         raise RobenchError(f"expected at least 2 seeds of each and 2 images, got {one.shape} and {other.shape}")
-    seeds = [(float(values.mean(axis=1).var(ddof=1)) / len(values), len(values) - 1) for values in (one, other)]
     by_image = one.mean(axis=0) - other.mean(axis=0)
-    parts = [*seeds, (float(by_image.var(ddof=1)) / len(by_image), len(by_image) - 1)]
-    value, variance = float(by_image.mean()), sum(part for part, _ in parts)
-    if variance == 0:
+    value = float(by_image.mean())
+    error, freedom = _error(one.mean(axis=1), other.mean(axis=1), by_image)
+    if error == 0:
         return Difference(value, value, value, float(value == 0))
-    freedom = variance**2 / sum(part**2 / df for part, df in parts)
-    error = math.sqrt(variance)
     half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
     p = 2 * float(stats.t.sf(abs(value) / error, freedom))
     return Difference(value, max(-1.0, value - half), min(1.0, value + half), p)
+
+
+def accuracy_interval(verdicts: npt.ArrayLike, confidence: float = 0.95) -> Interval:
+    """The interval of a mean accuracy, as other seeds and other images together would move it.
+
+    Variances are added as in `difference_over_seeds`; never narrower than Wilson's for the mean on as many images,
+    which is the interval of one seed.
+
+    Args:
+        verdicts: (S,M).
+    """
+    values = _verdicts(verdicts, 2)
+    seeds, images = values.shape
+    value = float(values.mean())
+    low, high = wilson(round(value * images), images, confidence)
+    if min(seeds, images) > 1:
+        error, freedom = _error(values.mean(axis=1), values.mean(axis=0))
+        half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error if error else 0.0
+        low, high = max(0.0, min(low, value - half)), min(1.0, max(high, value + half))
+    return Interval(low, high)
+
+
+def _error(*samples: _Floats) -> tuple[float, float]:
+    """The standard error of a sum of means of independent samples, and its degrees of freedom (Satterthwaite)."""
+    parts = [(float(each.var(ddof=1)) / len(each), len(each) - 1) for each in samples]
+    variance = sum(part for part, _ in parts)
+    return math.sqrt(variance), variance**2 / sum(part**2 / df for part, df in parts) if variance else math.inf
 
 
 def _verdicts(values: npt.ArrayLike, dimensions: int) -> _Floats:

@@ -42,15 +42,35 @@ def worst(frame: pd.DataFrame) -> pd.DataFrame:
     return table[[*_WHO, "eps", "accuracy", "low", "high", "samples", "by"]]
 
 
-def _points(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """One for every ε of a target."""
+def verdicts(frame: pd.DataFrame) -> pd.DataFrame:
+    """What `worst` counts, one row per target, ε and image: target, defense, n, seed, eps, sample, correct, and
+    versions: how often the image was judged."""
+    rows = frame[frame["member"] == ENSEMBLE]
+    parts = []
+    for who, own in rows.groupby(_WHO, observed=True):
+        for eps, _, tried in _bases(own):
+            judged = tried.groupby("sample", observed=True)["correct"].agg(correct="all", versions="size").reset_index()
+            about = pd.DataFrame([[*who, eps]], columns=[*_WHO, "eps"])
+            parts.append(about.merge(judged, how="cross"))
+    columns = [*_WHO, "eps", "sample", "correct", "versions"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def _bases(rows: pd.DataFrame) -> Iterator[tuple[float, set[int], pd.DataFrame]]:
+    """For every ε of a target: ε, the images that count, and all rows of these that bear on it."""
     threats = set(rows["threat"])
     base = next((rows[rows["threat"] == name] for name in _BASE if name in threats), rows.iloc[:0])
     for eps, here in base.groupby("eps", observed=True):
         largest = here.groupby("cell", observed=True)["sample"].nunique().idxmax()
         images = set(here.loc[here["cell"] == largest, "sample"])
-        tried = rows[(rows["eps"] <= eps) & rows["sample"].isin(images) & ~rows["correct"]]
-        took = {tuple(map(str, how)): set(part["sample"]) for how, part in tried.groupby(_HOW, observed=True)}
+        yield float(str(eps)), images, rows[(rows["eps"] <= eps) & rows["sample"].isin(images)]
+
+
+def _points(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """One for every ε of a target."""
+    for eps, images, tried in _bases(rows):
+        fell = tried[~tried["correct"]]
+        took = {tuple(map(str, how)): set(part["sample"]) for how, part in fell.groupby(_HOW, observed=True)}
         left, shares = len(images), []
         for how, count in _in_order(took):
             left -= count

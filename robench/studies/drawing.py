@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from robench.core.errors import RobenchError
 from robench.core.provenance import versions
-from robench.core.runs import Run
+from robench.core.runs import Run, Runs
 from robench.core.store import content_key
+from robench.evaluation import cost
 from robench.evaluation.checks import check
 from robench.evaluation.outcomes import Outcomes
-from robench.reports import build, html, published
+from robench.reports import build, html, pareto, published
 from robench.reports.pictures import Picture
 from robench.reports.regions import Regions
 
@@ -36,6 +39,8 @@ def draw(
     same_data: bool = False,
     studies: build.Studies | None = None,
     more: Mapping[str, str] | None = None,
+    shape: torch.Size | None = None,
+    seconds: Mapping[str, float] | None = None,
 ) -> list[Path]:
     """Every figure and table that the rows have data for, and ``report.html``, in ``out``; the files.
 
@@ -46,11 +51,13 @@ def draw(
         same_data: the user's word that the images are the paper's, whatever they are called.
         studies: one setting of a defense varied, see `robench.reports.build.Studies`.
         more: what else belongs to the provenance.
+        shape: of an image (C,H,W), where it is known; seconds: of trainings, by name of the run.
     """
     if outcomes.frame.empty:
         raise RobenchError("nothing was measured on these runs; robench eval does it")
     facts = {**provenance(outcomes, runs), **(more or {})}
     shown: dict[str, Any] = {"history": tracked(runs), "images": regions, "paper": paper, "studies": studies}
+    shown["costs"] = costs(runs, shape, seconds or {})
     if paper is not None:
         same = facts["data"] == [published.read(paper).data]
         if same and same_data:
@@ -78,6 +85,34 @@ def provenance(outcomes: Outcomes, runs: Sequence[Run]) -> dict[str, Any]:
         "weights": {run.name: run.weights[:16] for run in runs},
         "versions": versions(),
     }
+
+
+def costs(runs: Sequence[Run], shape: torch.Size | None, seconds: Mapping[str, float]) -> pd.DataFrame:
+    """What training and decision cost, of each run.
+
+    A training that starts from others takes theirs too; it is NaN where one of them is not there.
+
+    Args:
+        shape, seconds: of `draw`.
+
+    Returns:
+        Columns target, passes (of a training image, see `robench.evaluation.cost.trained`), seconds, and flops (of the
+        decision on one image, in millions).
+    """
+    rows = []
+    for run in runs:
+        store = Runs(run.folder.parent)
+        there = set(store.names())
+        trainings = [run.name, *(ancestor["run"] for ancestor in run.manifest["ancestors"])]
+        rows.append(
+            {
+                "target": run.name,
+                "passes": sum(cost.trained(store.get(name)) if name in there else math.nan for name in trainings),
+                "seconds": sum(seconds.get(name, math.nan) for name in trainings),
+                "flops": math.nan if shape is None else cost.decision(run.specs, shape) / 1e6,
+            }
+        )
+    return pd.DataFrame(rows, columns=["target", *pareto.COSTS])
 
 
 def tracked(runs: Sequence[Run]) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,13 @@ log = logging.getLogger(__name__)
 VARIED = ("clean", "whitebox", "blackbox")
 
 
-def publish(plan: Plan, runs: Runs, out: Path, bench: Workbench, basis: Basis) -> list[Path]:
+def publish(
+    plan: Plan, runs: Runs, out: Path, bench: Workbench, basis: Basis, seconds: Mapping[str, float]
+) -> list[Path]:
     """Draws what was judged in ``out``, and says how many judgements are missing; the files.
+
+    Args:
+        seconds: of trainings, by name of the run.
 
     Raises:
         RobenchError: nothing was judged.
@@ -70,6 +75,8 @@ def publish(plan: Plan, runs: Runs, out: Path, bench: Workbench, basis: Basis) -
             frame[frame["threat"].isin(VARIED)], {name: values for name, values in axes.items() if values}
         ),
         more=more,
+        shape=bench.data.test.images.shape[1:],
+        seconds=seconds,
     )
     rows = [*objects(everything), *basis.diversities]
     write_json(out / "summary.json", rows)

@@ -92,7 +92,8 @@ def _do(plan: Plan, step: Step, place: Place, bench: Workbench) -> dict[str, Any
 
         (place.report / DRAWN).unlink(missing_ok=True)
         basis = Progress(plan, place).basis()
-        files = {path.name: file_hash(path) for path in publish(plan, place.runs, place.report, bench, basis)}
+        made = publish(plan, place.runs, place.report, bench, basis, place.seconds(plan))
+        files = {path.name: file_hash(path) for path in made}
         shown = {"step": step.key, "basis": basis.key, "evaluations": basis.evaluations, "files": files}
         write_record(place.report / DRAWN, shown)
         return {}

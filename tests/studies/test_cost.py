@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,10 @@ import torch
 
 from robench.cli import run
 from robench.core.data import load
-from robench.core.runs import Runs
+from robench.core.models import ModelSpec
+from robench.core.runs import Run, Runs
+from robench.evaluation import cost
+from robench.studies.drawing import costs
 from robench.studies.plan import Plan, expand
 from robench.studies.study import find, parse
 from robench.training.loop import ensure
@@ -87,6 +91,36 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     path.write_text(STUDY.format(data=folder / "data.npz"))
     assert run(["run", str(path), "--out", str(folder / "out"), "--only", "train", "--workers", "1"]) == 0
     return Bench(planned(path), path, Runs(folder / "out" / "runs"))
+
+
+def test_a_finished_run_says_what_its_training_took(bench: Bench) -> None:
+    """The forecast's passes, per image of whole batches: 64 images in batches of 16."""
+    for step in bench.plan.steps.values():
+        if step.kind == "train" and step.task:
+            assert cost.trained(bench.runs.get(step.task.name)) == step.passes / 64
+    run = bench.runs.get(bench.plan.main[0])
+    unknown = [{**run.manifest["defense"], "version": 99}, {**run.manifest["defense"], "name": "gone"}]
+    manifests = [{**run.manifest, "defense": each} for each in unknown]
+    manifests.append({name: value for name, value in run.manifest.items() if name != "recipe"})
+    assert all(math.isnan(cost.trained(Run(run.folder, manifest))) for manifest in manifests)
+
+
+def test_a_training_costs_what_it_starts_from_too(bench: Bench) -> None:
+    plain, other = (bench.runs.get(name) for name in bench.plan.main)
+    child = Run(other.folder, {**other.manifest, "ancestors": [{"run": plain.name, "weights": "", "members": []}]})
+    orphan = Run(other.folder, {**other.manifest, "ancestors": [{"run": "gone", "weights": "", "members": []}]})
+    table = costs([other, child, orphan], torch.Size((1, 8, 8)), {plain.name: 2.0, other.name: 3.0})
+    alone, both, lost = table["passes"]
+    assert both == alone + cost.trained(plain)
+    assert math.isnan(lost)
+    assert table["seconds"].tolist()[:2] == [3.0, 5.0]
+    assert table["flops"].nunique() == 1
+
+
+def test_operations_of_a_decision_are_those_of_the_paper() -> None:
+    """ResNet-20 on 32x32 pixels takes 41 million multiplications (He et al. 2016), with 1x1 shortcuts a few more."""
+    spec = ModelSpec(name="resnet20", num_classes=10, in_channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert cost.decision([spec] * 3, torch.Size((3, 32, 32))) / 6e6 == pytest.approx(41, rel=0.02)
 
 
 def planned(path: Path) -> Plan:

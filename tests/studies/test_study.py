@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from robench.core.errors import RobenchError
+from robench.defenses import DEFENSES
 from robench.studies.plan import expand
 from robench.studies.study import find, parse, shipped
 
@@ -114,6 +115,14 @@ def test_the_small_study_keeps_what_the_large_one_has() -> None:
     black = small.threats.blackbox
     assert black is not None
     assert (black.surrogates, black.attacks, black.losses, black.restarts) == ((3, 5, 8), None, None, None)
+
+
+def test_the_study_of_the_field_has_every_defense_that_ships() -> None:
+    study = parse(*find("defenses-digits"))
+    names = [name for name in DEFENSES.names() if DEFENSES.get(name).__module__.startswith("robench.")]
+    assert sorted(study.defenses) == names
+    assert not any(study.defenses.values()), "settings belong to the recipe"
+    assert len(study.seeds) == 3
 
 
 def test_a_recipe_takes_the_place_of_the_data_sets_own() -> None:
