@@ -16,6 +16,7 @@ from robench.commands._shared import (
     dataset_of,
     device_of,
     import_models,
+    log_results,
     refuse_given,
     shared,
     split,
@@ -41,6 +42,7 @@ _ONLY = {
     ("surrogates", "surrogate_defense", "allow_related", "no_train", "yes", "no_cache"): ("blackbox",),
     ("probe",): ("whitebox",),
     ("require", "lower_bound"): ("whitebox", "blackbox"),
+    ("log_to",): ("whitebox", "blackbox", "transfer", "convergence", "queries"),
     ("attacks", "losses", "restarts", "batch_size", "precision", "compiling", "workers", "dry_run", "strict"): (
         "whitebox",
         "blackbox",
@@ -98,10 +100,11 @@ _ONLY = {
 @click.option("--strict", is_flag=True, help="Exit code 1 where a check of validity fails.")
 @click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @_gate.gated
-@shared("data_dir", "device", "runs", "yes")
+@shared("log_to", "data_dir", "device", "runs", "yes")
 def command(**given: Any) -> int:
     """Judge RUNs, or every target run of the data set, under a threat; says what speaks against the result."""
     from robench.commands._helpers import Part, helpers
+    from robench.core.logbook import require
     from robench.core.pool import visible_gpus
     from robench.evaluation import checks
     from robench.evaluation.outcomes import Outcomes
@@ -114,7 +117,8 @@ def command(**given: Any) -> int:
         if asked.threat not in threats:
             refuse_given(set(names), f"has no effect under --threat {asked.threat}")
     if asked.dry_run:
-        refuse_given({"workers", "require"}, "has no effect with --dry-run")
+        refuse_given({"workers", "require", "log_to"}, "has no effect with --dry-run")
+    require(asked.log_to)
     gpus = visible_gpus(asked.device)
     alone = asked.dry_run or asked.threat == "diversity"
     workers = 1 if alone else asked.workers or max(1, len(gpus))
@@ -138,6 +142,7 @@ def command(**given: Any) -> int:
     parts = [Part.of(group, made) for group, made in plans]
     with helpers(workers - 1, gpus[1:] + gpus[:1], _assist, asked, workers, parts):
         outcomes = Outcomes.concat(bench.judge(group, made, cache=cache, probe=again) for group, made in plans)
+    log_results(chosen, asked.log_to, objects(outcomes), asked.threat)
     verdicts = _gate.judge(wanted, objects(outcomes), "this evaluation", by_low=asked.lower_bound)
     click.echo(formatted(outcomes, asked.threat, asked.style, _gate.plain(verdicts)))
     found += checks.check(outcomes, stored(chosen))
@@ -187,6 +192,7 @@ class _Asked:
     require: tuple[str, ...]
     lower_bound: bool
     style: str
+    log_to: tuple[str, ...]
     data_dir: str
     device: str
     runs: str
