@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [
     "README.md",
     "docs/tutorial.md",
-    *(f"docs/how-to/{name}.md" for name in ("model", "defense", "attack", "images", "share")),
+    *(f"docs/how-to/{name}.md" for name in ("model", "defense", "attack", "images", "logs", "share")),
 ]
 BLOCK = re.compile(r"^```(\w+) *([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 

@@ -28,6 +28,12 @@ def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         "runs": click.option("--runs", default="runs", show_default=True, help="Folder that holds all runs."),
         "data_dir": click.option("--data-dir", default="data", show_default=True, help="Folder of official data sets."),
         "device": click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+        "log_to": click.option(
+            "--log-to",
+            multiple=True,
+            metavar="LOG",
+            help="jsonl, tensorboard, wandb or mlflow; also several times.",
+        ),
         "yes": click.option("--yes", is_flag=True, help="Do not ask before ten minutes or more of training."),
     }
 
@@ -141,6 +147,22 @@ def import_models(given: Sequence[str], runs: Sequence[Run] | None = None) -> No
             raise RobenchError(f"--model {unneeded[0]} is no code of these runs; {which}")
     for name in given:
         import_model(name)
+
+
+def log_results(runs: Sequence[Run], kinds: Sequence[str], rows: Sequence[dict[str, Any]], threat: str) -> None:
+    """Logs what an evaluation found of each run, see `robench.studies.summary.objects`."""
+    from robench.core.logbook import opened
+
+    for run in runs if kinds else ():
+        values: dict[str, float] = {}
+        for row in rows:
+            if row.get("run", row["target"]) != run.name:
+                continue
+            place = f"{row['source']} to {row['target']}/" if "success" in row else f"{row.get('attack', '')}/"
+            name = f"{row.get('threat', threat)}/{place}eps {row['eps']:g}/".replace("//", "/")
+            values |= {name + key: float(row[key]) for key in ("accuracy", "low", "high", "success") if key in row}
+        with opened(kinds, run.folder, "eval", {"run": run.name, "weights": run.weights}) as book:
+            book.result(values)
 
 
 def folder_of(out: Path | None) -> None:

@@ -17,6 +17,7 @@ from robench.commands._shared import (
     dataset_of,
     device_of,
     import_models,
+    log_results,
     refuse_given,
     shared,
 )
@@ -43,7 +44,7 @@ _GROUPS = (
     Group.of(schema.HoldOuts),
     Group("Surrogates", ("blackbox",), ("no_train", "yes", "no_cache")),
     Group.of(schema.Images),
-    Group("Work", schema.ATTACKED, ("batch_size", "precision", "compiling", "workers", "dry_run")),
+    Group("Work", schema.ATTACKED, ("batch_size", "precision", "compiling", "workers", "dry_run", "log_to")),
     Group("Checks", schema.ATTACKED, ("strict",)),
     Group("Checks", ("whitebox",), ("probe",)),
     Group("Checks", ("whitebox", "blackbox"), ("require", "lower_bound")),
@@ -78,10 +79,11 @@ _GROUPS = (
 @click.option("--strict", is_flag=True, help="Exit code 1 where a check of validity fails.")
 @click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @_gate.gated
-@shared("data_dir", "device", "runs", "yes")
+@shared("log_to", "data_dir", "device", "runs", "yes")
 def command(**given: Any) -> int:
     """Judge RUNs, or every target run of the data set, under a threat; says what speaks against the result."""
     from robench.commands._helpers import Part, helpers
+    from robench.core.logbook import require
     from robench.core.pool import visible_gpus
     from robench.evaluation import checks, words
     from robench.evaluation.outcomes import Outcomes
@@ -91,7 +93,8 @@ def command(**given: Any) -> int:
 
     asked = _Asked.of(given)
     if asked.dry_run:
-        refuse_given({"workers", "require"}, "has no effect with --dry-run")
+        refuse_given({"workers", "require", "log_to"}, "has no effect with --dry-run")
+    require(asked.log_to)
     gpus = visible_gpus(asked.device)
     alone = asked.dry_run or asked.threat == "diversity"
     workers = 1 if alone else asked.workers or max(1, len(gpus))
@@ -115,6 +118,7 @@ def command(**given: Any) -> int:
     parts = [Part.of(group, made) for group, made in plans]
     with helpers(workers - 1, gpus[1:] + gpus[:1], _assist, asked, workers, parts):
         outcomes = Outcomes.concat(bench.judge(group, made, cache=cache, probe=again) for group, made in plans)
+    log_results(chosen, asked.log_to, objects(outcomes), asked.threat)
     verdicts = _gate.judge(wanted, objects(outcomes), "this evaluation", by_low=asked.lower_bound)
     click.echo(formatted(outcomes, asked.threat, asked.style, _gate.plain(verdicts)))
     found += checks.check(outcomes, stored(chosen))
@@ -157,6 +161,7 @@ class _Asked:
     require: tuple[str, ...]
     lower_bound: bool
     style: str
+    log_to: tuple[str, ...]
     data_dir: str
     device: str
     runs: str

@@ -36,7 +36,7 @@ from robench.core.rules import RULES
     is_flag=True,
     help="Train through torch.compile, with CUDA graphs on a GPU; first minutes of compiling.",
 )
-@shared("data_dir", "device", "runs")
+@shared("log_to", "data_dir", "device", "runs")
 def command(
     defense: str,
     n: int,
@@ -51,6 +51,7 @@ def command(
     name: str | None,
     track: str | None,
     compiling: bool,
+    log_to: tuple[str, ...],
     data_dir: str,
     device: str,
     runs: str,
@@ -86,6 +87,7 @@ def command(
             compile=compiling,
             track=tracking,
             track_every=1 if track == "full" else None,
+            logs=log_to,
             progress=progress,
         )
     click.echo(finished.name)

@@ -21,6 +21,7 @@ from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.fast import channels_last, slow_precision, widen_heads
 from robench.core.frozen import full_float32
+from robench.core.logbook import opened, require
 from robench.core.models import build
 from robench.core.progress import Progress, silent
 from robench.core.rng import Stream
@@ -54,6 +55,7 @@ def ensure(
     compile: bool = False,
     track: Track | None = None,
     track_every: int | None = None,
+    logs: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Run:
     """The finished run of ``task``: reused where it is complete, resumed where it was cut off, else trained.
@@ -65,12 +67,14 @@ def ensure(
         compile: through torch.compile, see `robench.training.compiling`; where that is not the same, as usual.
         track: measured after epochs, into the history; the weights do not depend on it.
         track_every: epochs between two measurements; by default as many as keep them within 15 % of the time.
+        logs: of `robench.core.logbook.LOGS`, what gets every epoch's numbers; of a finished run those that it lacks.
 
     Raises:
         RobenchError: the name is taken by another task, or the loss is no longer finite.
     """
     if task.name in runs.names():
-        return _finished(task, runs)
+        return _logged(_finished(task, runs), logs)
+    require(logs)
     parallel.join(device)
     told: list[str] = []
 
@@ -83,16 +87,24 @@ def ensure(
     # Processes of torchrun would not wait as long for each other as a training takes.
     with runs.claims().hold(f"train-{task.name}", waiting) if parallel.place()[1] == 1 else nullcontext():
         if task.name in runs.names():
-            return _finished(task, runs)
+            return _logged(_finished(task, runs), logs)
         parent = None
         if task.start is not None:
             if task.start.name not in runs.names():
                 _rehearse(task, data, device)
-            parent = ensure(task.start, data, runs, device=device, compile=compile, progress=progress)
+            parent = ensure(task.start, data, runs, device=device, compile=compile, logs=logs, progress=progress)
         elif task.init != "scratch":
             parent = runs.get(task.init)
         with fitting_threads(device, task.recipe.batch_size * data.train.images[0].numel()):
-            return _train(task, data, runs, parent, device, compile, track, track_every, progress)
+            return _train(task, data, runs, parent, device, compile, track, track_every, logs, progress)
+
+
+def _logged(run: Run, logs: Sequence[str]) -> Run:
+    """The finished run, whose epochs the logs have."""
+    if parallel.place()[0] == 0:
+        with opened(logs, run.folder, "train", run.manifest["recipe"]) as book:
+            book.history(run.manifest.get("history", ()))
+    return run
 
 
 def _finished(task: Task, runs: Runs) -> Run:
@@ -175,6 +187,7 @@ def _train(
     compile: bool,
     track: Track | None,
     track_every: int | None,
+    logs: Sequence[str],
     progress: Progress,
 ) -> Run:
     stream = Stream((task.role, task.defense.name, task.n, task.seed))
@@ -193,6 +206,8 @@ def _train(
     saved = time.monotonic()
     ensemble.train()
     with ExitStack() as stack:
+        config = {**task.manifest(), **task.recipe.model_dump(mode="json")}
+        book = stack.enter_context(opened(logs if writes else (), runs.folder(task.name), "train", config))
         fast = False
         if compile and state.epoch < task.epochs:
             few = list(islice(batches(train, task.recipe, stream, state.epoch, task.defense.paired), COMPARED))
@@ -218,6 +233,7 @@ def _train(
             if track is not None and writes and first < steps:
                 took = (time.monotonic() - began) * steps / (steps - first)
                 _track(track, track_every, ensemble, state.history, took)
+            book.history(state.history)
     if writes:
         _save(task, data, runs, parent, ensemble, {"history": state.history, **({"compiled": True} if fast else {})})
         checkpoint.path.unlink(missing_ok=True)

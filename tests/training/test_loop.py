@@ -692,3 +692,46 @@ def test_one_optimiser_holds_every_member() -> None:
     }
     assert adam.param_groups[0]["eps"] == 1e-7
     assert adam.param_groups[0]["weight_decay"] == 0.02
+
+
+# --- logs
+
+
+def logged(run: Run) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run.folder / "log/jsonl/train/log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("after", [3, 5, 6, 10])
+def test_a_log_has_every_epoch_once_whatever_interrupts(small: Small, train: Train, after: int) -> None:
+    with pytest.raises(Stop):
+        train(small(), progress=stop_at(after), logs=["jsonl"])
+    run = train(small(), logs=["jsonl"])
+    history = run.manifest["history"]
+    wanted = [{"step": n + 1, "epoch": n + 1, "lr": each["lr"], "terms/ce": each["terms"]["ce"]}
+              for n, each in enumerate(history)]  # fmt: skip
+    assert logged(run) == wanted
+    assert logged(train(small(), logs=["jsonl"])) == wanted
+
+
+def test_a_log_that_is_asked_for_later_gets_all(small: Small, train: Train) -> None:
+    train(small())
+    assert [line["step"] for line in logged(train(small(), logs=["jsonl"]))] == [1, 2]
+
+
+def test_weights_do_not_depend_on_logs(small: Small, train: Train, tmp_path: Path) -> None:
+    alone = train(small(), Runs(tmp_path / "alone"))
+    assert train(small(), logs=["jsonl"]).weights == alone.weights
+    assert alone.manifest["history"] == train(small()).manifest["history"]
+
+
+def test_other_processes_log_nothing(small: Small, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = train(small())
+    monkeypatch.setattr(loop.parallel, "place", lambda: (1, 2))
+    train(small(), logs=["jsonl"])
+    assert not (run.folder / "log").exists()
+
+
+def test_an_unknown_log_is_refused_before_the_training(small: Small, train: Train, runs: Runs) -> None:
+    with pytest.raises(RobenchError, match="unknown log 'tensorbord'"):
+        train(small(), logs=["tensorbord"])
+    assert runs.names() == []
