@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -80,20 +80,33 @@ def pareto(points: pd.DataFrame, ax: Axes) -> Axes:
         shown, x="clean", y="accuracy", hue="defense", style="defense", hue_order=names, style_order=names,
         palette={name: style.color(name) for name in names}, markers={name: style.marker(name) for name in names},
         size="n", sizes=areas(points["n"]), legend=False,
-        edgecolor="white", linewidth=0.3, zorder=3, ax=ax,
+        edgecolor="white", linewidth=0.3, alpha=0.9, zorder=3, ax=ax,
     )  # fmt: skip
     ax.scatter(front["clean"], front["accuracy"], s=90, facecolors="none", edgecolors="black", linewidths=0.6, zorder=4)
-    for row in front.to_dict("records"):
+    ax.margins(0.12, 0.14)
+    for x, y, names in _together(front, ax):
         ax.annotate(
-            f"{style.label(row['defense'])}/{row['n']}", (row["clean"], row["accuracy"]), xytext=(0, 7),
-            textcoords="offset points", ha="center", fontsize=6, zorder=5,
+            "\n".join(names), (x, y), xytext=(4, 6), textcoords="offset points", ha="right", fontsize=6, zorder=5,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
         )  # fmt: skip
-    ax.margins(0.12, 0.12)
     panel, eps = points["under"].iloc[0], points["eps"].iloc[0]
     ax.set_title(f"{PANELS[panel][:1].upper()}{PANELS[panel][1:]}, ε = {eps:g}")
     ax.set_xlabel("clean accuracy, %")
     ax.set_ylabel("accuracy under attack, %")
     return ax
+
+
+def _together(front: pd.DataFrame, ax: Axes) -> Iterator[tuple[float, float, list[str]]]:
+    """Where names are written, and which: points that names of their own would not tell apart share a place."""
+    across, up = (high - low for low, high in (ax.get_xlim(), ax.get_ylim()))
+    groups: list[list[tuple[float, float, str]]] = []
+    for x, y, defense, n in front[["clean", "accuracy", "defense", "n"]].itertuples(index=False):
+        near = [g for g in groups if abs(g[0][0] - x) < 0.3 * across and abs(g[0][1] - y) < 0.1 * up]
+        if not near:
+            groups.append([])
+        (near or groups[-1:])[0].append((x, y, f"{style.label(defense)}/{n}"))
+    for group in groups:
+        yield group[-1][0], max(y for _, y, _ in group), [name for *_, name in group]
 
 
 def areas(sizes: Iterable[int]) -> dict[Any, float]:

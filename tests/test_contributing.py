@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 import subprocess
@@ -9,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from robench.defenses import DEFENSES
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,3 +67,22 @@ def test_the_code_is_formatted(tmp_path: Path) -> None:
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run([ruff, *command, *config, str(tmp_path)], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_defense_is_one_short_file_that_nothing_else_names() -> None:
+    """Its own, and data: of recipes, studies, papers. The DVERGE paper has six with looks and roles of their own."""
+    paper = {"baseline", "adp", "gal", "dverge", "advt", "dverge-advt"}
+    own = {name: Path(inspect.getfile(DEFENSES.get(name))) for name in DEFENSES.names()}
+    own = {name: path for name, path in own.items() if path.parent == ROOT / "defenses"}
+    assert len(own) == 15
+    assert {name: lines for name, path in own.items() if (lines := len(path.read_text().splitlines())) > 100} == {}
+    named = []
+    for path in (
+        path for part in ("robench", "attacks", "reports", "defenses") for path in (ROOT / part).rglob("*.py")
+    ):
+        # What defenses share is of one of them, and keys its draws by that name.
+        if path in own.values() or (path.parent.name == "defenses" and path.name.startswith("_")):
+            continue
+        words = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        named += [(path.name, name) for name in words & (own.keys() - paper)]
+    assert named == []

@@ -103,8 +103,20 @@ def test_the_figure_has_a_point_bars_and_a_name_on_the_front() -> None:
         ax = pareto.pareto(points[points["under"] == "worst"], style.figure().subplots())
         drawn = [c for c in ax.collections if len(c.get_offsets()) == len(RIGHT)]
         assert {to_hex(color) for color in drawn[0].get_facecolors()} == {style.color(n).lower() for n in RIGHT}
-        assert sorted(text.get_text() for text in ax.texts) == ["ADP/3", "Baseline/3", "DVERGE/3"]
+        assert sorted(name for text in ax.texts for name in text.get_text().split("\n")) == [
+            "ADP/3", "Baseline/3", "DVERGE/3",
+        ]  # fmt: skip
         assert len(ax.containers) == len(RIGHT)
+
+
+def test_names_of_points_that_coincide_do_not() -> None:
+    twins = pd.concat(
+        [outcomes()[lambda f: f["defense"] == "dverge"].assign(defense=n, target=n) for n in ("gal", "trs")]
+    )
+    points = pareto.values(twins, 0.1)
+    with style.context():
+        ax = pareto.pareto(points[points["under"] == "worst"], style.figure().subplots())
+    assert [text.get_text() for text in ax.texts] == ["GAL/3\nTRS/3"]
 
 
 def test_a_legend_is_no_wider_than_its_figure() -> None:
