@@ -169,6 +169,8 @@ class _Builder:
             if role == "target":
                 same["rule"] = self.study.rule
             plain = resolve(self.data, defense, n, **same)
+            if not overrides and init is None:
+                return plain
             made = resolve(self.data, defense, n, **same, overrides=overrides, init=init)
         return plain if plain.key == made.key else made
 
@@ -328,19 +330,25 @@ def pace(plan: Plan, device: torch.device) -> cost.Pace:
 def ranks(steps: Mapping[str, Step], cost: Callable[[Step], float]) -> dict[str, float]:
     """Per key, the cost of the longest chain that begins with it: who has the most behind him goes first."""
     found: dict[str, float] = {}
-    followers: dict[str, list[str]] = {key: [] for key in steps}
-    for step in steps.values():
-        for need in step.needs:
-            if need in followers:
-                followers[need].append(step.key)
+    followers = _followers(steps)
     for key in reversed(list(steps)):
         found[key] = cost(steps[key]) + max((found[each] for each in followers[key]), default=0.0)
     return found
 
 
+def _followers(steps: Mapping[str, Step]) -> dict[str, list[str]]:
+    """Per key, the tasks that need it."""
+    found: dict[str, list[str]] = {key: [] for key in steps}
+    for step in steps.values():
+        for need in dict.fromkeys(step.needs):
+            if need in found:
+                found[need].append(step.key)
+    return found
+
+
 def makespan(steps: Mapping[str, Step], cost: Callable[[Step], float], workers: int) -> float:
     """How long ``workers`` take together, each task as soon as one is free, by `ranks`."""
-    order = ranks(steps, cost)
+    order, followers = ranks(steps, cost), _followers(steps)
     waiting = {key: {need for need in step.needs if need in steps} for key, step in steps.items()}
     ready = [(-order[key], key) for key, needs in waiting.items() if not needs]
     heapq.heapify(ready)
@@ -351,11 +359,10 @@ def makespan(steps: Mapping[str, Step], cost: Callable[[Step], float], workers: 
             key = heapq.heappop(ready)[1]
             heapq.heappush(running, (now + cost(steps[key]), key))
         now, done = heapq.heappop(running)
-        for key, needs in waiting.items():
-            if done in needs:
-                needs.remove(done)
-                if not needs:
-                    heapq.heappush(ready, (-order[key], key))
+        for key in followers[done]:
+            waiting[key].discard(done)
+            if not waiting[key]:
+                heapq.heappush(ready, (-order[key], key))
     return now
 
 
