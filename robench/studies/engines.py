@@ -202,7 +202,7 @@ class _Work:
             self.alone = last
             del self.todo[step.key]
             # What was there when this began, ``progress`` knows; rows may have come since.
-            if step.kind == "report" and Progress(self.plan, self.progress.place).state(step) == "done":
+            if step.kind == "report" and Progress(self.plan, self.progress.folder).state(step) == "done":
                 self.result.done.add(step.key)
                 continue
             self.tries[step.key] = self.tries.get(step.key, 0) + 1
@@ -232,7 +232,7 @@ class _Work:
             log.info(f"[{len(self.result.done)}/{self.total}] {step.title}: {record['seconds']:.1f} s")
         else:
             self.result.failed[step.key] = record["error"]
-            self.progress.place.keep_failure(step, record["error"])
+            self.progress.folder.keep_failure(step, record["error"])
             log.warning(f"failed: {step.title}")
 
     def _again(self, step: Step, why: str) -> bool:
