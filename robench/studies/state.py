@@ -103,7 +103,7 @@ class Basis:
     key: str
 
 
-class Progress:
+class StudyStatus:
     """What of a plan is done: a run that is there, rows that are there. Looked up once."""
 
     def __init__(self, plan: Plan, folder: StudyFolder) -> None:

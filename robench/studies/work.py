@@ -19,7 +19,7 @@ from robench.evaluation.diversity import Tracking
 from robench.evaluation.engine import Settings
 from robench.evaluation.threats import THREATS
 from robench.studies.plan import Plan, Step, expand, with_recipe
-from robench.studies.state import DRAWN, Progress, StudyFolder
+from robench.studies.state import DRAWN, StudyFolder, StudyStatus
 from robench.studies.study import Study
 from robench.studies.summary import diversities
 from robench.studies.workbench import Workbench
@@ -91,7 +91,8 @@ def _do(plan: Plan, step: Step, folder: StudyFolder, bench: Workbench) -> dict[s
         from robench.studies.publish import publish
 
         (folder.report / DRAWN).unlink(missing_ok=True)
-        basis = Progress(plan, folder).basis()
+        (folder.report / DRAWN).unlink(missing_ok=True)
+        basis = StudyStatus(plan, folder).basis()
         made = publish(plan, folder.runs, folder.report, bench, basis, folder.seconds(plan))
         files = {path.name: file_hash(path) for path in made}
         shown = {"step": step.key, "basis": basis.key, "evaluations": basis.evaluations, "files": files}
