@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: In the folder of a report, written last: what it shows.
 DRAWN = "drawn.json"
 
-State = Literal["done", "running", "failed", "left"]
+TaskState = Literal["done", "running", "failed", "left"]
 
 
 class Record(BaseModel):
@@ -113,7 +113,7 @@ class StudyStatus:
         self._rows: dict[str, FolderRows] = {}
         self._done: dict[str, bool] = {}
 
-    def state(self, step: Step) -> State:
+    def state(self, step: Step) -> TaskState:
         record = self.folder.record(step)
         if self.done(step, record):
             return "done"
