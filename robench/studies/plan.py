@@ -22,7 +22,16 @@ from robench.core.store import content_key
 from robench.core.threads import fitting_threads
 from robench.evaluation import cost, words
 from robench.evaluation.threats import versions
-from robench.studies.study import Axis, Blackbox, BlackboxOwn, Diversity, Fields, Study, Threat, shipped
+from robench.studies.study import (
+    Axis,
+    BlackboxOwnTable,
+    BlackboxTable,
+    DiversityTable,
+    Fields,
+    Study,
+    ThreatTable,
+    shipped,
+)
 from robench.training.recipes import recipe_file
 from robench.training.task import Task, resolve
 
@@ -196,12 +205,12 @@ class _Builder:
             passes=training_passes(task, self.data), disk=cost.weights(task.members),
         )  # fmt: skip
 
-    def judged(self, name: str, threat: Threat | Diversity, targets: list[Task]) -> list[str]:
+    def judged(self, name: str, threat: ThreatTable | DiversityTable, targets: list[Task]) -> list[str]:
         """Tasks that judge every target, and those that make their adversarial images first."""
         images = min(threat.samples or self.study.samples, len(self.data.test))
         if name in ("transfer", "diversity"):
             targets = [task for task in targets if task.n > 1]
-        if isinstance(threat, Diversity):
+        if isinstance(threat, DiversityTable):
             return [
                 self.judge(
                     "judge", name, task, threat, {"eps": threat.eps or self.radii(name)[0], "steps": threat.steps},
@@ -209,9 +218,9 @@ class _Builder:
                 )
                 for task in targets
             ]  # fmt: skip
-        family = "blackbox" if isinstance(threat, BlackboxOwn) else name
+        family = "blackbox" if isinstance(threat, BlackboxOwnTable) else name
         options = self.options(name, family, threat)
-        if not isinstance(threat, BlackboxOwn):
+        if not isinstance(threat, BlackboxOwnTable):
             return [
                 self.judge(
                     "judge", name, task, threat, options,
@@ -224,8 +233,8 @@ class _Builder:
             ]  # fmt: skip
         groups: dict[str, list[Task]] = {}
         for task in targets:
-            defense = threat.surrogate_defense if isinstance(threat, Blackbox) else task.defense.name
-            if isinstance(threat, Blackbox) or defense != "baseline":
+            defense = threat.surrogate_defense if isinstance(threat, BlackboxTable) else task.defense.name
+            if isinstance(threat, BlackboxTable) or defense != "baseline":
                 groups.setdefault(defense, []).append(task)
         done = []
         for defense, group in groups.items():
@@ -246,7 +255,7 @@ class _Builder:
     def crafts(
         self,
         name: str,
-        threat: Threat,
+        threat: ThreatTable,
         options: dict[str, Any],
         target: Task,
         surrogates: tuple[Task, ...],
@@ -271,7 +280,7 @@ class _Builder:
                 )  # fmt: skip
         return tuple(made)
 
-    def options(self, name: str, family: str, threat: Threat) -> dict[str, Any]:
+    def options(self, name: str, family: str, threat: ThreatTable) -> dict[str, Any]:
         """What `robench.studies.workbench.Workbench` is told."""
         with self.at(f"threats.{name}"):
             return words.options(family, threat, self.radii(family))
@@ -284,7 +293,7 @@ class _Builder:
         kind: Kind,
         name: str,
         target: Task,
-        threat: Threat | Diversity,
+        threat: ThreatTable | DiversityTable,
         options: dict[str, Any],
         passes: float,
         *,
@@ -293,7 +302,7 @@ class _Builder:
         disk: int = 0,
     ) -> str:
         samples = threat.samples or self.study.samples
-        wanted = (threat.subset if isinstance(threat, Threat) else None) or self.study.subset
+        wanted = (threat.subset if isinstance(threat, ThreatTable) else None) or self.study.subset
         subset = self.data.resolved(wanted, samples)
         attacks = options.get("attacks", ())
         title = f"{name} of {target.name}"

@@ -50,13 +50,13 @@ class _Targets(Table):
     seeds: Seeds | None = None
 
 
-class Threat(_Targets, Asked):
+class ThreatTable(_Targets, Asked):
     """One table of ``[threats]``; what is absent is the protocol's, or the study's."""
 
     subset: Subset | None = None
 
 
-class BlackboxOwn(Threat, Surrogates):
+class BlackboxOwnTable(ThreatTable, Surrogates):
     """Surrogates of the target's own defense; a Baseline has no such setting."""
 
     @field_validator("surrogates")
@@ -67,26 +67,26 @@ class BlackboxOwn(Threat, Surrogates):
         return values
 
 
-class Blackbox(BlackboxOwn, SurrogateDefense):
+class BlackboxTable(BlackboxOwnTable, SurrogateDefense):
     """Surrogates of one defense, whoever is judged."""
 
 
-class Diversity(_Targets, schema.Diversity):
+class DiversityTable(_Targets, schema.Diversity):
     """The diversity of trained runs."""
 
 
 class Threats(Table):
     """The threats, under the names that their rows have."""
 
-    transfer: Threat | None = None
-    whitebox: Threat | None = None
-    blackbox: Blackbox | None = None
-    blackbox_own: BlackboxOwn | None = Field(default=None, alias="blackbox-own")
-    convergence: Threat | None = None
-    queries: Threat | None = None
-    diversity: Diversity | None = None
+    transfer: ThreatTable | None = None
+    whitebox: ThreatTable | None = None
+    blackbox: BlackboxTable | None = None
+    blackbox_own: BlackboxOwnTable | None = Field(default=None, alias="blackbox-own")
+    convergence: ThreatTable | None = None
+    queries: ThreatTable | None = None
+    diversity: DiversityTable | None = None
 
-    def given(self) -> dict[str, Threat | Diversity]:
+    def given(self) -> dict[str, ThreatTable | DiversityTable]:
         """By name, those that the study has."""
         named = {name.replace("_", "-"): getattr(self, name) for name in type(self).model_fields}
         return {name: threat for name, threat in named.items() if threat is not None}
