@@ -18,15 +18,15 @@ from robench.evaluation.schema import (
     Asked,
     Count,
     Distinct,
-    Images,
     Names,
     Radius,
+    Samples,
     Seeds,
     Sizes,
     Subset,
     SurrogateDefense,
     Surrogates,
-    Table,
+    Validated,
 )
 from robench.reports.published import names
 
@@ -41,7 +41,7 @@ def _paper(name: str) -> str:
     return name
 
 
-class _Targets(Table):
+class _Targets(Validated):
     """Which targets are judged, by default all, and on how many images, by default the study's."""
 
     samples: Count | None = None
@@ -75,7 +75,7 @@ class DiversityTable(_Targets, schema.Diversity):
     """The diversity of trained runs."""
 
 
-class Threats(Table):
+class Threats(Validated):
     """The threats, under the names that their rows have."""
 
     transfer: ThreatTable | None = None
@@ -92,7 +92,7 @@ class Threats(Table):
         return {name: threat for name, threat in named.items() if threat is not None}
 
 
-class Track(Table):
+class Track(Validated):
     """What is measured along training (Fig. 2), see `robench.evaluation.diversity.Tracking`.
 
     Attributes:
@@ -108,7 +108,7 @@ class Track(Table):
     every: Count | None = None
 
 
-class Axis(Table):
+class Axis(Validated):
     """An ablation: one setting of one defense, a figure of its own.
 
     Attributes:
@@ -130,7 +130,7 @@ class Axis(Table):
     )
 
 
-class Report(Table):
+class Report(Validated):
     """What is drawn.
 
     Attributes:
@@ -146,7 +146,7 @@ class Report(Table):
     like: str | None = None
 
 
-class Study(Images):
+class Study(Samples):
     """A whole study. Unknown keys, wrong types and impossible values are errors.
 
     Attributes:
@@ -272,7 +272,9 @@ def _below(owner: type[BaseModel], part: str) -> type[BaseModel]:
     """The table that a key of ``owner`` holds; ``owner`` itself where it holds none."""
     for name, field in owner.model_fields.items():
         if part in (name, field.alias):
-            found = [kind for kind in _kinds(field.annotation) if isinstance(kind, type) and issubclass(kind, Table)]
+            found = [
+                kind for kind in _kinds(field.annotation) if isinstance(kind, type) and issubclass(kind, Validated)
+            ]
             return found[0] if found else owner
     return owner
 
