@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from robench.studies.plan import Step, expand, makespan, ranks
-from robench.studies.state import Place
+from robench.studies.state import StudyFolder
 from robench.studies.study import find, parse
 
 
@@ -34,7 +34,7 @@ def main(study: str, out: Path | None, pass_seconds: float | None, settings: tup
     def cost(step: Step) -> float:
         if out is None:
             return step.passes * (pass_seconds or 0.0)
-        record = Place(out).record(step)
+        record = StudyFolder(out).record(step)
         if record.get("state") != "done":
             raise click.UsageError(f"{step.title} is not done in {out}")
         return float(record["seconds"])

@@ -101,5 +101,5 @@ def read(paper: str) -> Paper:
         return Paper.model_validate(tomllib.loads(text))
     except ValidationError as error:
         problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
-        raise RobenchError(f"{paper}.toml: {place}: {problem['msg'].lower()}, got {problem['input']!r}") from error
+        field = ".".join(map(str, problem["loc"]))
+        raise RobenchError(f"{paper}.toml: {field}: {problem['msg'].lower()}, got {problem['input']!r}") from error

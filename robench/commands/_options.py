@@ -11,12 +11,12 @@ from pydantic import ValidationError
 
 from robench.commands._shared import refuse_given, split
 from robench.core.plugins import explained
-from robench.evaluation.schema import NAMES, Table
+from robench.evaluation.schema import NAMES, Validated
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-T = TypeVar("T", bound=Table)
+T = TypeVar("T", bound=Validated)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -28,7 +28,7 @@ class Group(NamedTuple):
     names: Sequence[str]
 
     @classmethod
-    def of(cls, kind: type[Table]) -> Group:
+    def of(cls, kind: type[Validated]) -> Group:
         return cls(kind.group, kind.under, list(kind.model_fields))
 
     @property
@@ -63,7 +63,7 @@ class Grouped(click.Command):
                 formatter.write_dl(records)
 
 
-def fields_of(*kinds: type[Table]) -> Decorator:
+def fields_of(*kinds: type[Validated]) -> Decorator:
     """An option for each field of ``kinds``."""
     made = [_option(name, field) for kind in kinds for name, field in kind.model_fields.items()]
 

@@ -20,13 +20,13 @@ def command(context: click.Context, out: Path) -> int:
     failed = int(context.invoke(run.command, study="demo", out=out))
     if failed:
         return failed
-    from robench.studies.state import Place
+    from robench.studies.state import StudyFolder
     from robench.studies.workbench import stored
 
-    place = Place(out)
-    outcomes = stored([each for each in place.runs.all() if each.role == "target"])
+    folder = StudyFolder(out)
+    outcomes = stored([each for each in folder.runs.all() if each.role == "target"])
     for threat in ("transfer", "whitebox", "blackbox"):
         click.echo(formatted(outcomes.where(threat=["clean", threat]), threat, "table"))
-    for path in sorted(place.report.glob("*.pdf")):
+    for path in sorted(folder.report.glob("*.pdf")):
         click.echo(path)
     return 0

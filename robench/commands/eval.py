@@ -43,7 +43,7 @@ _GROUPS = (
     Group.of(schema.Attacks),
     Group.of(schema.HoldOuts),
     Group("Surrogates", ("blackbox",), ("no_train", "yes", "no_cache")),
-    Group.of(schema.Images),
+    Group.of(schema.Samples),
     Group("Work", schema.ATTACKED, ("batch_size", "precision", "compiling", "workers", "dry_run", "log_to")),
     Group("Checks", schema.ATTACKED, ("strict",)),
     Group("Checks", ("whitebox",), ("probe",)),
@@ -54,7 +54,7 @@ _GROUPS = (
 @click.command("eval", cls=Grouped, groups=_GROUPS)
 @click.argument("names", nargs=-1, metavar="[RUN]...")
 @click.option("--threat", type=click.Choice(schema.NAMES), required=True)
-@fields_of(schema.Strength, schema.Attacks, schema.HoldOuts, schema.Images)
+@fields_of(schema.Strength, schema.Attacks, schema.HoldOuts, schema.Samples)
 @click.option("--dataset", help="By default the one that the runs were trained on.")
 @click.option("--model", multiple=True, help="package.module:factory that a run needs: allows to import it.")
 @click.option("--seed", default=0, show_default=True, help="Of the attacks' draws.")
@@ -145,7 +145,7 @@ class _Asked:
     threat: str
     attacked: schema.Asked
     hold_outs: schema.HoldOuts
-    images: schema.Images
+    images: schema.Samples
     dataset: str | None
     model: tuple[str, ...]
     seed: int
@@ -174,7 +174,7 @@ class _Asked:
         return cls(
             attacked=taken(schema.Asked, given, owner),
             hold_outs=taken(schema.HoldOuts, given, owner),
-            images=taken(schema.Images, given, owner),
+            images=taken(schema.Samples, given, owner),
             **given,
         )
 
@@ -265,7 +265,7 @@ def _tell(chosen: Sequence[Run], data: Data) -> None:
             )
 
 
-def _subset(data: Data, asked: schema.Images) -> str:
+def _subset(data: Data, asked: schema.Samples) -> str:
     """Which images ``auto`` means here; what is not as it was asked for is told."""
     samples, subset = asked.samples, asked.subset
     if samples > len(data.test):

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from robench.studies.engines import Result
     from robench.studies.plan import Plan
-    from robench.studies.state import Progress
+    from robench.studies.state import StudyStatus
 
 #: Kinds of tasks per --only.
 ONLY: dict[str | None, tuple[Any, ...]] = {
@@ -54,7 +54,7 @@ def command(
 ) -> int:
     """Do STUDY, a name or a .toml file: train, attack, judge, draw. Run again, it does what is missing."""
     from robench.studies.plan import expand
-    from robench.studies.state import Place, Progress
+    from robench.studies.state import StudyFolder, StudyStatus
     from robench.studies.study import find, parse
 
     if engine != "ray":
@@ -62,30 +62,30 @@ def command(
     name, text = find(study)
     limit = None if budget is None else _seconds(budget)
     plan = expand(name, parse(name, text, settings), data_dir)
-    place = Place((out or Path(name)).absolute())
-    progress = Progress(plan, place)
+    folder = StudyFolder((out or Path(name)).absolute())
+    status = StudyStatus(plan, folder)
     if dry_run:
-        _forecast(plan, progress, ONLY[only], device, workers)
+        _forecast(plan, status, ONLY[only], device, workers)
         return 0
-    if all(progress.state(step) == "done" for step in plan.steps.values()):
-        log.info(f"{name} is complete in {place.out}: nothing to do")
-        click.echo(place.report / "report.html")
+    if all(status.state(step) == "done" for step in plan.steps.values()):
+        log.info(f"{name} is complete in {folder.out}: nothing to do")
+        click.echo(folder.report / "report.html")
         return 0
     share = 0.0 if device == "cpu" and gpus is None else gpus
-    result = _perform(plan, progress, engine, workers, address, share, ONLY[only], limit, data_dir, device)
+    result = _perform(plan, status, engine, workers, address, share, ONLY[only], limit, data_dir, device)
     for key, error in result.failed.items():
-        click.echo(f"failed: {plan.steps[key].title}: {error}; log: {place.log(plan.steps[key])}", err=True)
+        click.echo(f"failed: {plan.steps[key].title}: {error}; log: {folder.log(plan.steps[key])}", err=True)
     reasons = [reason for reason in result.left.values() if reason != "not asked for"]
     for reason in dict.fromkeys(reasons):
         click.echo(f"left: {reasons.count(reason)} tasks, {reason}; run the same command again", err=True)
-    if (place.report / "report.html").exists():
-        click.echo(place.report / "report.html")
+    if (folder.report / "report.html").exists():
+        click.echo(folder.report / "report.html")
     return int(bool(result.failed))
 
 
 def _perform(
     plan: Plan,
-    progress: Progress,
+    status: StudyStatus,
     engine: str,
     workers: int | None,
     address: str | None,
@@ -102,22 +102,22 @@ def _perform(
     from robench.studies.plan import pace
 
     where = "auto" if device == "auto" else str(device_of(device))
-    told = plan.name, plan.study.model_dump_json(by_alias=True), str(progress.place.out)
-    folder = str(Path(data_dir).absolute())
+    told = plan.name, plan.study.model_dump_json(by_alias=True), str(status.folder.out)
+    images = str(Path(data_dir).absolute())
     count = workers or _workers(device)
     with engines.engine(engine, count, address=address, gpus=gpus, visible=visible_gpus(device)) as made:
         return engines.run(
             plan,
-            progress,
+            status,
             made,
-            lambda key: (*told, key, folder, where),
+            lambda key: (*told, key, images, where),
             only=only,
             budget=limit,
             pace=None if limit is None else pace(plan, device_of(device)),
         )
 
 
-def _forecast(plan: Plan, progress: Progress, only: tuple[Any, ...], device: str, workers: int | None) -> None:
+def _forecast(plan: Plan, status: StudyStatus, only: tuple[Any, ...], device: str, workers: int | None) -> None:
     """Tasks, passes, disk and time per device."""
     import torch
 
@@ -128,7 +128,7 @@ def _forecast(plan: Plan, progress: Progress, only: tuple[Any, ...], device: str
     missing = {
         key: step
         for key, step in plan.steps.items()
-        if (not only or step.kind in only) and progress.state(step) != "done"
+        if (not only or step.kind in only) and status.state(step) != "done"
     }
     for what, (count, passes, disk) in bill(list(missing.values())).items():
         click.echo(f"{what:<22} {count:>4} tasks  {passes:>9.4g} passes  {disk / 1e6:9.1f} MB")

@@ -17,18 +17,18 @@ from robench.commands._shared import shared
 def command(study: str, out: Path | None, settings: tuple[str, ...], data_dir: str) -> None:
     """What of STUDY is done, running, failed and left."""
     from robench.studies.plan import expand
-    from robench.studies.state import Place, Progress
+    from robench.studies.state import StudyFolder, StudyStatus
     from robench.studies.study import find, parse
 
     name, text = find(study)
-    plan, place = expand(name, parse(name, text, settings), data_dir), Place(out or Path(name))
-    progress = Progress(plan, place)
-    states = {key: progress.state(step) for key, step in plan.steps.items()}
+    plan, folder = expand(name, parse(name, text, settings), data_dir), StudyFolder(out or Path(name))
+    status = StudyStatus(plan, folder)
+    states = {key: status.state(step) for key, step in plan.steps.items()}
     for state in ("done", "running", "failed", "left"):
         click.echo(f"{state:<8} {list(states.values()).count(state):>5}")
     for key, step in plan.steps.items():
-        record = place.record(step)
+        record = folder.record(step)
         if states[key] == "running":
             click.echo(f"running: {step.title} (process {record['process']} on {record['host']})")
         elif states[key] == "failed":
-            click.echo(f"failed: {step.title}: {record['error']}; log: {place.log(step)}")
+            click.echo(f"failed: {step.title}: {record['error']}; log: {folder.log(step)}")

@@ -31,12 +31,12 @@ def unregistered(model: nn.Module) -> list[str]:
             continue  # what TorchScript keeps, it registers
         for attribute, value in vars(module).items():
             if attribute not in _TORCH:
-                place = f"{name}.{attribute}" if name else attribute
-                found += list(_hidden(value, place, owned, seen, DEPTH))
+                path = f"{name}.{attribute}" if name else attribute
+                found += list(_hidden(value, path, owned, seen, DEPTH))
     return found
 
 
-def _hidden(value: Any, place: str, owned: set[int], seen: set[int], depth: int) -> Iterator[str]:
+def _hidden(value: Any, path: str, owned: set[int], seen: set[int], depth: int) -> Iterator[str]:
     if id(value) in owned or depth == 0 or isinstance(value, (str, bytes, int, float, type, types.ModuleType)):
         return
     if id(value) in seen:
@@ -44,13 +44,13 @@ def _hidden(value: Any, place: str, owned: set[int], seen: set[int], depth: int)
     seen.add(id(value))
     if isinstance(value, nn.Module):
         if any(True for _ in value.parameters()) or any(True for _ in value.buffers()):
-            yield place
+            yield path
     elif isinstance(value, Tensor):
         if value.requires_grad:
-            yield place
+            yield path
     else:
         for part, inner in _parts(value):
-            yield from _hidden(inner, f"{place}{part}", owned, seen, depth - 1)
+            yield from _hidden(inner, f"{path}{part}", owned, seen, depth - 1)
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:

@@ -220,7 +220,7 @@ def _make_torchvision(name: str, *, num_classes: int, in_channels: int) -> nn.Mo
     PyTorch's default."""
     options = {"aux_logits": False, "init_weights": True} if name in _AUXILIARY else {}
     model: nn.Module = _torchvision().get_model(name, weights=None, num_classes=num_classes, **options)
-    place, first = next(item for item in model.named_modules() if isinstance(item[1], nn.Conv2d))
+    path, first = next(item for item in model.named_modules() if isinstance(item[1], nn.Conv2d))
     assert isinstance(first, nn.Conv2d)
     if first.in_channels != in_channels:
         own = nn.Conv2d(
@@ -231,7 +231,7 @@ def _make_torchvision(name: str, *, num_classes: int, in_channels: int) -> nn.Mo
             first.padding,  # type: ignore[arg-type]
             bias=first.bias is not None,
         )
-        model.set_submodule(place, own)
+        model.set_submodule(path, own)
     return model
 
 

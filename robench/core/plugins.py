@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import cache
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -19,17 +20,23 @@ def construct(cls: type[Any], values: Mapping[str, Any], owner: str) -> Any:
     Raises:
         RobenchError: unknown name or a value of the wrong type.
     """
-    known = {field.name: field for field in fields(cls)}
-    hints = get_type_hints(cls)
+    known = _adapters(cls)  # type: ignore[arg-type]  # a class is hashable
     converted = {}
     for name, value in values.items():
         if name not in known:
             raise unknown(f"field of {owner}", name, known)
         try:
-            converted[name] = TypeAdapter(hints[name], config=_FINITE).validate_python(value)
+            converted[name] = known[name].validate_python(value)
         except ValidationError as error:
             raise explained(error, owner, field=name) from error
     return cls(**converted)
+
+
+@cache
+def _adapters(cls: type[Any]) -> dict[str, TypeAdapter[Any]]:
+    """What converts to the type of each field."""
+    hints = get_type_hints(cls)
+    return {field.name: TypeAdapter(hints[field.name], config=_FINITE) for field in fields(cls)}
 
 
 def explained(

@@ -31,11 +31,11 @@ class Processes:
         # Nothing is ever sent: when this process closes its end, or ends, the others end.
         self._theirs, self._ours = self._context.Pipe(duplex=False)
         # A pool of one each: a ProcessPoolExecutor of several ends them all where one dies.
-        self._pools = [self._begun(place) for place in range(workers)]
+        self._pools = [self._begun(slot) for slot in range(workers)]
         self._tasks: list[Future[Any] | None] = [None] * workers
 
-    def _begun(self, place: int) -> ProcessPoolExecutor:
-        gpu = self._gpus[place % len(self._gpus)] if self._gpus else None
+    def _begun(self, slot: int) -> ProcessPoolExecutor:
+        gpu = self._gpus[slot % len(self._gpus)] if self._gpus else None
         return ProcessPoolExecutor(1, self._context, initializer=_begin, initargs=(self._theirs, gpu, self._threads))
 
     def submit(self, call: tuple[Any, ...]) -> Future[Any]:
@@ -43,13 +43,13 @@ class Processes:
 
         At most ``slots`` tasks may be under way.
         """
-        place = next(place for place, task in enumerate(self._tasks) if task is None or task.done())
+        slot = next(slot for slot, task in enumerate(self._tasks) if task is None or task.done())
         try:
-            future = self._pools[place].submit(self._function, *call)
+            future = self._pools[slot].submit(self._function, *call)
         except BrokenExecutor:
-            self._pools[place] = self._begun(place)
-            future = self._pools[place].submit(self._function, *call)
-        self._tasks[place] = future
+            self._pools[slot] = self._begun(slot)
+            future = self._pools[slot].submit(self._function, *call)
+        self._tasks[slot] = future
         return future
 
     def close(self) -> None:
@@ -68,7 +68,7 @@ def visible_gpus(device: str) -> list[str]:
         return []
     there = range(torch.cuda.device_count())
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    return [named[place].strip() if place < len(named) and named[place] else str(place) for place in there]
+    return [named[slot].strip() if slot < len(named) and named[slot] else str(slot) for slot in there]
 
 
 def _begin(life: Connection, gpu: str | None, threads: int | None) -> None:

@@ -141,9 +141,9 @@ def read_record(path: Path, schema: type[BaseModel] | None = None) -> dict[str, 
             schema.model_validate(found)
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
+            field = ".".join(map(str, first["loc"]))
             raise RobenchError(
-                f"{path} is damaged: {place}: {first['msg']}; restore it, or remove it and run the command again"
+                f"{path} is damaged: {field}: {first['msg']}; restore it, or remove it and run the command again"
             ) from error
     return found
 

@@ -57,9 +57,9 @@ def evaluate(
     Raises:
         RobenchError: whatever would make the number false: images out of range, NaN, a related surrogate.
     """
-    place = _place_of(model) if device is None else torch.device(device)
-    subject = model if isinstance(model, Subject) else Subject.of_model(model, place, name=name)
-    evaluator = Evaluator(data, Settings(place, precision, batch_size, seed))
+    where = _device_of(model) if device is None else torch.device(device)
+    subject = model if isinstance(model, Subject) else Subject.of_model(model, where, name=name)
+    evaluator = Evaluator(data, Settings(where, precision, batch_size, seed))
     chosen = chosen_samples(data, threat, samples, subset, evaluator.settings)
     outcomes = judge(evaluator, [subject], threat, chosen, again=probe)
     found = check(outcomes)
@@ -69,7 +69,7 @@ def evaluate(
     return outcomes.with_checks(found)
 
 
-def _place_of(model: nn.Module | Sequence[nn.Module] | Subject) -> torch.device:
+def _device_of(model: nn.Module | Sequence[nn.Module] | Subject) -> torch.device:
     parts = [model.ensemble] if isinstance(model, Subject) else [model] if isinstance(model, nn.Module) else model
     weights = (weight for part in parts if isinstance(part, nn.Module) for weight in part.parameters())
     return next((weight.device for weight in weights), torch.device("cpu"))

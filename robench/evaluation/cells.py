@@ -126,8 +126,8 @@ class Cell:
         try:
             cell = cls._of(_Manifest.model_validate(found))
         except ValidationError as error:
-            place = ".".join(map(str, error.errors()[0]["loc"]))
-            raise RobenchError(f"{path} is damaged: {place}; remove {folder} and evaluate again") from error
+            field = ".".join(map(str, error.errors()[0]["loc"]))
+            raise RobenchError(f"{path} is damaged: {field}; remove {folder} and evaluate again") from error
         told = cell.manifest()
         wrong = [name for name in told if found.get(name) != told[name]]
         if cell.key != key or wrong:

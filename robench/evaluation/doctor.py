@@ -78,9 +78,9 @@ def diagnose(model: nn.Module, data: Data, *, samples: int = SAMPLES) -> list[Fi
     members = list(model.members) if isinstance(model, Ensemble) else [model]
     found: dict[tuple[str, str], tuple[Finding, list[int]]] = {}
     chosen = data.order("random")[:samples]
-    place = next(chain(model.parameters(), model.buffers()), torch.empty(0)).device
-    images, labels = to_images(data.test.images[chosen]).to(place), data.test.labels[chosen].to(place)
-    devices = [place] if place.type == "cuda" else []
+    device = next(chain(model.parameters(), model.buffers()), torch.empty(0)).device
+    images, labels = to_images(data.test.images[chosen]).to(device), data.test.labels[chosen].to(device)
+    devices = [device] if device.type == "cuda" else []
     well = []
     with torch.random.fork_rng(devices):
         for number, member in enumerate(members, 1):

@@ -26,7 +26,7 @@ DAMAGE = ("its images", "are crafted again")
 Kept = dict[int, tuple[Path, int]]
 
 
-class Craft(NamedTuple):
+class CacheEntry(NamedTuple):
     """One entry of the cache, for lists.
 
     Attributes:
@@ -104,7 +104,7 @@ class Images:
             )
         return loaded, torch.stack(flags).to(clean.device)
 
-    def crafts(self, *, verify: bool = False) -> Iterator[Craft]:
+    def crafts(self, *, verify: bool = False) -> Iterator[CacheEntry]:
         """Every entry; with ``verify`` each file is read and a damaged one set aside."""
         for folder in sorted(path for path in self.root.glob("*") if path.is_dir()):
             paths = sorted(folder.glob(PARTS))
@@ -112,7 +112,7 @@ class Images:
             read = [sound(path, _read, *DAMAGE) if verify else _header(path) for path in paths]
             manifest = _craft(folder / "craft.json")
             images = sum(len(tensors["samples"]) for tensors in read if tensors is not None)
-            yield Craft(folder.name, manifest, images, size, sum(tensors is None for tensors in read))
+            yield CacheEntry(folder.name, manifest, images, size, sum(tensors is None for tensors in read))
 
     def clear(self) -> int:
         """Removes everything; the bytes that were freed."""

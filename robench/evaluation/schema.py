@@ -57,7 +57,7 @@ Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), 
 Subset = Literal["auto", "first", "random", "paper"]
 
 
-class Table(BaseModel):
+class Validated(BaseModel):
     """Validated data. Unknown keys, wrong types and impossible values are errors.
 
     Attributes:
@@ -70,7 +70,7 @@ class Table(BaseModel):
     under: ClassVar[tuple[str, ...]] = NAMES
 
 
-class Effort(Table):
+class Effort(Validated):
     """How hard every attack tries."""
 
     group: ClassVar[str] = "Attacks"
@@ -83,7 +83,7 @@ class Effort(Table):
     )
 
 
-class Strength(Table):
+class Strength(Validated):
     """How far a threat goes; what is absent is the data set's, or the protocol's."""
 
     group: ClassVar[str] = "Strength"
@@ -107,14 +107,14 @@ class Asked(Strength, Attacks):
     """What is asked of a threat under which something is attacked."""
 
 
-class Diversity(Table):
+class Diversity(Validated):
     """What is asked of the diversity (eq. 2 of the DVERGE paper); ε is the recipe's where there is none."""
 
     eps: Radius | None = None
     steps: Count = DIVERSITY_STEPS
 
 
-class Surrogates(Table):
+class Surrogates(Validated):
     """Which hold-out ensembles are attacked in the target's place."""
 
     group: ClassVar[str] = "Surrogates"
@@ -125,7 +125,7 @@ class Surrogates(Table):
     )
 
 
-class SurrogateDefense(Table):
+class SurrogateDefense(Validated):
     """How surrogates that are given by size are trained, whoever is judged."""
 
     group: ClassVar[str] = "Surrogates"
@@ -134,7 +134,7 @@ class SurrogateDefense(Table):
     surrogate_defense: str = Field("baseline", description="`same`: each target's own.")
 
 
-class Relation(Table):
+class Relation(Validated):
     """Whether surrogates that are no hold-outs may be attacked."""
 
     group: ClassVar[str] = "Surrogates"
@@ -147,7 +147,7 @@ class HoldOuts(Relation, SurrogateDefense, Surrogates):
     """What is asked of surrogates on the command line."""
 
 
-class Images(Table):
+class Samples(Validated):
     """Which test images are judged."""
 
     group: ClassVar[str] = "Images"

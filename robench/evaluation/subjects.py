@@ -94,8 +94,8 @@ class Subject:
             ensemble = copied.to(device)
         # Weights and printed modules may be those of another function: of another temperature, say.
         attributes = {
-            place: [type(module).__qualname__, *sorted((k, repr(v)) for k, v in vars(module).items() if _plain(v))]
-            for place, module in ensemble.named_modules()
+            path: [type(module).__qualname__, *sorted((k, repr(v)) for k, v in vars(module).items() if _plain(v))]
+            for path, module in ensemble.named_modules()
         }
         identity = content_key(
             {"weights": tensors_hash(ensemble.state_dict()), "models": repr(ensemble), "attributes": attributes}

@@ -16,7 +16,7 @@ from robench.core.errors import RobenchError
 from robench.core.pool import Processes
 from robench.evaluation.cost import Pace
 from robench.studies.plan import Kind, Plan, Step, ranks
-from robench.studies.state import Progress
+from robench.studies.state import StudyStatus
 from robench.studies.work import perform
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class Result:
 
 def run(
     plan: Plan,
-    progress: Progress,
+    status: StudyStatus,
     workers: Engine,
     call: Call,
     *,
@@ -139,7 +139,7 @@ def run(
         budget: seconds; a task is begun only if it is expected to end in time.
         pace: for that, what a pass takes here; corrected by the tasks that were done.
     """
-    work = _Work(plan, progress, workers, call, only, budget, pace or Pace(0.0, 0.0))
+    work = _Work(plan, status, workers, call, only, budget, pace or Pace(0.0, 0.0))
     while work.begin():
         for future in wait(work.running, return_when=FIRST_COMPLETED).done:
             work.end(future)
@@ -155,14 +155,14 @@ class _Work:
     def __init__(
         self,
         plan: Plan,
-        progress: Progress,
+        status: StudyStatus,
         workers: Engine,
         call: Call,
         only: Collection[Kind],
         budget: float | None,
         pace: Pace,
     ) -> None:
-        self.plan, self.progress, self.workers, self.call = plan, progress, workers, call
+        self.plan, self.status, self.workers, self.call = plan, status, workers, call
         self.only, self.budget, self.pace = only, budget, pace
         self.began = time.monotonic()
         self.result = Result()
@@ -175,7 +175,7 @@ class _Work:
         order = ranks(plan.steps, lambda step: step.passes)
         for step in sorted(plan.steps.values(), key=lambda step: -order[step.key]):
             # What a report rests on is known when the rest is done; it comes last.
-            if progress.state(step) == "done" and not (step.kind == "report" and self.todo):
+            if status.state(step) == "done" and not (step.kind == "report" and self.todo):
                 self.result.done.add(step.key)
             elif only and step.kind not in only:
                 self.result.left[step.key] = "not asked for"
@@ -201,8 +201,8 @@ class _Work:
                 continue
             self.alone = last
             del self.todo[step.key]
-            # What was there when this began, ``progress`` knows; rows may have come since.
-            if step.kind == "report" and Progress(self.plan, self.progress.place).state(step) == "done":
+            # What was there when this began, ``status`` knows; rows may have come since.
+            if step.kind == "report" and StudyStatus(self.plan, self.status.folder).state(step) == "done":
                 self.result.done.add(step.key)
                 continue
             self.tries[step.key] = self.tries.get(step.key, 0) + 1
@@ -232,7 +232,7 @@ class _Work:
             log.info(f"[{len(self.result.done)}/{self.total}] {step.title}: {record['seconds']:.1f} s")
         else:
             self.result.failed[step.key] = record["error"]
-            self.progress.place.keep_failure(step, record["error"])
+            self.status.folder.keep_failure(step, record["error"])
             log.warning(f"failed: {step.title}")
 
     def _again(self, step: Step, why: str) -> bool:

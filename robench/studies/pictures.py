@@ -86,8 +86,8 @@ def _seen(bench: Workbench, rows: pd.DataFrame, cells: Sequence[Cell], cache: Im
     found: dict[int, Picture] = {}
     for at, (index, row) in enumerate(zip(rows.index, rows.to_dict("records"), strict=True)):
         if right[at]:
-            place = (row["cell"], row["member"], int(row["sample"]))
-            found[int(index)] = Picture(*place, shown[0][at], shown[1][at], _caption(row, bench.data.classes))
+            key = (row["cell"], row["member"], int(row["sample"]))
+            found[int(index)] = Picture(*key, shown[0][at], shown[1][at], _caption(row, bench.data.classes))
     return found
 
 

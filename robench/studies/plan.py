@@ -22,7 +22,16 @@ from robench.core.store import content_key
 from robench.core.threads import fitting_threads
 from robench.evaluation import cost, words
 from robench.evaluation.threats import versions
-from robench.studies.study import Axis, Blackbox, BlackboxOwn, Diversity, Fields, Study, Threat, shipped
+from robench.studies.study import (
+    Axis,
+    BlackboxOwnTable,
+    BlackboxTable,
+    DiversityTable,
+    Fields,
+    Study,
+    ThreatTable,
+    shipped,
+)
 from robench.training.recipes import recipe_file
 from robench.training.task import Task, resolve
 
@@ -169,6 +178,8 @@ class _Builder:
             if role == "target":
                 same["rule"] = self.study.rule
             plain = resolve(self.data, defense, n, **same)
+            if not overrides and init is None:
+                return plain
             made = resolve(self.data, defense, n, **same, overrides=overrides, init=init)
         return plain if plain.key == made.key else made
 
@@ -194,12 +205,12 @@ class _Builder:
             passes=training_passes(task, self.data), disk=cost.weights(task.members),
         )  # fmt: skip
 
-    def judged(self, name: str, threat: Threat | Diversity, targets: list[Task]) -> list[str]:
+    def judged(self, name: str, threat: ThreatTable | DiversityTable, targets: list[Task]) -> list[str]:
         """Tasks that judge every target, and those that make their adversarial images first."""
         images = min(threat.samples or self.study.samples, len(self.data.test))
         if name in ("transfer", "diversity"):
             targets = [task for task in targets if task.n > 1]
-        if isinstance(threat, Diversity):
+        if isinstance(threat, DiversityTable):
             return [
                 self.judge(
                     "judge", name, task, threat, {"eps": threat.eps or self.radii(name)[0], "steps": threat.steps},
@@ -207,9 +218,9 @@ class _Builder:
                 )
                 for task in targets
             ]  # fmt: skip
-        family = "blackbox" if isinstance(threat, BlackboxOwn) else name
+        family = "blackbox" if isinstance(threat, BlackboxOwnTable) else name
         options = self.options(name, family, threat)
-        if not isinstance(threat, BlackboxOwn):
+        if not isinstance(threat, BlackboxOwnTable):
             return [
                 self.judge(
                     "judge", name, task, threat, options,
@@ -222,8 +233,8 @@ class _Builder:
             ]  # fmt: skip
         groups: dict[str, list[Task]] = {}
         for task in targets:
-            defense = threat.surrogate_defense if isinstance(threat, Blackbox) else task.defense.name
-            if isinstance(threat, Blackbox) or defense != "baseline":
+            defense = threat.surrogate_defense if isinstance(threat, BlackboxTable) else task.defense.name
+            if isinstance(threat, BlackboxTable) or defense != "baseline":
                 groups.setdefault(defense, []).append(task)
         done = []
         for defense, group in groups.items():
@@ -244,7 +255,7 @@ class _Builder:
     def crafts(
         self,
         name: str,
-        threat: Threat,
+        threat: ThreatTable,
         options: dict[str, Any],
         target: Task,
         surrogates: tuple[Task, ...],
@@ -269,7 +280,7 @@ class _Builder:
                 )  # fmt: skip
         return tuple(made)
 
-    def options(self, name: str, family: str, threat: Threat) -> dict[str, Any]:
+    def options(self, name: str, family: str, threat: ThreatTable) -> dict[str, Any]:
         """What `robench.studies.workbench.Workbench` is told."""
         with self.at(f"threats.{name}"):
             return words.options(family, threat, self.radii(family))
@@ -282,7 +293,7 @@ class _Builder:
         kind: Kind,
         name: str,
         target: Task,
-        threat: Threat | Diversity,
+        threat: ThreatTable | DiversityTable,
         options: dict[str, Any],
         passes: float,
         *,
@@ -291,7 +302,7 @@ class _Builder:
         disk: int = 0,
     ) -> str:
         samples = threat.samples or self.study.samples
-        wanted = (threat.subset if isinstance(threat, Threat) else None) or self.study.subset
+        wanted = (threat.subset if isinstance(threat, ThreatTable) else None) or self.study.subset
         subset = self.data.resolved(wanted, samples)
         attacks = options.get("attacks", ())
         title = f"{name} of {target.name}"
@@ -328,19 +339,25 @@ def pace(plan: Plan, device: torch.device) -> cost.Pace:
 def ranks(steps: Mapping[str, Step], cost: Callable[[Step], float]) -> dict[str, float]:
     """Per key, the cost of the longest chain that begins with it: who has the most behind him goes first."""
     found: dict[str, float] = {}
-    followers: dict[str, list[str]] = {key: [] for key in steps}
-    for step in steps.values():
-        for need in step.needs:
-            if need in followers:
-                followers[need].append(step.key)
+    followers = _followers(steps)
     for key in reversed(list(steps)):
         found[key] = cost(steps[key]) + max((found[each] for each in followers[key]), default=0.0)
     return found
 
 
+def _followers(steps: Mapping[str, Step]) -> dict[str, list[str]]:
+    """Per key, the tasks that need it."""
+    found: dict[str, list[str]] = {key: [] for key in steps}
+    for step in steps.values():
+        for need in dict.fromkeys(step.needs):
+            if need in found:
+                found[need].append(step.key)
+    return found
+
+
 def makespan(steps: Mapping[str, Step], cost: Callable[[Step], float], workers: int) -> float:
     """How long ``workers`` take together, each task as soon as one is free, by `ranks`."""
-    order = ranks(steps, cost)
+    order, followers = ranks(steps, cost), _followers(steps)
     waiting = {key: {need for need in step.needs if need in steps} for key, step in steps.items()}
     ready = [(-order[key], key) for key, needs in waiting.items() if not needs]
     heapq.heapify(ready)
@@ -351,11 +368,10 @@ def makespan(steps: Mapping[str, Step], cost: Callable[[Step], float], workers: 
             key = heapq.heappop(ready)[1]
             heapq.heappush(running, (now + cost(steps[key]), key))
         now, done = heapq.heappop(running)
-        for key, needs in waiting.items():
-            if done in needs:
-                needs.remove(done)
-                if not needs:
-                    heapq.heappush(ready, (-order[key], key))
+        for key in followers[done]:
+            waiting[key].discard(done)
+            if not waiting[key]:
+                heapq.heappush(ready, (-order[key], key))
     return now
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: In the folder of a report, written last: what it shows.
 DRAWN = "drawn.json"
 
-State = Literal["done", "running", "failed", "left"]
+TaskState = Literal["done", "running", "failed", "left"]
 
 
 class Record(BaseModel):
@@ -44,7 +44,7 @@ class Drawn(BaseModel):
     files: dict[str, str]
 
 
-class Place:
+class StudyFolder:
     """The folder of a study: ``runs/``, a record and a log per task in ``tasks/``, and ``report/``."""
 
     def __init__(self, out: Path) -> None:
@@ -103,18 +103,18 @@ class Basis:
     key: str
 
 
-class Progress:
+class StudyStatus:
     """What of a plan is done: a run that is there, rows that are there. Looked up once."""
 
-    def __init__(self, plan: Plan, place: Place) -> None:
-        self.plan, self.place = plan, place
-        self._names = set(place.runs.names())
+    def __init__(self, plan: Plan, folder: StudyFolder) -> None:
+        self.plan, self.folder = plan, folder
+        self._names = set(folder.runs.names())
         self._keys: dict[str, tuple[str | None, str]] = {}
         self._rows: dict[str, FolderRows] = {}
         self._done: dict[str, bool] = {}
 
-    def state(self, step: Step) -> State:
-        record = self.place.record(step)
+    def state(self, step: Step) -> TaskState:
+        record = self.folder.record(step)
         if self.done(step, record):
             return "done"
         if record.get("state") == "running":
@@ -132,9 +132,9 @@ class Progress:
             assert step.task is not None
             return self._run(step.task.name)[0] == step.task.key
         if step.kind == "report":
-            drawn = self.place.drawn()
+            drawn = self.folder.drawn()
             files = drawn.get("files", {})
-            here = bool(files) and all(file_hash(self.place.report / name) == hashed for name, hashed in files.items())
+            here = bool(files) and all(file_hash(self.folder.report / name) == hashed for name, hashed in files.items())
             return here and drawn.get("step") == step.key and drawn.get("basis") == self.basis().key
         if record.get("state") != "done":
             return False
@@ -144,7 +144,7 @@ class Progress:
         from robench.studies.workbench import DIVERSITY
 
         if step.threat == "diversity":
-            return any((self.place.runs.folder(step.task.name) / DIVERSITY).glob("part-*.parquet"))
+            return any((self.folder.runs.folder(step.task.name) / DIVERSITY).glob("part-*.parquet"))
         rows = self._rows_of(step.task.name)
         return any(
             not rows.missing(asked) and all(map(rows.declared, asked.cells))
@@ -152,7 +152,7 @@ class Progress:
         )
 
     def basis(self) -> Basis:
-        judgements = [(step, self.place.record(step)) for step in self.plan.steps.values() if step.kind == "judge"]
+        judgements = [(step, self.folder.record(step)) for step in self.plan.steps.values() if step.kind == "judge"]
         done = [record for step, record in judgements if self.done(step, record)]
         parts = [[record.get(name) for name in ("evaluation", "weights", "diversities")] for record in done]
         missing = len(judgements) - len(done)
@@ -167,7 +167,7 @@ class Progress:
         from robench.studies.workbench import rows_of
 
         if name not in self._rows:
-            self._rows[name] = rows_of(self.place.runs.get(name))
+            self._rows[name] = rows_of(self.folder.runs.get(name))
         return self._rows[name]
 
     def _run(self, name: str) -> tuple[str | None, str]:
@@ -175,6 +175,6 @@ class Progress:
         if name not in self._names:
             return None, ""
         if name not in self._keys:
-            run = self.place.runs.get(name)
+            run = self.folder.runs.get(name)
             self._keys[name] = run.manifest["key"], run.weights
         return self._keys[name]

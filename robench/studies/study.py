@@ -18,15 +18,15 @@ from robench.evaluation.schema import (
     Asked,
     Count,
     Distinct,
-    Images,
     Names,
     Radius,
+    Samples,
     Seeds,
     Sizes,
     Subset,
     SurrogateDefense,
     Surrogates,
-    Table,
+    Validated,
 )
 from robench.reports.published import names
 
@@ -41,7 +41,7 @@ def _paper(name: str) -> str:
     return name
 
 
-class _Targets(Table):
+class _Targets(Validated):
     """Which targets are judged, by default all, and on how many images, by default the study's."""
 
     samples: Count | None = None
@@ -50,13 +50,13 @@ class _Targets(Table):
     seeds: Seeds | None = None
 
 
-class Threat(_Targets, Asked):
+class ThreatTable(_Targets, Asked):
     """One table of ``[threats]``; what is absent is the protocol's, or the study's."""
 
     subset: Subset | None = None
 
 
-class BlackboxOwn(Threat, Surrogates):
+class BlackboxOwnTable(ThreatTable, Surrogates):
     """Surrogates of the target's own defense; a Baseline has no such setting."""
 
     @field_validator("surrogates")
@@ -67,32 +67,32 @@ class BlackboxOwn(Threat, Surrogates):
         return values
 
 
-class Blackbox(BlackboxOwn, SurrogateDefense):
+class BlackboxTable(BlackboxOwnTable, SurrogateDefense):
     """Surrogates of one defense, whoever is judged."""
 
 
-class Diversity(_Targets, schema.Diversity):
+class DiversityTable(_Targets, schema.Diversity):
     """The diversity of trained runs."""
 
 
-class Threats(Table):
+class Threats(Validated):
     """The threats, under the names that their rows have."""
 
-    transfer: Threat | None = None
-    whitebox: Threat | None = None
-    blackbox: Blackbox | None = None
-    blackbox_own: BlackboxOwn | None = Field(default=None, alias="blackbox-own")
-    convergence: Threat | None = None
-    queries: Threat | None = None
-    diversity: Diversity | None = None
+    transfer: ThreatTable | None = None
+    whitebox: ThreatTable | None = None
+    blackbox: BlackboxTable | None = None
+    blackbox_own: BlackboxOwnTable | None = Field(default=None, alias="blackbox-own")
+    convergence: ThreatTable | None = None
+    queries: ThreatTable | None = None
+    diversity: DiversityTable | None = None
 
-    def given(self) -> dict[str, Threat | Diversity]:
+    def given(self) -> dict[str, ThreatTable | DiversityTable]:
         """By name, those that the study has."""
         named = {name.replace("_", "-"): getattr(self, name) for name in type(self).model_fields}
         return {name: threat for name, threat in named.items() if threat is not None}
 
 
-class Track(Table):
+class Track(Validated):
     """What is measured along training (Fig. 2), see `robench.evaluation.diversity.Tracking`.
 
     Attributes:
@@ -108,7 +108,7 @@ class Track(Table):
     every: Count | None = None
 
 
-class Axis(Table):
+class Axis(Validated):
     """An ablation: one setting of one defense, a figure of its own.
 
     Attributes:
@@ -130,7 +130,7 @@ class Axis(Table):
     )
 
 
-class Report(Table):
+class Report(Validated):
     """What is drawn.
 
     Attributes:
@@ -146,7 +146,7 @@ class Report(Table):
     like: str | None = None
 
 
-class Study(Images):
+class Study(Samples):
     """A whole study. Unknown keys, wrong types and impossible values are errors.
 
     Attributes:
@@ -272,7 +272,9 @@ def _below(owner: type[BaseModel], part: str) -> type[BaseModel]:
     """The table that a key of ``owner`` holds; ``owner`` itself where it holds none."""
     for name, field in owner.model_fields.items():
         if part in (name, field.alias):
-            found = [kind for kind in _kinds(field.annotation) if isinstance(kind, type) and issubclass(kind, Table)]
+            found = [
+                kind for kind in _kinds(field.annotation) if isinstance(kind, type) and issubclass(kind, Validated)
+            ]
             return found[0] if found else owner
     return owner
 

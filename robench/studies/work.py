@@ -19,7 +19,7 @@ from robench.evaluation.diversity import Tracking
 from robench.evaluation.engine import Settings
 from robench.evaluation.threats import THREATS
 from robench.studies.plan import Plan, Step, expand, with_recipe
-from robench.studies.state import DRAWN, Place, Progress
+from robench.studies.state import DRAWN, StudyFolder, StudyStatus
 from robench.studies.study import Study
 from robench.studies.summary import diversities
 from robench.studies.workbench import Workbench
@@ -48,9 +48,9 @@ def perform(name: str, study: str, out: str, key: str, data_dir: str, device: st
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    plan, place = _plan(name, study, data_dir), Place(Path(out))
+    plan, folder = _plan(name, study, data_dir), StudyFolder(Path(out))
     step = plan.steps[key]
-    path, log = place.tasks / f"{key}.json", place.log(step)
+    path, log = folder.tasks / f"{key}.json", folder.log(step)
     about = {"title": step.title, **owner(), "device": device}
     write_record(path, {**about, "state": "running"})
     lines: list[str] = [step.title]
@@ -63,13 +63,13 @@ def perform(name: str, study: str, out: str, key: str, data_dir: str, device: st
         with logged(Lines(lines)):
             # A fresh one for every task: no process keeps the networks of all runs.
             bench = Workbench(
-                place.runs,
+                folder.runs,
                 with_recipe(_data(plan.study.dataset, data_dir), plan.study),
                 Settings(torch.device(device), plan.study.precision, plan.study.batch_size, plan.study.seed),
                 step.samples,
                 step.subset,
             )
-            found: dict[str, Any] = {"state": "done", **_do(plan, step, place, bench)}
+            found: dict[str, Any] = {"state": "done", **_do(plan, step, folder, bench)}
     except Exception as error:
         lines.append(traceback.format_exc())
         reason = str(error) if isinstance(error, RobenchError) else f"{type(error).__name__}: {error}"
@@ -84,18 +84,19 @@ def perform(name: str, study: str, out: str, key: str, data_dir: str, device: st
     return found
 
 
-def _do(plan: Plan, step: Step, place: Place, bench: Workbench) -> dict[str, Any]:
+def _do(plan: Plan, step: Step, folder: StudyFolder, bench: Workbench) -> dict[str, Any]:
     """What is to be remembered of a task that is done."""
     if step.kind == "report":
         # Only one of many workers draws.
         from robench.studies.publish import publish
 
-        (place.report / DRAWN).unlink(missing_ok=True)
-        basis = Progress(plan, place).basis()
-        made = publish(plan, place.runs, place.report, bench, basis, place.seconds(plan))
+        (folder.report / DRAWN).unlink(missing_ok=True)
+        (folder.report / DRAWN).unlink(missing_ok=True)
+        basis = StudyStatus(plan, folder).basis()
+        made = publish(plan, folder.runs, folder.report, bench, basis, folder.seconds(plan))
         files = {path.name: file_hash(path) for path in made}
         shown = {"step": step.key, "basis": basis.key, "evaluations": basis.evaluations, "files": files}
-        write_record(place.report / DRAWN, shown)
+        write_record(folder.report / DRAWN, shown)
         return {}
     assert step.task is not None
     if step.kind == "train":

@@ -27,7 +27,7 @@ from robench.training.sources import refuse_page
 
 log = logging.getLogger(__name__)
 
-State = dict[str, Tensor]
+Weights = dict[str, Tensor]
 Values = tuple[float, ...]
 
 _MEMBER = re.compile(r"(?:model|member|members\.|models\.)_?(\d+)\.(.+)")
@@ -47,7 +47,7 @@ class Read:
         states: a state dict per member; said: how the file was read, in words.
     """
 
-    states: list[State]
+    states: list[Weights]
     said: str
 
 
@@ -89,7 +89,7 @@ def read_states(path: Path, key: str | None = None) -> Read:
     matches = {name: _MEMBER.fullmatch(name) for name in flat}
     if not all(matches.values()):
         return Read([flat], f"one member{said}")
-    members: dict[int, State] = {}
+    members: dict[int, Weights] = {}
     for name, match in matches.items():
         assert match is not None
         members.setdefault(int(match[1]), {})[match[2]] = flat[name]
@@ -205,9 +205,9 @@ def import_weights(
     )
 
 
-def _members(paths: Sequence[Path], key: str | None) -> list[State]:
+def _members(paths: Sequence[Path], key: str | None) -> list[Weights]:
     """The state dicts in all files; how each was read is told."""
-    states: list[State] = []
+    states: list[Weights] = []
     for path in paths:
         read = read_states(path, key)
         log.info(f"{path.name}: {read.said}")
@@ -303,7 +303,7 @@ def _text(values: Values) -> str:
     return ",".join(f"{value:g}" for value in values)
 
 
-def _state(path: Path, content: Mapping[Any, Any]) -> State:
+def _state(path: Path, content: Mapping[Any, Any]) -> Weights:
     wrong = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if wrong:
         raise RobenchError(f"{path} holds {wrong[0]!r}, which is no tensor; expected a state dict")
@@ -315,7 +315,9 @@ def _natural(name: Any) -> tuple[str, int]:
     return (str(name)[: match.start()], int(match[0])) if match else (str(name), -1)
 
 
-def _split_normalisation(state: State, network: nn.Module, channels: int) -> tuple[State, tuple[Values, Values] | None]:
+def _split_normalisation(
+    state: Weights, network: nn.Module, channels: int
+) -> tuple[Weights, tuple[Values, Values] | None]:
     """The network's own weights without wrappers' prefixes, and its normalisation, if it has one."""
     wanted = network.state_dict()
     state = dict(state)

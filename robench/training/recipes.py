@@ -86,7 +86,7 @@ class _ForDefense(BaseModel):
     sizes: tuple[_Size, ...] = ()
 
 
-class Evaluation(BaseModel):
+class UsualRadii(BaseModel):
     """A data set's radii: of the curves, of the transferability matrix, and of the diversity (eq. 2)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -109,7 +109,7 @@ class RecipeFile(BaseModel):
 
     model: str
     train: dict[str, Any]
-    evaluation: Evaluation
+    evaluation: UsualRadii
     defenses: dict[str, _ForDefense] = {}
 
     def resolve(self, defense: str, n: int, overrides: Mapping[str, Any]) -> tuple[Recipe, Defense]:

@@ -135,7 +135,7 @@ def resolve(
         given_name=checked_name(name) if name else None,
         rule=loss.rule if rule is None else checked(rule),
         # A field that is set to what it is anyway makes no other training.
-        customised=(settings, loss) != file.resolve(defense, n, {})
+        customised=(bool(overrides) and (settings, loss) != file.resolve(defense, n, {}))
         or bool(recipe)
         or rule not in (None, loss.rule)
         or (bool(init) and init != loss.start),

@@ -49,8 +49,8 @@ def test_the_users_module_is_left_as_it_was(data: Data) -> None:
 
 def test_a_model_is_judged_where_it_is(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     there = nn.Linear(1, 1, device="meta")
-    assert {api._place_of(model).type for model in (there, [there], [nn.Identity(), there])} == {"meta"}
-    assert api._place_of(nn.Identity()).type == "cpu"
+    assert {api._device_of(model).type for model in (there, [there], [nn.Identity(), there])} == {"meta"}
+    assert api._device_of(nn.Identity()).type == "cpu"
     found: list[torch.device] = []
 
     def of_model(model: Any, device: torch.device, **options: Any) -> Subject:
@@ -59,7 +59,7 @@ def test_a_model_is_judged_where_it_is(data: Data, monkeypatch: pytest.MonkeyPat
 
     original = Subject.of_model
     monkeypatch.setattr(Subject, "of_model", of_model)
-    monkeypatch.setattr(api, "_place_of", lambda model: torch.device("cpu", 0))
+    monkeypatch.setattr(api, "_device_of", lambda model: torch.device("cpu", 0))
     robench.evaluate(Linear(0), data, robench.Whitebox(eps=(0.1,), attacks=(PGD(steps=1),)), samples=4)
     assert found == [torch.device("cpu", 0)]
 

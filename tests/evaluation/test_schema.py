@@ -78,11 +78,11 @@ def test_every_threat_takes_what_the_schema_says(threat: str) -> None:
         assert {*schema.Surrogates.model_fields, *schema.SurrogateDefense.model_fields} <= set(table.model_fields)
 
 
-def _tables(threat: str) -> list[type[schema.Table]]:
+def _tables(threat: str) -> list[type[schema.Validated]]:
     """The class of ``[threats.x]``."""
     study = parse("x", f'title="x"\ndataset="digits"\ndefenses=["baseline"]\nsizes=[2]\n[threats.{threat}]\n')
     assert isinstance(study.threats, Threats)
-    return [type(table) for table in study.threats.given().values() if isinstance(table, schema.Table)]
+    return [type(table) for table in study.threats.given().values() if isinstance(table, schema.Validated)]
 
 
 def test_the_schema_s_fields_are_declared_nowhere_else() -> None:

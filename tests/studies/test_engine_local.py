@@ -26,7 +26,7 @@ from robench.evaluation.cost import Pace
 from robench.evaluation.engine import Settings
 from robench.studies import engines
 from robench.studies.plan import Plan, expand
-from robench.studies.state import Place, Progress
+from robench.studies.state import StudyFolder, StudyStatus
 from robench.studies.study import find, parse
 from robench.studies.workbench import Workbench
 from tests.studies import small
@@ -217,8 +217,8 @@ class Script:
 
 def scripted(study: Path, tmp_path: Path, script: Script, **options: Any) -> tuple[Plan, engines.Result]:
     plan = planned(study)
-    progress = Progress(plan, Place(tmp_path))
-    return plan, engines.run(plan, progress, script, lambda key: (plan.steps[key].title,), **options)
+    status = StudyStatus(plan, StudyFolder(tmp_path))
+    return plan, engines.run(plan, status, script, lambda key: (plan.steps[key].title,), **options)
 
 
 def test_a_failure_stops_those_alone_that_need_it(study: Path, tmp_path: Path, told: list[str]) -> None:
@@ -436,8 +436,8 @@ def test_who_dies_takes_no_other_task_along(study: Path, tmp_path: Path) -> None
     (failed,) = result.failed
     assert plan.steps[failed].title == title
     assert [plan.steps[key].kind for key in result.left] == ["report"]
-    assert "its worker died 3 times" in Place(tmp_path).log(plan.steps[failed]).read_text()
-    assert Progress(plan, Place(tmp_path)).state(plan.steps[failed]) == "failed"
+    assert "its worker died 3 times" in StudyFolder(tmp_path).log(plan.steps[failed]).read_text()
+    assert StudyStatus(plan, StudyFolder(tmp_path)).state(plan.steps[failed]) == "failed"
 
 
 def test_wrong_options_end_in_one_line(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -474,7 +474,7 @@ def test_a_task_that_lacked_memory_beside_others_is_begun_again(
             future.set_result(error if tight else {"state": "done", "seconds": 0.1})
             return future
 
-    result = engines.run(plan, Progress(plan, Place(tmp_path / "out")), Crowded(), lambda key: (key,))
+    result = engines.run(plan, StudyStatus(plan, StudyFolder(tmp_path / "out")), Crowded(), lambda key: (key,))
     assert begun.count(first) == 3
     assert (first in result.done) is done
     assert (first in result.failed) is not done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from robench.cli import run
 from robench.core import data as data_module
+from robench.core import plugins
 from robench.core.data import load, make, outline
 from robench.defenses import DEFENSES
 from robench.studies.plan import Plan, Step, bill, expand, makespan, pace, ranks
@@ -152,3 +154,22 @@ def test_only_a_kind_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[st
     study = small.write(tmp_path)
     assert run(["run", str(study), "--out", str(tmp_path / "out"), "--dry-run", "--only", "train"]) == 0
     assert "craft" not in capsys.readouterr().out
+
+
+def test_a_task_is_counted_once_where_it_is_needed_twice() -> None:
+    steps = {each.key: each for each in (step("a", 2), step("b", 3, "a", "a"))}
+    assert makespan(steps, lambda each: each.passes, 2) == 5
+
+
+def test_expanding_a_large_study_reads_the_types_of_each_plug_in_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[type] = []
+
+    def counted(cls: type, original: Any = plugins.get_type_hints) -> Any:
+        read.append(cls)
+        return original(cls)
+
+    monkeypatch.setattr(plugins, "get_type_hints", counted)
+    plugins._adapters.cache_clear()
+    assert len(planned("dverge2020").steps) > 500
+    assert len(read) == len(set(read))
+    plugins._adapters.cache_clear()
