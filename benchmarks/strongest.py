@@ -5,7 +5,7 @@
 
 ``--official`` is a clone of github.com/fra31/auto-attack; without it only ours are run. Every attack is given the
 images that the ensemble gets right, in batches of ``--batch-size``, and is judged on the original weights. One file of
-JSON per run, ε and attack: interrupted, it goes on with the next.
+JSON per run, ε, attack and batch: interrupted, it goes on with the next.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +21,12 @@ from typing import Any
 
 import click
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from robench.attacks import ATTACKS, Attack
-from robench.core.data import load
+from robench.core.data import Data, load, to_images
 from robench.core.ensemble import Ensemble
 from robench.core.fast import attackable
 from robench.core.runs import Runs
@@ -86,7 +88,6 @@ class Job:
     images: Tensor
     labels: Tensor
     samples: Tensor
-    batch: int
 
     def judged(self, images: Tensor, at: Tensor) -> np.ndarray[Any, np.dtype[np.bool_]]:
         return predict(self.target.ensemble, images, self.labels[at].numpy()).correct[-1]
@@ -98,21 +99,21 @@ def ours(job: Job, model: nn.Module, attack: Attack, eps: float) -> Result:
     parts = attack.parts(10)
     for restart in range(STARTS if attack.name == "pgd" else 1):
         alive = torch.from_numpy(np.flatnonzero(result.right))
-        for chunk in alive.split(job.batch) if len(alive) else ():
-            found = craft(
-                model,
-                attack,
-                job.images[chunk],
-                job.labels[chunk].numpy(),
-                job.samples[chunk].numpy(),
-                np.full(len(chunk), eps),
-                seed=0,
-                restart=restart,
-            )
-            result.right[chunk.numpy()] = job.judged(found.images, chunk)
-            for number, part in enumerate(parts):
-                name = f"{part.label} {part.loss}"
-                result.took[name] = result.took.get(name, 0) + int((found.part == number).sum())
+        if not len(alive):
+            break
+        found = craft(
+            model,
+            attack,
+            job.images[alive],
+            job.labels[alive].numpy(),
+            job.samples[alive].numpy(),
+            np.full(len(alive), eps),
+            seed=0,
+            restart=restart,
+        )
+        result.right[alive.numpy()] = job.judged(found.images, alive)
+        for number, part in enumerate(parts):
+            result.took[f"{part.label} {part.loss}"] = int((found.part == number).sum())
     return result
 
 
@@ -128,7 +129,7 @@ def official(job: Job, model: nn.Module, clone: Path, eps: float) -> Result:
         left = torch.from_numpy(np.flatnonzero(result.right))
         if not len(left):
             break
-        found = attack.run_standard_evaluation(job.images[left], job.labels[left], bs=job.batch)
+        found = attack.run_standard_evaluation(job.images[left], job.labels[left], bs=len(left))
         result.right[left.numpy()] = job.judged(found, left)
         result.took[name] = len(left) - int(result.right.sum())
     return result
@@ -157,21 +158,26 @@ def main(
     chosen = data.subset(samples, data.resolved("auto", samples), 0)
     for name in names:
         target = Subject.of_run(store.get(name), torch.device("cpu"))
-        images, labels = data.test.images[chosen].float() / 255, data.test.labels[chosen]
-        right = torch.from_numpy(predict(target.ensemble, images, labels.numpy()).correct[-1])
-        job = Job(target, images[right], labels[right], chosen[right], batch_size)
         for radius in words.radii(eps):
-            for attack in [*([OFFICIAL] if clone else []), *OURS]:
-                _one(job, attack, radius, len(chosen), clone, out / "rows")
+            for attack in [*OURS, *([OFFICIAL] if clone else [])]:
+                for first in range(0, len(chosen), batch_size):
+                    part = chosen[first : first + batch_size]
+                    _one(target, data, part, first, attack, radius, clone, out / "rows")
     write_text(out / "strongest.md", _table(out / "rows"))
 
 
-def _one(job: Job, attack: str, eps: float, count: int, clone: Path | None, out: Path) -> None:
-    file = out / f"{job.target.name}-{eps:g}-{attack.replace(' ', '-')}-{count}.json"
+def _one(
+    target: Subject, data: Data, chosen: Tensor, first: int, attack: str, eps: float, clone: Path | None, out: Path
+) -> None:
+    """One attack on the images ``chosen``, whose first is number ``first`` of all, unless its file is there."""
+    file = out / f"{target.name}-{eps:g}-{attack.replace(' ', '-')}-{first}-{first + len(chosen)}.json"
     if file.exists():
         return
+    images, labels = to_images(data.test.images[chosen]), data.test.labels[chosen]
+    right = torch.from_numpy(predict(target.ensemble, images, labels.numpy()).correct[-1])
+    job = Job(target, images[right], labels[right], chosen[right])
     bill, start = Bill(), time.perf_counter()
-    model = attackable(job.target.ensemble, job.images[:2], "float32")
+    model = attackable(target.ensemble, images[:2], "float32")
     stop = bill.watch(model.members[0] if isinstance(model, Ensemble) else model)
     if attack == OFFICIAL:
         assert clone is not None
@@ -179,16 +185,13 @@ def _one(job: Job, attack: str, eps: float, count: int, clone: Path | None, out:
     else:
         result = ours(job, model, ATTACKS.get(attack)(**OURS[attack]), eps)
     stop()
-    low, high = wilson(int(result.right.sum()), count)
     row = {
-        "target": job.target.name,
+        "target": target.name,
         "eps": eps,
         "attack": attack,
-        "samples": count,
-        "clean": len(job.images) / count,
-        "accuracy": int(result.right.sum()) / count,
-        "low": low,
-        "high": high,
+        "images": len(chosen),
+        "clean": len(job.images),
+        "left": int(result.right.sum()),
         "took": result.took,
         "forward": bill.forward,
         "backward": bill.backward,
@@ -199,18 +202,32 @@ def _one(job: Job, attack: str, eps: float, count: int, clone: Path | None, out:
 
 
 def _table(rows: Path) -> str:
-    """What every attack leaves, beside what it takes."""
-    found = [read_json(file) for file in sorted(rows.glob("*.json"))]
-    headers = ["ensemble", "ε", "attack", "clean", "accuracy", "forward", "backward", "seconds", "what took images"]
-    lines = [
-        [
-            *map(Cell.of, (row["target"], row["eps"], row["attack"])),
-            Cell.of(row["clean"], rate=True),
-            Cell.measured(row["accuracy"], row["low"], row["high"]),
-            *map(Cell.of, (row["forward"], row["backward"], round(row["seconds"]))),
-            Cell.of(", ".join(f"{name} {count}" for name, count in row["took"].items() if count)),
-        ]
-        for row in found
+    """What every attack leaves of all images that it was given, beside what it takes."""
+    found = pd.DataFrame([read_json(file) for file in sorted(rows.glob("*.json"))])
+    lines = []
+    for (target, eps, attack), parts in found.groupby(["target", "eps", "attack"], sort=False):
+        images, clean, left = (int(parts[name].sum()) for name in ("images", "clean", "left"))
+        took: Counter[str] = sum(map(Counter, parts["took"]), Counter())
+        lines.append(
+            [
+                *map(Cell.of, (target, eps, attack, images)),
+                Cell.of(clean / images, rate=True),
+                Cell.measured(left / images, *wilson(left, images)),
+                *(Cell.of(int(parts[name].sum())) for name in ("forward", "backward", "seconds")),
+                Cell.of(", ".join(f"{name} {count}" for name, count in took.most_common() if count)),
+            ]
+        )
+    headers = [
+        "ensemble",
+        "ε",
+        "attack",
+        "images",
+        "clean",
+        "accuracy",
+        "forward",
+        "backward",
+        "seconds",
+        "took images",
     ]
     return markdown(Table(headers, lines))
 
