@@ -168,6 +168,12 @@ class Runs:
             raise RobenchError(f"{path} lacks {', '.join(missing)}; train or import the run again")
         return Run(path.parent, read_record(path, Manifest))
 
+    def unused(self, name: str) -> str:
+        """``name``; RobenchError where a run has it."""
+        if checked_name(name) in self.names():
+            raise RobenchError(f"run {name!r} exists; choose another with --name, or remove {self.folder(name)}")
+        return name
+
     def all(self) -> list[Run]:
         return [self.get(name) for name in self.names()]
 

@@ -21,7 +21,7 @@ from robench.core.errors import RobenchError
 from robench.core.models import ModelSpec, build
 from robench.core.rules import USUAL
 from robench.core.runs import Role, Run, Runs, lineage, load_state
-from robench.core.store import checked_name, read_tensors
+from robench.core.store import read_tensors
 from robench.training.normalisation import better, find
 from robench.training.sources import refuse_page
 
@@ -178,7 +178,7 @@ def import_weights(
             that nothing tells.
     """
     states = _members(paths, key)
-    name = _free(name or re.sub(r"[^A-Za-z0-9._-]", "-", paths[0].stem), runs)
+    name = runs.unused(name or re.sub(r"[^A-Za-z0-9._-]", "-", paths[0].stem))
     plain = _plain(model, dataset, data_folder)
     if normalisation is not None and any(len(values) != plain.in_channels for values in normalisation):
         raise RobenchError(f"expected --mean and --std of {plain.in_channels} numbers, one a channel of {dataset}")
@@ -221,13 +221,6 @@ def _doubt(networks: Sequence[nn.Module], given: tuple[Values, Values] | None, d
         doubt = better(networks, load(dataset, data_folder), given)
         if doubt:
             log.warning(f"is --mean right? {doubt}")
-
-
-def _free(name: str, runs: Runs) -> str:
-    """``name``; RobenchError where a run has it."""
-    if checked_name(name) in runs.names():
-        raise RobenchError(f"run {name!r} exists; choose another with --name, or remove {runs.folder(name)}")
-    return name
 
 
 def _ensemble(specs: Sequence[ModelSpec], networks: Sequence[nn.Module], rule: str) -> Ensemble:
