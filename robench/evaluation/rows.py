@@ -17,7 +17,7 @@ from robench.core.store import read_frame, read_record, write_frame, write_recor
 from robench.evaluation.cells import Cell
 from robench.evaluation.evaluations import FOLDER, Evaluation
 from robench.evaluation.findings import Finding
-from robench.evaluation.outcomes import ROW_COLUMNS, Outcomes, empty_rows
+from robench.evaluation.outcomes import Outcomes, empty_rows
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,8 @@ class Rows:
             self._index.setdefault(str(cell), set()).update(map(int, samples))
 
 
-_read = partial(read_frame, columns=ROW_COLUMNS)
+#: Columns that rows of every version have; `FolderRows.refresh` fills in what joined later.
+_read = partial(read_frame, columns=("cell", "sample", "member", "correct"))
 
 
 class FolderRows(Rows):
