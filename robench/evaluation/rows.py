@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from robench.core.errors import RobenchError
-from robench.core.parts import parts
+from robench.core.parts import read_parts
 from robench.core.store import read_frame, read_record, write_frame, write_record
 from robench.evaluation.cells import Cell
 from robench.evaluation.evaluations import FOLDER, Evaluation
@@ -173,7 +173,7 @@ class FolderRows(Rows):
         known = {self.folder / name for name in self._parts}
         if not self._repair:
             known.update(self.damaged)  # where they are, and told
-        for path, rows in parts(
+        for path, rows in read_parts(
             self.folder, "part-*.parquet", _read, "its rows", "are judged again", known=known, repair=self._repair
         ):
             if rows is None:
