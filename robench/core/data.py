@@ -20,7 +20,7 @@ from torch import Tensor
 
 from robench.core.errors import RobenchError
 from robench.core.models import ModelSpec
-from robench.core.parts import sound
+from robench.core.parts import read_intact
 from robench.core.registry import Registry
 from robench.core.rng import Stream
 from robench.core.store import Absent, Damaged, read_hashed, tensors_hash, write_hashed
@@ -418,7 +418,7 @@ def _visible(folder: Path) -> set[str]:
 def _cached(path: Path) -> dict[str, Tensor]:
     """What a cache file holds; nothing where it is absent or damaged."""
     with contextlib.suppress(Absent):
-        if found := sound(path, _read, "the images", "are read again"):
+        if found := read_intact(path, _read, "the images", "are read again"):
             return found
     return {}
 

@@ -16,13 +16,13 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def sound(path: Path, read: Callable[[Path], T], what: str, then: str, *, repair: bool = True) -> T | None:
+def read_intact(path: Path, read: Callable[[Path], T], content: str, remedy: str, *, repair: bool = True) -> T | None:
     """What ``path`` holds; None where it is damaged, which is told.
 
     Args:
         read: raises `Damaged` where the file is not what was written, as `robench.core.store.read_frame` and
             `robench.core.store.read_hashed` do.
-        what, then: what the file holds, and what is done about it: "its rows", "are judged again".
+        content, remedy: what the file holds, and what is done about it: "its rows", "are judged again".
         repair: set a damaged file aside, under a name that ends in ``.damaged``; whoever only reads leaves it there.
 
     Raises:
@@ -35,23 +35,23 @@ def sound(path: Path, read: Callable[[Path], T], what: str, then: str, *, repair
         if repair:
             with suppress(FileNotFoundError):  # another process did
                 path.rename(path.with_name(f"{path.name}.damaged"))
-        told = f"it is set aside and {what} {then}" if repair else f"{what} do not count here"
+        told = f"it is set aside and {content} {remedy}" if repair else f"{content} do not count here"
         log.warning(f"{path} is damaged: {told}")
         return None
 
 
-def parts(
+def read_parts(
     folder: Path,
     pattern: str,
     read: Callable[[Path], T],
-    what: str,
-    then: str,
+    content: str,
+    remedy: str,
     *,
     known: Collection[Path] = (),
     repair: bool = True,
 ) -> Iterator[tuple[Path, T | None]]:
     """The files of a folder that match ``pattern``, each with what it holds, in the order of their names; arguments and
-    errors as for `sound`.
+    errors as for `read_intact`.
 
     Args:
         known: files that are left out.
@@ -61,7 +61,7 @@ def parts(
         for path in fresh:
             seen.add(path)
             try:
-                yield path, sound(path, read, what, then, repair=repair)
+                yield path, read_intact(path, read, content, remedy, repair=repair)
             except FileNotFoundError:
                 if path.is_symlink():
                     raise RobenchError(f"{path} is a link to nothing; restore what it names, or remove it") from None

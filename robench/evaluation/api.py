@@ -75,11 +75,11 @@ def _device_of(model: nn.Module | Sequence[nn.Module] | Subject) -> torch.device
     return next((weight.device for weight in weights), torch.device("cpu"))
 
 
-def chosen_samples(data: Data, threat: Threat, samples: int, subset: str, how: Settings) -> Any:
+def chosen_samples(data: Data, threat: Threat, samples: int, subset: str, settings: Settings) -> Any:
     """Indices of test images for `Evaluator.run`: for `Transfer` those that all members of a target get right."""
     subset = data.resolved(subset, samples)
-    chosen = data.subset(samples, subset, how.seed)
+    chosen = data.subset(samples, subset, settings.seed)
     if isinstance(threat, Transfer):
-        order = data.order(subset, how.seed)
-        return lambda target: correct_for_all(target, data, order, samples, how.device, how.batch_size)
+        order = data.order(subset, settings.seed)
+        return lambda target: correct_for_all(target, data, order, samples, settings.device, settings.batch_size)
     return chosen

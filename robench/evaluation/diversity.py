@@ -21,7 +21,7 @@ from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.features import depth
 from robench.core.frozen import frozen
-from robench.core.parts import parts
+from robench.core.parts import read_parts
 from robench.core.progress import Progress, silent
 from robench.core.rng import Draws, Stream
 from robench.core.store import content_key, read_frame, write_frame
@@ -112,7 +112,7 @@ def measure(
         raise RobenchError(f"expected `steps` of the diversity to be at least 1, got {steps}")
     about = {"eps": eps, "steps": steps, "draws": seed}
     key = content_key({**about, "target": target.identity, "data": data.identity, "samples": samples.tolist()})
-    kept = parts(folder, "part-*.parquet", _read, "its values", "are computed again")
+    kept = read_parts(folder, "part-*.parquet", _read, "its values", "are computed again")
     known = [rows[rows["key"] == key] for _, rows in kept if rows is not None]
     done = {int(sample) for part in known for sample in part["sample"]}
     groups = [start for start in range(0, len(samples), GROUP) if int(samples[start]) not in done]

@@ -757,9 +757,12 @@ class Evaluator:
         while start < len(chosen):
             chunk = chosen[start : start + self._images_per_pass(attack, len(chosen) - start)]
             try:
-                images = self._batch_of(samples[chunk])
-                crafted = self._attacked(source.model, attack, images, samples[chunk], eps[chunk], restart)
-                same = source.proves(attack, crafted, torch.from_numpy(self._labels(samples[chunk])).to(images.device))
+                images, labels = self._batch_of(samples[chunk]), self._labels(samples[chunk])
+                crafted = craft(
+                    source.model, attack, images, labels, samples[chunk], eps[chunk],
+                    seed=self.settings.seed, restart=restart,
+                )  # fmt: skip
+                same = source.proves(attack, crafted, torch.from_numpy(labels).to(images.device))
             except RuntimeError as error:
                 if not out_of_memory(error) or len(chunk) == 1:
                     raise
@@ -792,19 +795,6 @@ class Evaluator:
     def _numbers(self) -> int:
         """Elements of an image."""
         return self.data.test.images[0].numel()
-
-    def _attacked(
-        self,
-        model: nn.Module,
-        attack: Attack,
-        images: Tensor,
-        samples: Indices,
-        eps: npt.NDArray[np.float64],
-        restart: int,
-    ) -> Crafted:
-        return craft(
-            model, attack, images, self._labels(samples), samples, eps, seed=self.settings.seed, restart=restart
-        )
 
     def _judge_of(self, target: Subject) -> Ensemble:
         """The original weights, in the dtype of verdicts."""

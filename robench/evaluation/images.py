@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robench.core.errors import RobenchError
-from robench.core.parts import parts, sound
+from robench.core.parts import read_intact, read_parts
 from robench.core.store import Damaged, checked_name, read_hashed, read_record, tensors_hash, write_hashed, write_record
 from robench.evaluation.cells import Cell
 
@@ -54,7 +54,7 @@ class Images:
         """What the cache has of a craft, by sample."""
         kept = self._kept.setdefault(craft, {})
         folder = self.root / checked_name(craft, "craft")
-        for path, tensors in parts(folder, PARTS, self._read, *DAMAGE, known=self._known):
+        for path, tensors in read_parts(folder, PARTS, self._read, *DAMAGE, known=self._known):
             if tensors is not None:
                 self._known.add(path)
                 kept.update({int(sample): (path, row) for row, sample in enumerate(tensors["samples"])})
@@ -85,7 +85,7 @@ class Images:
         images, flags = [], []
         for sample in samples:
             path, row = kept[int(sample)]
-            tensors = sound(path, self._read, *DAMAGE)
+            tensors = read_intact(path, self._read, *DAMAGE)
             if tensors is None:
                 raise RobenchError(f"{path} was damaged while it was in use; run the same command again")
             images.append(tensors["images"][row])
@@ -109,7 +109,7 @@ class Images:
         for folder in sorted(path for path in self.root.glob("*") if path.is_dir()):
             paths = sorted(folder.glob(PARTS))
             size = sum(path.stat().st_size for path in paths)
-            read = [sound(path, _read, *DAMAGE) if verify else _header(path) for path in paths]
+            read = [read_intact(path, _read, *DAMAGE) if verify else _header(path) for path in paths]
             manifest = _craft(folder / "craft.json")
             images = sum(len(tensors["samples"]) for tensors in read if tensors is not None)
             yield CacheEntry(folder.name, manifest, images, size, sum(tensors is None for tensors in read))

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 from robench.core.errors import RobenchError
-from robench.core.parts import parts
+from robench.core.parts import read_parts
 from robench.core.store import read_frame, read_record, write_frame, write_record
 from robench.evaluation.cells import Cell
 from robench.evaluation.evaluations import FOLDER, Evaluation
 from robench.evaluation.findings import Finding
-from robench.evaluation.outcomes import ROW_COLUMNS, Outcomes, empty_rows
+from robench.evaluation.outcomes import Outcomes, empty_rows
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,8 @@ class Rows:
             self._index.setdefault(str(cell), set()).update(map(int, samples))
 
 
-_read = partial(read_frame, columns=ROW_COLUMNS)
+#: Columns that rows of every version have; `FolderRows.refresh` fills in what joined later.
+_read = partial(read_frame, columns=("cell", "sample", "member", "correct"))
 
 
 class FolderRows(Rows):
@@ -172,7 +173,7 @@ class FolderRows(Rows):
         known = {self.folder / name for name in self._parts}
         if not self._repair:
             known.update(self.damaged)  # where they are, and told
-        for path, rows in parts(
+        for path, rows in read_parts(
             self.folder, "part-*.parquet", _read, "its rows", "are judged again", known=known, repair=self._repair
         ):
             if rows is None:

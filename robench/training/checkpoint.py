@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
-from robench.core.parts import sound
+from robench.core.parts import read_intact
 from robench.core.store import Absent, content_key, read_hashed, tensors_hash, write_hashed
 
 
@@ -70,7 +70,7 @@ class Checkpoint:
             RobenchError: the file belongs to other settings, or cannot be read.
         """
         try:
-            found = sound(self.path, partial(read_hashed, hashed=_hashed), "the training", "starts over")
+            found = read_intact(self.path, partial(read_hashed, hashed=_hashed), "the training", "starts over")
         except Absent:
             return State()
         if found is None:

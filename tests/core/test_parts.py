@@ -13,7 +13,7 @@ import torch
 
 from robench.core import data
 from robench.core.errors import RobenchError
-from robench.core.parts import parts, sound
+from robench.core.parts import read_intact, read_parts
 from robench.core.store import Absent, read_frame, tensors_hash, write_frame, write_hashed
 from robench.evaluation import diversity
 from robench.evaluation.cells import Cell, Craft
@@ -236,16 +236,16 @@ def test_what_another_process_has_merged_is_found_under_its_new_name(tmp_path: P
             second.unlink()
         return read_frame(path)
 
-    found = [rows for _, rows in parts(tmp_path, "part-*.parquet", read, "its rows", "are judged again")]
+    found = [rows for _, rows in read_parts(tmp_path, "part-*.parquet", read, "its rows", "are judged again")]
     assert [len(rows) for rows in found if rows is not None] == [4]
 
 
 def test_a_link_to_nothing_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "part-x.parquet").symlink_to(tmp_path / "nowhere")
     with pytest.raises(RobenchError, match="is a link to nothing"):
-        list(parts(tmp_path, "part-*.parquet", read_frame, "its rows", "are judged again"))
+        list(read_parts(tmp_path, "part-*.parquet", read_frame, "its rows", "are judged again"))
 
 
 def test_what_is_absent_is_the_caller_s_to_judge(tmp_path: Path) -> None:
     with pytest.raises(Absent, match="does not exist"):
-        sound(tmp_path / "part-x.parquet", read_frame, "its rows", "are judged again")
+        read_intact(tmp_path / "part-x.parquet", read_frame, "its rows", "are judged again")

@@ -206,8 +206,8 @@ def folder_evaluator(data: Data, folder: Path, images: bool = True, **settings: 
 
 def test_nothing_is_computed_twice(make_subject: MakeSubject, data: Data, tmp_path: Path, monkeypatch: Any) -> None:
     crafted = []
-    original = Evaluator._attacked
-    monkeypatch.setattr(Evaluator, "_attacked", lambda self, *a: crafted.append(len(a[3])) or original(self, *a))
+    original = engine.craft
+    monkeypatch.setattr(engine, "craft", lambda *a, **o: crafted.append(len(a[4])) or original(*a, **o))
     threat = threats(make_subject)[2]
     target = make_subject(0)
     first = folder_evaluator(data, tmp_path).run([target], threat, SAMPLES[:16]).frame
@@ -228,7 +228,7 @@ def test_a_second_target_crafts_nothing_and_gets_the_same_rows(
     first, second = make_subject(0), make_subject(1)
     folder_evaluator(data, tmp_path).run([first], threat, SAMPLES)
     from_memory = rows(data, threat, [second])
-    monkeypatch.setattr(Evaluator, "_attacked", lambda *a: pytest.fail("crafted again"))
+    monkeypatch.setattr(engine, "craft", lambda *a, **o: pytest.fail("crafted again"))
     from_cache = folder_evaluator(data, tmp_path).run([second], threat, SAMPLES).frame
     pd.testing.assert_frame_equal(from_cache, from_memory)
 
@@ -315,23 +315,23 @@ def test_an_interruption_changes_no_row(
 ) -> None:
     threat, target = threats(make_subject)[0], make_subject(0)
     whole = rows(data, threat, [target], batch_size=5)
-    original = Evaluator._attacked
+    original = engine.craft
     calls = 0
 
-    def failing(self: Evaluator, *arguments: Any) -> Any:
+    def failing(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 15:
             raise KeyboardInterrupt
-        return original(self, *arguments)
+        return original(*arguments, **options)
 
-    monkeypatch.setattr(Evaluator, "_attacked", failing)
+    monkeypatch.setattr(engine, "craft", failing)
     with pytest.raises(KeyboardInterrupt):
         folder_evaluator(data, tmp_path, batch_size=5).run([target], threat, SAMPLES)
     kept = FolderRows(tmp_path / "subject0")
     assert 0 < (kept.everything().frame["threat"] == "whitebox").sum() < 48
     assert kept.outcomes().frame.empty, "no number rests on an evaluation that was cut off"
-    monkeypatch.setattr(Evaluator, "_attacked", original)
+    monkeypatch.setattr(engine, "craft", original)
     resumed = folder_evaluator(data, tmp_path, batch_size=5).run([target], threat, SAMPLES).frame
     assert_same(whole, resumed, 1e-5)
 
@@ -434,14 +434,14 @@ def test_out_of_memory_halves_the_batch(
 ) -> None:
     threat, target = threats(make_subject)[0], make_subject(0)
     whole = rows(data, threat, [target])
-    original = Evaluator._attacked
+    original = engine.craft
 
-    def small_machine(self: Evaluator, model: Any, attack: Any, images: Tensor, *rest: Any) -> Any:
+    def small_machine(model: Any, attack: Any, images: Tensor, *rest: Any, **options: Any) -> Any:
         if len(images) > 6:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return original(self, model, attack, images, *rest)
+        return original(model, attack, images, *rest, **options)
 
-    monkeypatch.setattr(Evaluator, "_attacked", small_machine)
+    monkeypatch.setattr(engine, "craft", small_machine)
     told.clear()
     evaluator = Evaluator(data, Settings(CPU, batch_size=24))
     assert_same(whole, evaluator.run([target], threat, SAMPLES).frame, 1e-5)
@@ -461,15 +461,15 @@ def test_a_batch_that_images_depend_on_is_not_halved(
     make_subject: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its rows would not be what their key says."""
-    original, sizes = Evaluator._attacked, []
+    original, sizes = engine.craft, []
 
-    def small_machine(self: Evaluator, model: Any, attack: Any, images: Tensor, *rest: Any) -> Any:
+    def small_machine(model: Any, attack: Any, images: Tensor, *rest: Any, **options: Any) -> Any:
         if len(images) > 12:
             raise RuntimeError("CUDA error: out of memory")
         sizes.append(len(images))
-        return original(self, model, attack, images, *rest)
+        return original(model, attack, images, *rest, **options)
 
-    monkeypatch.setattr(Evaluator, "_attacked", small_machine)
+    monkeypatch.setattr(engine, "craft", small_machine)
     with pytest.raises(RobenchError, match="smaller --batch-size"):
         rows(data, Whitebox(eps=(0.05,), attacks=(FAST, _Mixing())), [make_subject(0)], batch_size=24)
     assert sizes, "the other attack was halved"
@@ -507,13 +507,13 @@ def test_a_cpu_is_given_as_many_large_images_as_its_caches_hold(
 ) -> None:
     """And in equal parts: a small rest takes longer by the image."""
     sizes: list[int] = []
-    original = Evaluator._attacked
+    original = engine.craft
 
-    def recording(self: Evaluator, model: Any, attack: Any, images: Tensor, *rest: Any) -> Any:
+    def recording(model: Any, attack: Any, images: Tensor, *rest: Any, **options: Any) -> Any:
         sizes.append(len(images))
-        return original(self, model, attack, images, *rest)
+        return original(model, attack, images, *rest, **options)
 
-    monkeypatch.setattr(Evaluator, "_attacked", recording)
+    monkeypatch.setattr(engine, "craft", recording)
     monkeypatch.setattr(cpu, "CACHED", 20 * data.test.images[0].numel())
     rows(data, Transfer(eps=(0.05,), attacks=(attack,)), [make_subject(0)], batch_size=24)
     assert sizes[: len(expected)] == expected
