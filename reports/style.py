@@ -40,7 +40,9 @@ _KNOWN: dict[str, tuple[str, Marker]] = {
     "advt": ("#CC79A7", "v"),
     "dverge-advt": ("#D55E00", "P"),
 }
-_OTHERS = ("#56B4E9", "#882255", "#999933", "#332288", "#AA4499", "#117733")
+_OTHERS = (
+    "#56B4E9", "#882255", "#999933", "#332288", "#AA4499", "#117733", "#661100", "#DDCC77", "#44AA99",
+)  # fmt: skip
 _OTHER_MARKERS: tuple[Marker, ...] = ("X", "<", ">", "p", "h", "*", "d", (4, 1, 0), (3, 1, 0))
 _DASHES: dict[int, tuple[float, tuple[float, ...]]] = {
     3: (0, ()),

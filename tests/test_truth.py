@@ -18,6 +18,8 @@ from robench.core.runs import Run, Runs
 from robench.evaluation.engine import Settings
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.subjects import Subject, kinship
+from robench.evaluation.words import attacks
+from robench.reports.against import against
 from robench.studies.workbench import Workbench
 from robench.training.importing import import_weights
 
@@ -61,6 +63,34 @@ def runs(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     baseline = imported(BASELINE, "baseline")
     dverge, hold_out = imported(DVERGE, "dverge", baseline), imported(HOLD_OUT, "baseline", None, "safetensors", 9001)
     return {BASELINE: baseline, DVERGE: dverge, HOLD_OUT: hold_out}
+
+
+@pytest.fixture(scope="module")
+def advoap(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """AdvOAP/8, by its own rule and by the usual one."""
+    files = sorted((shared_data / "advoap").glob("0_last_ckpt_*.pth"))
+    if len(files) != 8:
+        pytest.skip(
+            f"{shared_data / 'advoap'} has {len(files)} of AdvOAP's 8 files, see reports/published/advoap2025.toml"
+        )
+    store = Runs(tmp_path_factory.mktemp("advoap"))
+    return {
+        rule: import_weights(
+            files,
+            store,
+            model="resnet20",
+            dataset="cifar10",
+            defense="advoap",
+            seed=0,
+            role="target",
+            name=f"advoap-{rule}",
+            parent=None,
+            data_folder=Path("data"),
+            normalisation=((0.0,) * 3, (1.0,) * 3),
+            rule=rule,
+        )
+        for rule in ("logits", "softmax")
+    }
 
 
 def bench(run: Run, data: Data, samples: int) -> Workbench:
@@ -126,6 +156,35 @@ def test_blackbox_ten_versions(runs: dict[str, Run], lossless: Data) -> None:
         assert strict == pytest.approx(all_ten, abs=8)
 
 
+@pytest.mark.truth
+def test_advoap_as_its_record_says(advoap: dict[str, Run], lossless: Data) -> None:
+    """`adv_acc` of the files: 48.3 % of 10,000 images under PGD-20 at 8/255, steps of an eighth of ε, by the mean of
+    logits. By the mean of softmax it decides hardly otherwise."""
+    measured, pgd = {}, attacks("whitebox", ["pgd:steps=20:step_ratio=0.125"])
+    for rule, run in advoap.items():
+        work = Workbench(Runs(run.folder.parent), lossless, Settings(batch_size=100, precision="bfloat16"), 300)
+        outcomes = work.whitebox([run], eps=(8 / 255,), restarts=1, attacks=pgd)
+        measured[rule] = accuracies(outcomes, "whitebox")[0]
+        print(f"\n{run.name}: {outcomes.accuracy().round(3).to_dict('records')}")
+        if rule == "logits":
+            (compared,) = against(outcomes.frame, "advoap2025", data="same").to_dict("records")
+            assert compared["published"] == 0.483
+            assert compared["verdict"] == "inside"
+    assert measured["softmax"] == pytest.approx(measured["logits"], abs=0.04)
+
+
+def test_advoap_takes_images_as_they_are(advoap: dict[str, Run], lossless: Data) -> None:
+    """A hundred images in seconds: without normalisation four of five are right, by either rule."""
+    images, labels = lossless.test.images[:100].float() / 255, lossless.test.labels[:100]
+    by_rule = {}
+    for rule, run in advoap.items():
+        assert run.rule == rule
+        with torch.no_grad():
+            by_rule[rule] = run.load()(images).argmax(dim=1)
+        assert float((by_rule[rule] == labels).float().mean()) == pytest.approx(0.80, abs=0.03)
+    assert float((by_rule["logits"] == by_rule["softmax"]).float().mean()) >= 0.95
+
+
 def test_the_published_ancestor_is_refused(runs: dict[str, Run], lossless: Data) -> None:
     with pytest.raises(RobenchError, match="is an ancestor of"):
         bench(runs[DVERGE], lossless, 4).blackbox([runs[DVERGE]], [runs[BASELINE]], eps=(0.01,))
@@ -145,8 +204,6 @@ def test_the_published_ancestor_shows_in_the_weights(runs: dict[str, Run]) -> No
 def test_fifty_images(runs: dict[str, Run], lossless: Data) -> None:
     """The shape of the truth in seconds: Baseline's members fall together, DVERGE's do not."""
     found: dict[str, Sequence[float]] = {}
-    from robench.evaluation.words import attacks
-
     for name in (BASELINE, DVERGE):
         run = runs[name]
         outcomes = bench(run, lossless, 50).transfer(
