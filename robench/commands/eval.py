@@ -82,6 +82,9 @@ _GROUPS = (
 @shared("log_to", "data_dir", "device", "runs", "yes")
 def command(**given: Any) -> int:
     """Judge RUNs, or every target run of the data set, under a threat; says what speaks against the result."""
+    asked = _Asked.of(given)
+    if asked.dry_run:
+        refuse_given({"workers", "require", "log_to"}, "has no effect with --dry-run")
     from robench.commands._helpers import Part, helpers
     from robench.core.logbook import require
     from robench.core.pool import visible_gpus
@@ -91,9 +94,6 @@ def command(**given: Any) -> int:
     from robench.studies.summary import objects
     from robench.studies.workbench import stored
 
-    asked = _Asked.of(given)
-    if asked.dry_run:
-        refuse_given({"workers", "require", "log_to"}, "has no effect with --dry-run")
     require(asked.log_to)
     gpus = visible_gpus(asked.device)
     alone = asked.dry_run or asked.threat == "diversity"

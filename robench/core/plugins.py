@@ -58,4 +58,5 @@ def explained(
     got = "" if problem["type"] == "missing" else f", got {problem['input']!r}"
     owners = (base.model_fields for base in (model.__mro__ if model else ()) if issubclass(base, BaseModel))
     hint = next((fields[name].description for fields in owners if name in fields and fields[name].description), "")
-    return RobenchError(f"{name!r} of {owner}: {problem['msg'].lower()}{got}{f'; {hint}' if hint else ''}")
+    message = problem["msg"].lower().removeprefix("value error, ")
+    return RobenchError(f"{name!r} of {owner}: {message}{got}{f'; {hint}' if hint else ''}")
