@@ -170,7 +170,7 @@ def test_advoap_as_its_record_says(advoap: dict[str, Run], lossless: Data) -> No
             (compared,) = against(outcomes.frame, "advoap2025", data="same").to_dict("records")
             assert compared["published"] == 0.483
             assert compared["verdict"] == "inside"
-    assert measured["softmax"] == pytest.approx(measured["logits"], abs=0.04)
+    assert measured["softmax"] == pytest.approx(measured["logits"], abs=0.05)
 
 
 def test_advoap_takes_images_as_they_are(advoap: dict[str, Run], lossless: Data) -> None:
