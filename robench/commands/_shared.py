@@ -81,7 +81,10 @@ def dataset_of(runs: Sequence[Run]) -> str:
     if not found:
         return "cifar10"
     if len(found) > 1 or not found <= set(DATASETS.names()):
-        raise RobenchError(f"these runs are of {', '.join(sorted(found))}; say which data to judge on: --dataset")
+        raise RobenchError(
+            f"these runs are of {', '.join(sorted(found))}; say which data to judge on: --dataset NAME, folder:PATH or "
+            f"npz:PATH"
+        )
     return found.pop()
 
 

@@ -38,7 +38,7 @@ def command(name: str, attack: bool, out: Path | None) -> None:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text, encoding="utf-8")
     click.echo(f"{folder / module / f'{kind}.py'} is yours to change. Next:")
-    click.echo(f"  pip install -e {folder if folder.is_absolute() else f'./{folder}'}\n  robench check {name}")
+    click.echo(f"  pip install -e {folder if folder.is_absolute() else f'./{folder}'}\n  robench check plugin {name}")
 
 
 def _written(kind: str, name: str, module: str) -> dict[str, str]:
@@ -56,7 +56,7 @@ def _written(kind: str, name: str, module: str) -> dict[str, str]:
     project = project.replace(plugin, name).replace(f"robench_example.{file}:{cls}", f"{module}.{kind}:{own}")
     project = project.replace("robench-example", name).replace("robench_example", module)
     project = re.sub('description = ".*"', f'description = "The {kind} {name} for robench"', project)
-    about = f"The {kind} {name}; `robench check {name}` says whether it keeps the contract."
+    about = f"The {kind} {name}; `robench check plugin {name}` says whether it keeps the contract."
     return {
         "pyproject.toml": project,
         f"{module}/__init__.py": f'"""{about}"""\n',

@@ -15,7 +15,7 @@ from robench.core.rules import RULES
 @click.option("--n", default=3, show_default=True, help="Members.")
 @click.option("--dataset", default="cifar10", show_default=True, help="Name, folder:PATH or npz:PATH.")
 @click.option("--model", help="Architecture; several with commas, one each. By default the recipe's.")
-@click.option("--recipe", help="Recipe file; by default the data set's.")
+@click.option("--recipe", help="A recipe, or a .toml of your own; by default the data set's.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--epochs", type=int, help="Instead of the recipe's.")
 @click.option("--batch-size", type=int, help="Instead of the recipe's.")

@@ -7,10 +7,12 @@ with their own stems: a stem made for 224 pixels leaves little of an image of 32
 from __future__ import annotations
 
 import importlib
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -397,6 +399,20 @@ def _imported(name: str) -> Callable[..., nn.Module]:
     return _IMPORTED[name]
 
 
+def _module(name: str) -> ModuleType:
+    """A module by name; where none is installed, one in the working folder, as ``python -m`` finds it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        here = str(Path.cwd())
+        if error.name != name.partition(".")[0] or here in sys.path:
+            raise
+        # Last: a file there hides no package.
+        sys.path.append(here)
+        importlib.invalidate_caches()
+        return importlib.import_module(name)
+
+
 def import_model(name: str) -> None:
     """Imports ``package.module:factory``, which runs that code; from now on `build` finds it under this name.
 
@@ -407,7 +423,7 @@ def import_model(name: str) -> None:
     """
     module_name, _, attribute = name.partition(":")
     try:
-        factory = getattr(importlib.import_module(module_name), attribute)
+        factory = getattr(_module(module_name), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise RobenchError(f"model {name!r} cannot be imported ({error}); expected package.module:factory") from error
     if not callable(factory):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
@@ -156,9 +157,27 @@ class RecipeFile(BaseModel):
 
 @cache
 def recipe_file(name: str) -> RecipeFile:
-    """A file of `robench/recipes`, by name; RobenchError where there is none."""
+    """A file of `robench/recipes`, by name, or one's own by its path, which ends in ``.toml``.
+
+    Raises:
+        RobenchError: there is none, or it is no recipe.
+    """
+    if name.endswith(".toml"):
+        return _own(Path(name))
     folder = files("robench.recipes")
     known = sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
     if name not in known:
         raise unknown("recipe", name, known)
     return RecipeFile.model_validate(tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8")))
+
+
+def _own(path: Path) -> RecipeFile:
+    """A recipe file of the user's."""
+    try:
+        return RecipeFile.model_validate(tomllib.loads(path.read_text("utf-8")))
+    except OSError as error:
+        raise RobenchError(f"recipe {path} cannot be read ({error.strerror}); name a file, or a recipe") from error
+    except ValidationError as error:
+        raise explained(error, f"recipe {path}, which begins best with a copy of generic.toml", RecipeFile) from error
+    except ValueError as error:  # of TOML, or of its letters
+        raise RobenchError(f"recipe {path} is no TOML ({error}); robench/recipes/*.toml are examples") from error

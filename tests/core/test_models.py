@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -334,3 +336,21 @@ def test_layers_of_a_network_for_32_pixels_are_found(name: str) -> None:
     model = build(spec(name), 0).eval()
     layers = {"resnet18": 17, "preactresnet18": 17, "vgg16-bn": 13, "mobilenetv2": 35}[name]
     assert depth(model, torch.rand(1, 3, 32, 32)) == layers + 1
+
+
+def test_a_file_in_the_working_folder_is_found_and_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "_IMPORTED", {})
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_net_here.py").write_text("import torch\ndef make(**_): return torch.nn.Flatten()\n")
+    (tmp_path / "click.py").write_text("raise RuntimeError('the installed one is meant')\n")
+    import_model("my_net_here:make")
+    assert isinstance(build(spec("my_net_here:make"), 0).model, nn.Flatten)
+    monkeypatch.delitem(sys.modules, "click", raising=False)
+    assert importlib.import_module("click").__file__ != str(tmp_path / "click.py")
+    (tmp_path / "needs_more.py").write_text("import not_there_at_all\n")
+    with pytest.raises(RobenchError, match="No module named 'not_there_at_all'"):
+        import_model("needs_more:make")
+    monkeypatch.delitem(sys.modules, "my_net_here")

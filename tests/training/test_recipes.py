@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -137,7 +138,7 @@ def test_an_unknown_defense_or_recipe_lists_its_neighbours() -> None:
         recipe_file("cifar")
 
 
-@pytest.mark.parametrize("name", ["../recipes/cifar10", "cifar10.toml", "__init__", ""])
+@pytest.mark.parametrize("name", ["../recipes/cifar10", "__init__", ""])
 def test_a_recipe_is_a_name_not_a_path(name: str) -> None:
     with pytest.raises(RobenchError, match="unknown recipe"):
         recipe_file(name)
@@ -207,3 +208,29 @@ def test_radii_of_a_threat_that_nobody_names() -> None:
     for name in ("digits", "cifar10", "cifar10-fast", "generic"):
         file = recipe_file(name)
         assert file.evaluation.radii("diversity") == (file.resolve("dverge", 3, {})[1].manifest()["eps"],)
+
+
+def test_a_file_of_ones_own_is_a_recipe(tmp_path: Path) -> None:
+    text = (files("robench.recipes") / "generic.toml").read_text("utf-8")
+    (tmp_path / "mine.toml").write_text(text.replace("epochs = 60", "epochs = 7"))
+    own = recipe_file(str(tmp_path / "mine.toml"))
+    assert settings_of(own, "baseline").epochs == 7
+    assert settings_of(own, "adp").optimizer == "adam"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot be read"),
+        ("epochs =", "is no TOML"),
+        ("", "'model' of recipe .*: field required"),
+        ('model = "resnet8"\ntrain = 3', "'train' of recipe"),
+        ("nonsense = 3", "of recipe"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_one_line(tmp_path: Path, text: str | None, said: str) -> None:
+    path = tmp_path / f"{len(said)}.toml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(RobenchError, match=said):
+        recipe_file(str(path))
