@@ -253,7 +253,8 @@ def _judged(names: Sequence[str], store: Runs, dataset: str | None, data_dir: st
 
 
 def _tell(chosen: Sequence[Run], data: Data) -> None:
-    """What is special about these runs on these data."""
+    """What the data are, and what is special about these runs on them."""
+    log.info(f"{data.label}: {data.summary}")
     for run in chosen:
         if said := run.manifest.get("normalisation"):
             log.info(f"{run.name}: normalisation {said}")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import click
 
 from robench.commands._shared import bar, device_of, import_models, pairs, shared
 from robench.core.rules import RULES
+
+log = logging.getLogger(__name__)
 
 
 @click.command("train")
@@ -68,6 +71,7 @@ def command(
     overrides = {key: value for key, value in values.items() if value is not None} | pairs(settings)
     place = device_of(device)
     data = load(dataset, data_dir)
+    log.info(f"{data.label}: {data.summary}")
     models = model.split(",") if model else []
     words: dict[str, Any] = {"seed": seed, "role": role, "models": models, "init": init, "name": name, "rule": rule}
     task = resolve(data, defense, n, recipe=recipe, overrides=overrides, **words)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import random
@@ -20,10 +19,9 @@ from torch import Tensor
 
 from robench.core.errors import RobenchError
 from robench.core.models import ModelSpec
-from robench.core.parts import read_intact
 from robench.core.registry import Registry
 from robench.core.rng import Stream
-from robench.core.store import Absent, Damaged, read_hashed, tensors_hash, write_hashed
+from robench.core.store import tensors_hash
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +64,15 @@ class Data:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def summary(self) -> str:
+        """How many images there are of which classes, in their order: what is worth a look before anything long."""
+        counts = [np.bincount(split.labels.numpy(), minlength=self.num_classes) for split in (self.train, self.test)]
+        lines = zip(range(self.num_classes), self.classes, *counts, strict=True)
+        each = [f"{place} {name} {train} + {test}" for place, name, train, test in lines]
+        shown = each if len(each) <= SHOWN else [*each[: SHOWN - 2], "…", each[-1]]
+        return f"{len(self.train)} + {len(self.test)} images to train and test; classes {', '.join(shown)}"
 
     @property
     def identity(self) -> str:
@@ -156,8 +163,13 @@ class Place:
 
 Loader = Callable[[Place], Data]
 
+#: Classes that a summary names.
+SHOWN = 10
 #: Class shares less likely than this in a random draw say that the data are ordered by class.
 ORDERED = 1e-6
+
+#: Test images under corruptions, see `robench.core.corrupted`; other modules load what has a colon in its name.
+CORRUPTED = ("cifar10-c", "cifar100-c")
 
 #: A label beyond this is a mistake, not a class.
 MAX_CLASSES = 1 << 16
@@ -166,7 +178,7 @@ DATASETS: Registry[Loader] = Registry("dataset", group="robench.datasets")
 
 
 def load(name: str, folder: Path | str = "data") -> Data:
-    """A registered data set, ``folder:PATH`` or ``npz:PATH``.
+    """A registered data set, ``folder:PATH``, ``npz:PATH``, or ``cifar10-c:CORRUPTION/SEVERITY``.
 
     Args:
         folder: where official data sets are kept and downloaded to.
@@ -176,11 +188,19 @@ def load(name: str, folder: Path | str = "data") -> Data:
     """
     kind, colon, path = name.partition(":")
     if colon and kind == "folder":
-        return _folder(Path(path), Place(Path(folder)))
+        from robench.core.folders import folder as images
+
+        return images(Path(path), Place(Path(folder)))
     if colon and kind == "npz":
         return _npz(Path(path))
+    if colon and kind in CORRUPTED:
+        from robench.core.corrupted import corrupted
+
+        return corrupted(kind, path, Place(Path(folder)))
     if colon:
-        raise RobenchError(f"expected `dataset` to be a name, folder:PATH or npz:PATH, got {name!r}")
+        raise RobenchError(
+            f"expected `dataset` to be a name, folder:PATH, npz:PATH or cifar10-c:CORRUPTION/SEVERITY, got {name!r}"
+        )
     return DATASETS.get(name)(Place(Path(folder)))
 
 
@@ -356,94 +376,3 @@ def _npz(path: Path) -> Data:
     except Exception as error:  # numpy, zipfile and zlib each raise their own
         raise RobenchError(f"{path} cannot be read as .npz without pickle ({error})") from error
     return make(f"npz:{path}", (arrays[0], arrays[1]), (arrays[2], arrays[3]))
-
-
-def _folder(path: Path, place: Place) -> Data:
-    """``train/<class>/*`` and ``test/<class>/*``, images of one size, decoded once; hidden ones are left out."""
-    listing: dict[str, list[tuple[Path, int]]] = {}
-    for part in ("train", "test"):
-        if not (path / part).is_dir():
-            raise RobenchError(f"{path / part} does not exist; expected {path}/train/<class>/* and test/<class>/*")
-    classes = sorted(_visible(path / "train"))
-    # Contents, and not names, sizes and times, which may be those of other images: an archive gives all files one time.
-    digest = hashlib.sha256(repr(classes).encode(errors="backslashreplace"))
-    for part in ("train", "test"):
-        extra = _visible(path / part) - set(classes)
-        if extra:
-            raise RobenchError(f"{path / part} has classes that train has not: {', '.join(sorted(extra))}")
-        listing[part] = []
-        for label, name in enumerate(classes):
-            for file in sorted(each for each in (path / part / name).glob("*") if not _hidden(each.name)):
-                try:
-                    content = hashlib.sha256(file.read_bytes()).hexdigest()
-                except OSError as error:
-                    raise RobenchError(f"{file} cannot be read ({error.strerror}); remove or replace it") from error
-                digest.update(f"{part}/{label}:{content};".encode())
-                listing[part].append((file, label))
-        if not listing[part]:
-            raise RobenchError(f"{path / part} holds no images; expected {path / part}/<class>/*")
-    hidden = [each for part in listing for depth in ("*", "*/*") for each in sorted((path / part).glob(depth))]
-    hidden = [each for each in hidden if _hidden(each.name)]
-    if hidden:
-        log.warning(f"{path}: {len(hidden)} hidden files or folders left out, such as {hidden[0].relative_to(path)}")
-    cache = place.cache / f"folder-{digest.hexdigest()[:24]}.safetensors"
-    tensors = _cached(cache)
-    if not tensors:
-        for part, files in listing.items():
-            tensors[f"{part}.images"] = torch.from_numpy(np.stack(_decoded([file for file, _ in files])))
-            tensors[f"{part}.labels"] = torch.tensor([label for _, label in files])
-        write_hashed(cache, tensors)
-    return make(
-        f"folder:{path}",
-        (tensors["train.images"].numpy(), tensors["train.labels"].numpy()),
-        (tensors["test.images"].numpy(), tensors["test.labels"].numpy()),
-        classes=classes,
-    )
-
-
-#: Of a cache file.
-_TENSORS = {f"{part}.{kind}" for part in ("train", "test") for kind in ("images", "labels")}
-
-
-def _hidden(name: str) -> bool:
-    """What editors, notebooks and archives leave among images."""
-    return name.startswith((".", "__"))
-
-
-def _visible(folder: Path) -> set[str]:
-    """Names of the folders in ``folder`` that are classes."""
-    return {entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry.name)}
-
-
-def _cached(path: Path) -> dict[str, Tensor]:
-    """What a cache file holds; nothing where it is absent or damaged."""
-    with contextlib.suppress(Absent):
-        if found := read_intact(path, _read, "the images", "are read again"):
-            return found
-    return {}
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    found, _ = read_hashed(path)
-    if set(found) != _TENSORS:
-        raise Damaged(f"{path} is damaged: it holds no images")
-    return found
-
-
-def _decoded(files: list[Path]) -> list[npt.NDArray[np.uint8]]:
-    from PIL import Image, UnidentifiedImageError
-
-    images: list[npt.NDArray[np.uint8]] = []
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                if image.mode[0] in "IF":
-                    raise RobenchError(f"{file} holds pixels of more than 8 bits (mode {image.mode}); save it with 8")
-                pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
-            raise RobenchError(f"{file} cannot be decoded as an image ({error}); remove or replace it") from error
-        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-        if images and pixels.shape != images[0].shape:
-            raise RobenchError(f"{file} has shape {pixels.shape}, {files[0]} has {images[0].shape}; make them equal")
-        images.append(pixels)
-    return images

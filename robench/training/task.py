@@ -109,6 +109,8 @@ def resolve(
     for what, value, least in (("n", n, 1), ("seed", seed, 0)):
         if value < least:
             raise RobenchError(f"expected `{what}` to be at least {least}, got {value}")
+    if not len(data.train):
+        raise RobenchError(f"{data.label} has no images to train on; train on the clean ones, and judge on these")
     file = recipe_file(recipe or data.recipe)
     settings, loss = file.resolve(defense, n, overrides or {})
     loss.check(members=n, classes=data.num_classes)

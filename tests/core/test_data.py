@@ -9,6 +9,7 @@ import random
 import shutil
 import struct
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -18,11 +19,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from robench.core import data as module
+import robench
+from robench.core import corrupted, folders
 from robench.core.data import DATASETS, MAX_CLASSES, Data, improbability, load, make, to_images
 from robench.core.errors import RobenchError
 from robench.core.rng import Stream
+from robench.training.task import resolve
 
 RANDOM = np.random.default_rng(0)
 
@@ -367,7 +371,7 @@ def test_images_are_decoded_once(folder: Path, own_cache: Path, monkeypatch: pyt
         raise AssertionError("decoded again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_decoded", forbidden)
+        patch.setattr(folders, "_decoded", forbidden)
         assert load(f"folder:{folder}").fingerprint == first.fingerprint
     (folder / "train/ant/0.png").write_bytes((folder / "train/bee/2.png").read_bytes())
     assert load(f"folder:{folder}").fingerprint != first.fingerprint
@@ -619,3 +623,146 @@ def test_unknown_names_are_errors(name: str) -> None:
 def test_unknown_names_have_neighbours() -> None:
     with pytest.raises(RobenchError, match="unknown dataset 'cifar-10'; did you mean cifar10"):
         load("cifar-10")
+
+
+# --- corruptions, as they are published
+
+
+@pytest.fixture
+def cifar10_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The published layout with 4 images of each severity; their first pixel says which severity it is."""
+    monkeypatch.setattr(corrupted, "IMAGES", 4)
+    folder = tmp_path / "data" / "CIFAR-10-C"
+    folder.mkdir(parents=True)
+    for name in ("fog", "gaussian_noise"):
+        images = pixels(20, 32, 32, 3)
+        images[:, 0, 0, 0] = np.repeat(np.arange(1, 6), 4)
+        images[:, 0, 0, 2] = 7
+        np.save(folder / f"{name}.npy", images)
+    np.save(folder / "labels.npy", np.tile(np.array([3, 8, 8, 0], dtype=np.uint8), 5))
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("severity", [1, 3, 5])
+def test_a_severity_is_a_slice(cifar10_c: Path, severity: int) -> None:
+    data = load(f"cifar10-c:fog/{severity}", cifar10_c)
+    assert data.test.images.shape == (4, 3, 32, 32)
+    assert data.test.images[:, 0, 0, 0].tolist() == [severity] * 4
+    assert data.test.images[:, 2, 0, 0].tolist() == [7] * 4
+    assert data.test.labels.tolist() == [3, 8, 8, 0]
+    assert (data.classes[3], data.classes[8], data.num_classes, data.recipe) == ("cat", "ship", 10, "cifar10")
+    others = {load(f"cifar10-c:{name}", cifar10_c).identity for name in ("fog/1", "fog/2", "gaussian_noise/1")}
+    assert len(others) == 3
+    assert data.summary.startswith("0 + 4 images to train and test; classes 0 airplane 0 + 1, 1 automobile 0 + 0")
+
+
+def test_corrupted_images_are_to_judge_on(cifar10_c: Path) -> None:
+    with pytest.raises(RobenchError, match="has no images to train on; train on the clean ones"):
+        resolve(load("cifar10-c:fog/1", cifar10_c), "baseline", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("cifar10-c:fgo/1", "unknown corruption of cifar10-c 'fgo'; did you mean fog"),
+        ("cifar10-c:fog", "expected a severity of 1 to 5, cifar10-c:fog/3"),
+        ("cifar10-c:fog/6", "expected a severity of 1 to 5"),
+        ("cifar10-c:fog/0", "expected a severity of 1 to 5"),
+        ("cifar10-c:labels/1", "unknown corruption"),
+        ("cifar10-c:../CIFAR-10-C/fog/1", "unknown corruption"),
+        ("cifar10-c:", "unknown corruption"),
+        ("cifar100-c:fog/1", "CIFAR-100-C does not exist; unpack CIFAR-100-C.tar"),
+        ("cifar10c:fog/1", "expected `dataset` to be a name"),
+    ],
+)
+def test_what_is_no_corruption_is_one_line(cifar10_c: Path, name: str, said: str) -> None:
+    with pytest.raises(RobenchError, match=said) as error:
+        load(name, cifar10_c)
+    one_line(error)
+
+
+def test_arrays_that_are_not_the_published_ones_are_refused(cifar10_c: Path) -> None:
+    folder = cifar10_c / "CIFAR-10-C"
+    good = np.load(folder / "fog.npy")
+    for bad in (good[:19], good.astype(np.float32), good[:, :, :, 0], np.array([{}] * 20)):
+        np.save(folder / "fog.npy", bad)
+        with pytest.raises(RobenchError, match=r"fog\.npy"):
+            load("cifar10-c:fog/1", cifar10_c)
+    np.save(folder / "fog.npy", good)
+    np.save(folder / "labels.npy", np.full(20, 10))
+    with pytest.raises(RobenchError, match=r"expected labels in 0\.\.9"):
+        load("cifar10-c:fog/1", cifar10_c)
+    (folder / "labels.npy").unlink()
+    with pytest.raises(RobenchError, match=r"labels\.npy cannot be read"):
+        load("cifar10-c:fog/1", cifar10_c)
+
+
+# --- Tiny-ImageNet, as it is published
+
+
+@pytest.fixture
+def tiny_imagenet(tmp_path: Path) -> Path:
+    root = tmp_path / "tiny-imagenet-200"
+    for wnid, level in (("n02", 200), ("n01", 90)):
+        (root / "train" / wnid / "images").mkdir(parents=True)
+        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("n02_0.JPEG\t0\t0\t62\t62\n")
+        for number in range(3):
+            image = np.full((6, 6, 3), level + number, dtype=np.uint8)
+            Image.fromarray(image).save(root / "train" / wnid / "images" / f"{wnid}_{number}.png")
+    (root / "val" / "images").mkdir(parents=True)
+    for number, level in enumerate((90, 200, 91)):
+        Image.fromarray(np.full((6, 6, 3), level, dtype=np.uint8)).save(root / "val" / "images" / f"val_{number}.png")
+    lines = [f"val_{number}.png\t{wnid}\t0\t32\t44\t62" for number, wnid in enumerate(("n01", "n02", "n01"))]
+    (root / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
+    (root / "test" / "images").mkdir(parents=True)  # without labels
+    return root
+
+
+def test_tiny_imagenet_is_read_as_published(tiny_imagenet: Path) -> None:
+    data = load(f"folder:{tiny_imagenet}")
+    assert data.classes == ("n01", "n02")
+    assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert data.train.images[:, 0, 0, 0].tolist() == [90, 91, 92, 200, 201, 202]
+    assert data.test.images[:, 0, 0, 0].tolist() == [90, 200, 91]
+    assert data.test.labels.tolist() == [0, 1, 0]
+    assert data.summary == "6 + 3 images to train and test; classes 0 n01 3 + 2, 1 n02 3 + 1"
+    first = data.fingerprint
+    annotations = tiny_imagenet / "val" / "val_annotations.txt"
+    annotations.write_text(annotations.read_text().replace("val_2.png\tn01", "val_2.png\tn02"))
+    assert load(f"folder:{tiny_imagenet}").fingerprint != first
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("val_0.png\tn03\t0\t0", "line 4: expected file and class of train/"),
+        ("val_0.png", "line 4: expected file and class"),
+        ("../train/n01/images/n01_0.png\tn01", "line 4: expected file and class"),
+        ("val_9.png\tn01", "val_9.png cannot be read"),
+    ],
+)
+def test_annotations_that_lie_are_one_line(tiny_imagenet: Path, line: str, said: str) -> None:
+    annotations = tiny_imagenet / "val" / "val_annotations.txt"
+    annotations.write_text(annotations.read_text() + line + "\n")
+    with pytest.raises(RobenchError, match=said) as error:
+        load(f"folder:{tiny_imagenet}")
+    one_line(error)
+
+
+def test_a_summary_of_many_classes_names_some() -> None:
+    labels = np.arange(40) % 20
+    data = make("npz:many", (pixels(40, 1, 4, 4), labels), (pixels(40, 1, 4, 4), labels))
+    assert data.summary.count(",") == 9
+    assert data.summary.endswith("7 7 2 + 2, …, 19 19 2 + 2")
+
+
+def test_a_model_is_judged_on_corrupted_images(cifar10_c: Path) -> None:
+    data = load("cifar10-c:gaussian_noise/2", cifar10_c)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10)).eval()
+    threat = robench.Whitebox(eps=(0.01,), restarts=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a model that knows nothing
+        table = robench.evaluate(model, data, threat, samples=4).accuracy()
+    right = float((model(to_images(data.test.images)).argmax(dim=1) == data.test.labels).double().mean())
+    assert table.loc[table["threat"] == "clean", "accuracy"].item() == right
+    assert set(table["samples"]) == {4}

@@ -101,7 +101,8 @@ def test_what_lacks_memory_is_one_line(
 
     monkeypatch.setattr("robench.evaluation.engine.predict", failing)
     assert run(["eval", "adp0", "--threat", "whitebox", "--eps", "0.02", *EVAL]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    # The first says what the data are.
+    _, line = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("Error: the memory does not suffice (CUDA out of memory. Tried to allocate); try a smaller")
 
 
