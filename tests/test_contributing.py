@@ -86,3 +86,14 @@ def test_a_defense_is_one_short_file_that_nothing_else_names() -> None:
         words = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
         named += [(path.name, name) for name in words & (own.keys() - paper)]
     assert named == []
+
+
+def test_no_function_is_longer_than_60_lines() -> None:
+    long = {
+        (path.name, node.name): lines
+        for part in ("robench", "attacks", "reports", "defenses")
+        for path in (ROOT / part).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and (lines := (node.end_lineno or 0) - node.lineno + 1) > 60
+    }
+    assert long == {}

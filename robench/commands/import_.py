@@ -13,6 +13,7 @@ from robench.commands._shared import refuse_given, shared
 from robench.core.rules import RULES, USUAL
 
 if TYPE_CHECKING:
+    from robench.core.runs import Runs
     from robench.training.sources import Source
 
 
@@ -61,12 +62,7 @@ def command(
 
     store = Runs(runs)
     if len(weights) == 1 and Path(weights[0]).is_dir():
-        from robench.studies.card import take
-
-        own = {"model", "dataset", "mean", "std", "key", "defense", "name", "seed", "role", "rule", "derived_from"}
-        refuse_given({*own, "data_dir"}, "has no effect for a folder of robench publish, which says it")
-        for taken in take(Path(weights[0]), store):
-            click.echo(taken.name)
+        _published(Path(weights[0]), store)
         return
     if model is not None and ":" in model:
         import_model(model)
@@ -95,6 +91,16 @@ def command(
             origins=[source.origin for source in sources],
         )
     click.echo(run.name)
+
+
+def _published(folder: Path, store: Runs) -> None:
+    """Takes what `robench publish` wrote."""
+    from robench.studies.card import take
+
+    own = {"model", "dataset", "mean", "std", "key", "defense", "name", "seed", "role", "rule", "derived_from"}
+    refuse_given({*own, "data_dir"}, "has no effect for a folder of robench publish, which says it")
+    for taken in take(folder, store):
+        click.echo(taken.name)
 
 
 def _told(sources: Sequence[Source], dataset: str, data_dir: str) -> Source:

@@ -218,8 +218,7 @@ def _train(
                 batch = replace(batch, state=state.kept)
                 # In the middle of the step, so that the first of a warm-up learns and the last of a cosine does too.
                 rate = task.recipe.rate(state.epoch % task.recipe.epochs + (state.step + 0.5) / steps)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
+                set_rate(optimizer, rate)
                 if fast:
                     begin_step(device)
                 state.add(train_step(ensemble, optimizer, task, batch))
@@ -320,6 +319,11 @@ def make_optimizer(recipe: Recipe, ensemble: Ensemble) -> torch.optim.Optimizer:
     if recipe.optimizer == "adam":
         return torch.optim.Adam(parameters, recipe.lr, eps=recipe.adam_eps, weight_decay=recipe.weight_decay)
     return torch.optim.SGD(parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def train_step(ensemble: Ensemble, optimizer: torch.optim.Optimizer, task: Task, batch: Batch) -> dict[str, Tensor]:

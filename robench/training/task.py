@@ -106,11 +106,7 @@ def resolve(
     Raises:
         RobenchError: whatever cannot be trained.
     """
-    for what, value, least in (("n", n, 1), ("seed", seed, 0)):
-        if value < least:
-            raise RobenchError(f"expected `{what}` to be at least {least}, got {value}")
-    if not len(data.train):
-        raise RobenchError(f"{data.label} has no images to train on; train on the clean ones, and judge on these")
+    _check(data, n, seed)
     file = recipe_file(recipe or data.recipe)
     settings, loss = file.resolve(defense, n, overrides or {})
     loss.check(members=n, classes=data.num_classes)
@@ -142,6 +138,14 @@ def resolve(
         or rule not in (None, loss.rule)
         or (bool(init) and init != loss.start),
     )
+
+
+def _check(data: Data, n: int, seed: int) -> None:
+    for what, value, least in (("n", n, 1), ("seed", seed, 0)):
+        if value < least:
+            raise RobenchError(f"expected `{what}` to be at least {least}, got {value}")
+    if not len(data.train):
+        raise RobenchError(f"{data.label} has no images to train on; train on the clean ones, and judge on these")
 
 
 def _members(data: Data, names: list[str], n: int, negative_slope: float) -> tuple[ModelSpec, ...]:
