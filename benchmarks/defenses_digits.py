@@ -27,7 +27,7 @@ from robench.reports import style
 from robench.reports._queries import survived
 from robench.reports.document import Cell, Table, markdown
 from robench.studies.plan import expand
-from robench.studies.state import Place, Progress
+from robench.studies.state import StudyFolder, StudyStatus
 from robench.studies.study import find, parse
 from robench.studies.workbench import stored
 
@@ -187,9 +187,9 @@ def _measured(by_seed: npt.NDArray[np.float64], low: float, high: float) -> Cell
 @click.argument("folder", type=click.Path(exists=True, path_type=Path))
 @click.option("--out", default="results/defenses-digits", show_default=True, type=click.Path(path_type=Path))
 def main(folder: Path, out: Path) -> None:
-    plan, place = expand("defenses-digits", parse(*find("defenses-digits"))), Place(folder)
+    plan, place = expand("defenses-digits", parse(*find("defenses-digits"))), StudyFolder(folder)
     done = [place.runs.get(name) for name in plan.main if name in place.runs.names()]
-    frame = stored(done, Progress(plan, place).basis().evaluations).frame
+    frame = stored(done, StudyStatus(plan, place).basis().evaluations).frame
     seeds = whole(frame)
     if not seeds:
         raise click.ClickException(f"no seed is whole in {folder}; the same robench run goes on")

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from robench.core import data
+from robench.core import folders
 from robench.core.errors import RobenchError
 from robench.core.parts import read_intact, read_parts
 from robench.core.store import Absent, read_frame, tensors_hash, write_frame, write_hashed
@@ -102,11 +102,11 @@ def checkpoint(folder: Path) -> int | None:
 
 
 def keep_cache(folder: Path) -> None:
-    write_hashed(folder / "folder-x.safetensors", {name: torch.zeros(2) for name in data._TENSORS})
+    write_hashed(folder / "folder-x.safetensors", {name: torch.zeros(2) for name in folders._TENSORS})
 
 
 def cache(folder: Path) -> list[str] | None:
-    return sorted(data._cached(folder / "folder-x.safetensors")) or None
+    return sorted(folders._cached(folder / "folder-x.safetensors")) or None
 
 
 KINDS = {

@@ -104,9 +104,11 @@ def test_closed_it_does_not_wait_for_what_is_under_way(tmp_path: Path) -> None:
 
 
 CALLER = """
+import signal
 import sys
 from robench.core.pool import Processes
 from tests.core import chores
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
 pool = Processes(chores.do, 1)
 try:
     pool.submit(("linger", sys.argv[1])).result()
