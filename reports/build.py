@@ -155,7 +155,7 @@ def _tables(frame: pd.DataFrame, costs: pd.DataFrame | None) -> Iterator[tuple[s
         if (frame["threat"] == threat).any():
             points = tables.accuracy(frame, threat)
             yield name, points, tables.described(points)
-    if eps := blackbox_eps(frame):
+    if eps := telling_eps(frame, "blackbox"):
         took = versions.by_version(frame, eps)
         yield "table_versions", took, versions.described(took, eps)
     left = tables.worst(frame)
@@ -167,8 +167,8 @@ def _tables(frame: pd.DataFrame, costs: pd.DataFrame | None) -> Iterator[tuple[s
 
 
 def trade_offs(frame: pd.DataFrame, costs: pd.DataFrame | None) -> pd.DataFrame:
-    """`robench.reports.pareto.values` at the ε of `STUDY_EPS`; empty where no image was judged both ways."""
-    return pareto.values(frame, _nearest(frame), costs)
+    """`robench.reports.pareto.values` at `telling_eps`; empty where no image was judged both ways."""
+    return pareto.values(frame, telling_eps(frame, *BLACKBOX, "whitebox") or _nearest(frame), costs)
 
 
 def _nearest(frame: pd.DataFrame) -> float:
@@ -211,7 +211,7 @@ def sheets(
     for threat, what in _EFFORT.items():
         if (frame["threat"] == threat).any():
             yield _by_attack(frame, threat, *what)
-    if (eps := blackbox_eps(frame)) and frame.loc[frame["threat"] == "blackbox", "surrogate"].nunique() > 1:
+    if (eps := telling_eps(frame, "blackbox")) and frame.loc[frame["threat"] == "blackbox", "surrogate"].nunique() > 1:
         yield _surrogates(frame, eps)
     if not (frame["threat"] == "convergence").any():
         yield Skipped("figA_convergence", "no convergence check in these outcomes")
@@ -350,10 +350,17 @@ def _cells(links: Links | None, eps: float) -> Callable[[str, str, str], str] | 
     return None if links is None else lambda target, source, member: links.cell(target, eps, source, member)
 
 
-def blackbox_eps(frame: pd.DataFrame) -> float | None:
-    """The ε at which single versions and surrogates are told apart; None where there are none."""
-    radii = map(float, frame.loc[frame["threat"] == "blackbox", "eps"].unique())
-    return min(radii, key=lambda eps: (abs(eps - STUDY_EPS), eps), default=None)
+def telling_eps(frame: pd.DataFrame, *threats: str) -> float | None:
+    """Of the first of these threats that was evaluated, the ε at which accuracies are nearest to half the clean ones,
+    on average over ensembles: where all stand, or all have fallen, none differs from another. None where there is
+    none."""
+    threat = next((name for name in threats if (frame["threat"] == name).any()), None)
+    if threat is None:
+        return None
+    points = curves.values(frame, threat)
+    clean = points.loc[points["eps"] == 0, "accuracy"].mean()
+    means = points[points["eps"] > 0].groupby("eps")["accuracy"].mean()
+    return float((means - (1.0 if pd.isna(clean) else clean) / 2).abs().idxmin()) if len(means) else None
 
 
 def _surrogates(frame: pd.DataFrame, eps: float) -> Sheet:

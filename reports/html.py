@@ -171,7 +171,7 @@ def _tables(frame: pd.DataFrame, links: build.Links, costs: pd.DataFrame | None)
         for threat in build.TABLES
         if (frame["threat"] == threat).any()
     ]
-    if eps := build.blackbox_eps(frame):
+    if eps := build.telling_eps(frame, "blackbox"):
         took = versions.by_version(frame, eps)
         found.append(versions.described(took, eps, "Black-box accuracy in %, by surrogate, attack and loss"))
     left = tables.worst(frame)

@@ -9,7 +9,7 @@ import pytest
 
 from robench.core.errors import RobenchError
 from robench.reports import build, style, versions
-from tests.reports.frames import rows, study
+from tests.reports.frames import rows, share, study
 
 #: Right under each version, by image.
 HELD = {
@@ -92,3 +92,15 @@ def test_the_report_has_both_where_there_are_several_surrogates() -> None:
         assert "figA_surrogates" not in {sheet.name for sheet in build.sheets(one)}
     table = versions.described(versions.by_version(one, 0.03), 0.03)
     assert len(table.rows) == 18
+
+
+def test_the_radius_shown_is_where_ensembles_differ() -> None:
+    held = {0.01: 96, 0.05: 90, 0.1: 55, 0.2: 3}
+    parts = [rows(share(98), threat="clean")]
+    parts += [rows(share(right), threat="blackbox", eps=eps, surrogate="s") for eps, right in held.items()]
+    parts += [rows(share(right - 3), threat="whitebox", eps=eps) for eps, right in ((0.01, 50), (0.05, 20))]
+    outcomes = pd.concat(parts, ignore_index=True)
+    assert build.telling_eps(outcomes, "blackbox", "whitebox") == 0.1
+    assert build.telling_eps(outcomes, "whitebox") == 0.01
+    assert build.telling_eps(outcomes[outcomes["threat"] != "clean"], "blackbox") == 0.1
+    assert build.telling_eps(outcomes, "blackbox-own") is None
