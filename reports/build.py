@@ -360,7 +360,8 @@ def telling_eps(frame: pd.DataFrame, *threats: str) -> float | None:
     points = curves.values(frame, threat)
     clean = points.loc[points["eps"] == 0, "accuracy"].mean()
     means = points[points["eps"] > 0].groupby("eps")["accuracy"].mean()
-    return float((means - (1.0 if pd.isna(clean) else clean) / 2).abs().idxmin()) if len(means) else None
+    half = (1.0 if pd.isna(clean) else float(clean)) / 2
+    return min(map(float, means.index), key=lambda eps: (abs(float(means[eps]) - half), eps), default=None)
 
 
 def _surrogates(frame: pd.DataFrame, eps: float) -> Sheet:
