@@ -169,9 +169,9 @@ def main(
 def _one(
     target: Subject, data: Data, chosen: Tensor, first: int, attack: str, eps: float, clone: Path | None, out: Path
 ) -> None:
-    """One attack on the images ``chosen``, whose first is number ``first`` of all, unless its file is there."""
-    file = out / f"{target.name}-{eps:g}-{attack.replace(' ', '-')}-{first}-{first + len(chosen)}.json"
-    if file.exists():
+    """One attack on the images ``chosen``, whose first is number ``first`` of all, unless it is done."""
+    name, last = f"{target.name}-{eps:g}-{attack.replace(' ', '-')}", first + len(chosen)
+    if _is_done(out, name, first, last):
         return
     images, labels = to_images(data.test.images[chosen]), data.test.labels[chosen]
     right = torch.from_numpy(predict(target.ensemble, images, labels.numpy()).correct[-1])
@@ -197,8 +197,20 @@ def _one(
         "backward": bill.backward,
         "seconds": time.perf_counter() - start,
     }
-    write_json(file, row)
+    write_json(out / f"{name}-{first}-{last}.json", row)
     click.echo(json.dumps(row))
+
+
+def _is_done(out: Path, name: str, first: int, last: int) -> bool:
+    """Whether a file has these images, maybe with others; ClickException where one has some of them, as an image would
+    count twice."""
+    for path in out.glob(f"{name}-*.json"):
+        start, end = map(int, path.stem.removeprefix(f"{name}-").split("-"))
+        if start <= first and last <= end:
+            return True
+        if start < last and first < end:
+            raise click.ClickException(f"{path} has some of images {first} to {last}: give the same --batch-size again")
+    return False
 
 
 def _table(rows: Path) -> str:

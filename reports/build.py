@@ -36,7 +36,7 @@ FORMATS = ("pdf", "png", "svg")
 TABLES = {threat: shown.table for threat, shown in style.THREATS.items() if shown.table}
 #: ε of the paper's Figure 3.
 TRANSFER_EPS = 0.03
-#: ε at which settings of a defense, and clean and robust accuracy, are compared, or the nearest that was measured.
+#: ε at which settings of a defense are compared, or the nearest that was measured.
 STUDY_EPS = 0.03
 
 

@@ -52,7 +52,7 @@ def values(frame: pd.DataFrame, eps: float, costs: pd.DataFrame | None = None) -
             found.append({"under": panel, "defense": defense, "n": n, "eps": eps, **_point(part)})
     ends = [f"{name}{end}" for name in ("clean", "accuracy") for end in ("", "_low", "_high")]
     points = pd.DataFrame(found, columns=[*_POINT, "eps", *ends, "seeds", "samples"])
-    points["front"] = [_on_front(points[points["under"] == row.under], row) for row in points.itertuples()]
+    points["front"] = [_on_front(points[points["under"] == row["under"]], row) for row in points.to_dict("records")]
     targets = rows[["target", "defense", "n"]].drop_duplicates()
     known = targets if costs is None else targets.merge(costs, on="target", how="left")
     means = known.reindex(columns=["defense", "n", *COSTS]).groupby(["defense", "n"], observed=True).mean()
@@ -156,10 +156,9 @@ def _point(part: pd.DataFrame) -> dict[str, float]:
     return {**found, "seeds": len(table), "samples": table.shape[1]}
 
 
-def _on_front(points: pd.DataFrame, row: object) -> bool:
-    clean, accuracy = getattr(row, "clean"), getattr(row, "accuracy")  # noqa: B009
-    least = (points["clean"] >= clean) & (points["accuracy"] >= accuracy)
-    more = (points["clean"] > clean) | (points["accuracy"] > accuracy)
+def _on_front(points: pd.DataFrame, row: Mapping[Any, Any]) -> bool:
+    least = (points["clean"] >= row["clean"]) & (points["accuracy"] >= row["accuracy"])
+    more = (points["clean"] > row["clean"]) | (points["accuracy"] > row["accuracy"])
     return not (least & more).any()
 
 

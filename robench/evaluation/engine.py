@@ -869,6 +869,8 @@ def _rows(
 def _parts(attack: Attack, crafted: Crafted) -> npt.NDArray[np.object_]:
     """The name of the part that took each image, (B,); empty where there is none."""
     names = [f"{part.label} {part.loss}" for part in attack.parts(crafted.outputs.shape[1])]
+    if not names:  # and nothing is asked of the device
+        return np.full(len(crafted.part), "", dtype=object)
     found: npt.NDArray[np.object_] = np.array([*names, ""], dtype=object)[crafted.part.cpu().numpy()]
     return found
 
