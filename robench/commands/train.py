@@ -71,10 +71,10 @@ def command(
     overrides = {key: value for key, value in values.items() if value is not None} | pairs(settings)
     place = device_of(device)
     data = load(dataset, data_dir)
-    log.info(f"{data.label}: {data.summary}")
     models = model.split(",") if model else []
     words: dict[str, Any] = {"seed": seed, "role": role, "models": models, "init": init, "name": name, "rule": rule}
     task = resolve(data, defense, n, recipe=recipe, overrides=overrides, **words)
+    log.info(f"{data.label}: {data.summary}")
     import_models([each for each in models if ":" in each])
     tracking = None
     if track is not None:
