@@ -25,7 +25,7 @@ from robench.evaluation.statistics import accuracy_interval, bootstrap_differenc
 from robench.evaluation.worst import verdicts
 from robench.reports import style
 from robench.reports._queries import survived
-from robench.reports.document import Cell, Table, markdown
+from robench.reports.document import Table, TableCell, markdown
 from robench.studies.plan import expand
 from robench.studies.state import StudyFolder, StudyStatus
 from robench.studies.study import find, parse
@@ -149,7 +149,7 @@ def accuracies(frame: pd.DataFrame) -> Table:
         tables = [found[defense, column] for column in COLUMNS]
         cells = [_measured(table.mean(axis=1), *accuracy_interval(table)) for table in tables]
         own = rates[defense]
-        rows.append([Cell.of(style.label(defense)), *cells, _measured(own.by_seed, *own.interval())])
+        rows.append([TableCell.of(style.label(defense)), *cells, _measured(own.by_seed, *own.interval())])
     return Table(["N = 3, %", *COLUMNS, TRANSFER], rows)
 
 
@@ -165,8 +165,8 @@ def claims(frame: pd.DataFrame) -> Table:
             what = f"{left} above {right}"
             value, low, high = _difference(found[claim.left, claim.column], found[claim.right, claim.column])
         verdict = "shows" if low > 0 else "reversed" if high < 0 else "undecided"
-        cells = [Cell.of(claim.source), Cell.of(what), Cell.of(claim.column)]
-        rows.append([*cells, Cell.measured(value, low, high), Cell.of(verdict)])
+        cells = [TableCell.of(claim.source), TableCell.of(what), TableCell.of(claim.column)]
+        rows.append([*cells, TableCell.measured(value, low, high), TableCell.of(verdict)])
     return Table(["Claim", "What should be", "Where", "Difference, points", "Verdict"], rows)
 
 
@@ -177,10 +177,10 @@ def _difference(left: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_]) -> tu
     return float(left.mean() - right.mean()), *bootstrap_difference(left, right)
 
 
-def _measured(by_seed: npt.NDArray[np.float64], low: float, high: float) -> Cell:
+def _measured(by_seed: npt.NDArray[np.float64], low: float, high: float) -> TableCell:
     mean = 100 * by_seed.mean()
     spread = f" ± {100 * by_seed.std(ddof=1):.1f}" if len(by_seed) > 1 else ""
-    return Cell(f"{mean:.1f}{spread}", mean, f"[{100 * low:.1f}, {100 * high:.1f}]")
+    return TableCell(f"{mean:.1f}{spread}", mean, f"[{100 * low:.1f}, {100 * high:.1f}]")
 
 
 @click.command()

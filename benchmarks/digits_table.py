@@ -21,7 +21,7 @@ from robench.core.store import write_text
 from robench.evaluation import words
 from robench.evaluation.engine import Settings
 from robench.evaluation.outcomes import Outcomes
-from robench.reports.document import Cell, Table, markdown
+from robench.reports.document import Table, TableCell, markdown
 from robench.studies.workbench import Workbench
 from robench.training.task import resolve
 
@@ -69,8 +69,8 @@ def main(craft_bn: bool, seeds: int, samples: int, runs: str, out: Path) -> None
     lines = []
     for label in variants:
         own = 100 * frame.loc[frame["variant"] == label, columns]
-        means = [Cell(f"{own[name].mean():.1f} ± {own[name].std():.1f}", own[name].mean()) for name in columns]
-        lines.append([Cell.of(label), *means])
+        means = [TableCell(f"{own[name].mean():.1f} ± {own[name].std():.1f}", own[name].mean()) for name in columns]
+        lines.append([TableCell.of(label), *means])
     table = markdown(Table(["", "clean", *columns[1:]], lines))
     name = "craft_bn" if craft_bn else "defenses"
     write_text(out / f"{name}.csv", frame.to_csv(index=False))

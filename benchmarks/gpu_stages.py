@@ -185,7 +185,7 @@ def works(plan: Plan) -> Rows:
         yield tried("threat transfer", partial(judged, Transfer(eps=(0.1,), restarts=2, attacks=short)))
         attacks = tuple(replace(each, steps=3) for each in words.attacks("blackbox"))  # type: ignore[call-arg]
         work = Workbench(store, digits, Settings(plan.device), images)
-        hold_out = Blackbox(surrogates=(work.subject(own),), eps=(0.1,), restarts=2, attacks=attacks)
+        hold_out = Blackbox(surrogates=(work.load(own),), eps=(0.1,), restarts=2, attacks=attacks)
         yield tried("threat blackbox, ten versions", partial(judged, hold_out))
         yield tried("threat convergence", partial(judged, Convergence(eps=(0.1,), attacks=short)))
         if has_bfloat16(plan.device):
@@ -315,12 +315,12 @@ def _out_of_memory(plan: Plan, digits: Data, run: Run) -> str:
     torch.cuda.set_per_process_memory_fraction(0.02, plan.device)
     try:
         from robench.evaluation.engine import Evaluator
-        from robench.evaluation.subjects import Subject
+        from robench.evaluation.evaluated import EvaluatedModel
 
         how = Settings(plan.device, batch_size=len(many.test))
         evaluator = Evaluator(many, how)
         with logged(Lines(told)):
-            found = evaluator.run([Subject.of_model(model, plan.device)], threat, torch.arange(len(many.test)))
+            found = evaluator.run([EvaluatedModel.of_model(model, plan.device)], threat, torch.arange(len(many.test)))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, plan.device)
     halved = [text for text in told if "out of memory" in text]
@@ -369,7 +369,7 @@ def judged(plan: Plan, folder: Path, precision: Precision, samples: int) -> Iter
     parts: dict[str, Threat] = {
         "whitebox": Whitebox(eps=(0.01, 0.02, 0.03)),
         "transfer": Transfer(eps=(0.03,)),
-        "blackbox": Blackbox(surrogates=(work.subject(runs["hold-out"]),), eps=(0.03,)),
+        "blackbox": Blackbox(surrogates=(work.load(runs["hold-out"]),), eps=(0.03,)),
     }
     if plan.tiny:
         parts = {"whitebox": Whitebox(eps=(0.01,), **tiny)}

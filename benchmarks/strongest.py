@@ -33,10 +33,10 @@ from robench.core.runs import Runs
 from robench.core.store import read_json, write_json, write_text
 from robench.evaluation import words
 from robench.evaluation.craft import craft
+from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.outcomes import wilson
 from robench.evaluation.predict import predict
-from robench.evaluation.subjects import Subject
-from robench.reports.document import Cell, Table, markdown
+from robench.reports.document import Table, TableCell, markdown
 
 #: The paper's, as it is reported; then those that a reviewer asks for.
 OURS: dict[str, dict[str, Any]] = {"pgd": {"steps": 50}, "mora": {}, "square": {"queries": 1000}, "strongest": {}}
@@ -84,7 +84,7 @@ class Result:
 class Job:
     """An ensemble, and images (B,C,H,W) that it gets right."""
 
-    target: Subject
+    target: EvaluatedModel
     images: Tensor
     labels: Tensor
     samples: Tensor
@@ -157,7 +157,7 @@ def main(
     data, store = load(dataset), Runs(runs)
     chosen = data.subset(samples, data.resolved("auto", samples), 0)
     for name in names:
-        target = Subject.of_run(store.get(name), torch.device("cpu"))
+        target = EvaluatedModel.of_run(store.get(name), torch.device("cpu"))
         for radius in words.radii(eps):
             for attack in [*OURS, *([OFFICIAL] if clone else [])]:
                 for first in range(0, len(chosen), batch_size):
@@ -167,7 +167,14 @@ def main(
 
 
 def _one(
-    target: Subject, data: Data, chosen: Tensor, first: int, attack: str, eps: float, clone: Path | None, out: Path
+    target: EvaluatedModel,
+    data: Data,
+    chosen: Tensor,
+    first: int,
+    attack: str,
+    eps: float,
+    clone: Path | None,
+    out: Path,
 ) -> None:
     """One attack on the images ``chosen``, whose first is number ``first`` of all, unless it is done."""
     name, last = f"{target.name}-{eps:g}-{attack.replace(' ', '-')}", first + len(chosen)
@@ -222,11 +229,11 @@ def _table(rows: Path) -> str:
         took: Counter[str] = sum(map(Counter, parts["took"]), Counter())
         lines.append(
             [
-                *map(Cell.of, (target, eps, attack, images)),
-                Cell.of(clean / images, rate=True),
-                Cell.measured(left / images, *wilson(left, images)),
-                *(Cell.of(int(parts[name].sum())) for name in ("forward", "backward", "seconds")),
-                Cell.of(", ".join(f"{name} {count}" for name, count in took.most_common() if count)),
+                *map(TableCell.of, (target, eps, attack, images)),
+                TableCell.of(clean / images, rate=True),
+                TableCell.measured(left / images, *wilson(left, images)),
+                *(TableCell.of(int(parts[name].sum())) for name in ("forward", "backward", "seconds")),
+                TableCell.of(", ".join(f"{name} {count}" for name, count in took.most_common() if count)),
             ]
         )
     headers = [

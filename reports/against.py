@@ -22,7 +22,7 @@ SameData = Literal["same", "vouched", "different"]
 
 
 #: defense, n, ε
-Cell = tuple[str, int, float]
+Judged = tuple[str, int, float]
 #: Below this accuracy a defense has fallen: the paper prints 0.
 FALLEN = 0.01
 
@@ -126,7 +126,7 @@ def _of_claim(claim: Claim, frame: pd.DataFrame, table: Published) -> list[dict[
     frame = _comparable(frame, table)
     verdicts = survived(frame, "clean" if claim.threat == "clean" else table.threat)
     cells = {
-        cast("Cell", key): rows.set_index(["seed", "sample"])["correct"]
+        cast("Judged", key): rows.set_index(["seed", "sample"])["correct"]
         for key, rows in verdicts.assign(eps=verdicts["eps"].round(6)).groupby(["defense", "n", "eps"], observed=True)
     }
     sizes = sorted({n for _, n, _ in cells})
@@ -154,7 +154,7 @@ def _meant(claim: Claim, n: int, eps: float) -> bool:
     return bool(known) and eps >= claim.eps_from[max(known)]
 
 
-def _compared(claim: Claim, pair: tuple[Cell, Cell], cells: Mapping[Cell, pd.Series]) -> dict[str, object]:
+def _compared(claim: Claim, pair: tuple[Judged, Judged], cells: Mapping[Judged, pd.Series]) -> dict[str, object]:
     """Whether the left of a pair is above its right."""
     left, right = (cells[key] for key in pair)
     p = paired(left, right)
@@ -164,7 +164,7 @@ def _compared(claim: Claim, pair: tuple[Cell, Cell], cells: Mapping[Cell, pd.Ser
     return {"claim": claim.claim, **names, "difference": difference, "p": p, "verdict": verdict}
 
 
-def _fell(claim: Claim, key: Cell, correct: pd.Series, table: Published, tries: pd.Series) -> dict[str, object]:
+def _fell(claim: Claim, key: Judged, correct: pd.Series, table: Published, tries: pd.Series) -> dict[str, object]:
     """Whether a defense has fallen to about 0."""
     accuracy = _mean(correct)
     verdict = _fallen(accuracy, correct)
@@ -208,6 +208,6 @@ def _fallen(accuracy: float, correct: pd.Series) -> str:
     return "reversed" if low[0] > FALLEN else "undecided"
 
 
-def _name(key: Cell) -> str:
+def _name(key: Judged) -> str:
     defense, n, eps = key
     return f"{style.label(defense)}/{n}" + (f", ε = {eps:g}" if eps else "")

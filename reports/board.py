@@ -15,7 +15,7 @@ from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import ENSEMBLE, wilson
 from robench.evaluation.worst import worst
 from robench.reports import html, style
-from robench.reports.document import MISSING, Cell, Table
+from robench.reports.document import MISSING, Table, TableCell
 
 #: From the least that is known of a result to the most.
 Standing = Literal["refused", "intact", "repeated"]
@@ -114,7 +114,7 @@ def write(
     return path
 
 
-def _lines(entry: Entry, places: Mapping[str, str]) -> Iterator[tuple[tuple[Any, ...], list[Cell]]]:
+def _lines(entry: Entry, places: Mapping[str, str]) -> Iterator[tuple[tuple[Any, ...], list[TableCell]]]:
     """What to sort by, and the cells, for each threat and ε."""
     untouched = clean(entry.frame)
     for name, row in by_threat(entry.frame):
@@ -133,13 +133,13 @@ def by_threat(frame: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
             yield name, row
 
 
-def clean(frame: pd.DataFrame) -> Cell:
+def clean(frame: pd.DataFrame) -> TableCell:
     """Accuracy on the images as they are."""
     clean = frame[(frame["threat"] == "clean") & (frame["member"] == ENSEMBLE)]
     if clean.empty:
         return MISSING
     right = clean.groupby("sample")["correct"].all()
-    return Cell.measured(right.mean(), *wilson(int(right.sum()), len(right)))
+    return TableCell.measured(right.mean(), *wilson(int(right.sum()), len(right)))
 
 
 def threat_label(threat: str) -> str:
@@ -147,27 +147,29 @@ def threat_label(threat: str) -> str:
     return known.label if known else threat
 
 
-def _cells(entry: Entry, threat: str, row: pd.Series, clean: Cell, places: Mapping[str, str]) -> list[Cell]:
+def _cells(entry: Entry, threat: str, row: pd.Series, clean: TableCell, places: Mapping[str, str]) -> list[TableCell]:
     word, _, _, look = _WORDS[entry.standing]
     name, *others = entry.results
-    millions = Cell(f"{entry.parameters / 1e6:.2f} M", float(entry.parameters))
-    rate = Cell.measured(row["accuracy"], row["low"], row["high"])
+    millions = TableCell(f"{entry.parameters / 1e6:.2f} M", float(entry.parameters))
+    rate = TableCell.measured(row["accuracy"], row["low"], row["high"])
     if entry.standing == "refused":
         rate, clean = (replace(each, text=f"claimed {each.text}") for each in (rate, clean))
     return [
-        Cell.of(style.label(row["defense"])),
-        Cell.of(row["n"]),
-        Cell.of(entry.data),
-        Cell.of(threat_label(threat)),
-        Cell.of(row["eps"]),
+        TableCell.of(style.label(row["defense"])),
+        TableCell.of(row["n"]),
+        TableCell.of(entry.data),
+        TableCell.of(threat_label(threat)),
+        TableCell.of(row["eps"]),
         rate,
         clean,
-        Cell(word, f"{STANDINGS.index(entry.standing)} {word}", href=f"#{places[name]}", look=f"text status {look}"),
-        Cell.of(row["samples"]),
-        Cell(" and ".join((name, *others)), name.lower(), href=f"#{places[name]}"),
+        TableCell(
+            word, f"{STANDINGS.index(entry.standing)} {word}", href=f"#{places[name]}", look=f"text status {look}"
+        ),
+        TableCell.of(row["samples"]),
+        TableCell(" and ".join((name, *others)), name.lower(), href=f"#{places[name]}"),
         millions,
-        Cell(entry.training[1], entry.training[0]) if entry.training else MISSING,
-        Cell.of(row["by"] or "nothing", look="long"),
+        TableCell(entry.training[1], entry.training[0]) if entry.training else MISSING,
+        TableCell.of(row["by"] or "nothing", look="long"),
     ]
 
 
@@ -177,9 +179,9 @@ def _result(result: Judged, places: Mapping[str, str]) -> dict[str, Any]:
     found = sorted(result.findings, key=lambda each: order.index(each.status))
     rows = [
         [
-            Cell.of(each.name, look="name"),
-            Cell.of(each.status, look=f"text status {each.status}"),
-            Cell.of(each.said, look="long"),
+            TableCell.of(each.name, look="name"),
+            TableCell.of(each.status, look=f"text status {each.status}"),
+            TableCell.of(each.said, look="long"),
         ]
         for each in found
     ]

@@ -10,7 +10,7 @@ import pandas as pd
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A cell of a table. Every format escapes its text.
 
     Attributes:
@@ -29,7 +29,7 @@ class Cell:
     look: str = ""
 
     @classmethod
-    def of(cls, value: Any, *, rate: bool = False, look: str = "") -> Cell:
+    def of(cls, value: Any, *, rate: bool = False, look: str = "") -> TableCell:
         """A value as it is; a fraction with three digits, or where it is a rate in percent; NaN as `MISSING`."""
         if isinstance(value, (bool, np.bool_)):
             return cls("yes" if value else "no", float(value), look=look)
@@ -52,14 +52,14 @@ class Cell:
         href: str = "",
         scale: float = 100,
         digits: int = 1,
-    ) -> Cell:
+    ) -> TableCell:
         """``scale * value`` with the ends of its interval; by default a rate in percent."""
         middle, *ends = (f"{scale * number:.{digits}f}" for number in (value, low, high))
         return cls(middle, float(value), f"[{', '.join(ends)}]", best, href)
 
 
 #: Of a number that was not measured.
-MISSING = Cell("–", -1e9)
+MISSING = TableCell("–", -1e9)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Table:
     """
 
     headers: list[str]
-    rows: list[list[Cell]]
+    rows: list[list[TableCell]]
     caption: str = ""
     note: str = ""
 
@@ -88,7 +88,8 @@ RATES = ("accuracy", "low", "high", "sd", "rate", "share", "ours", "published", 
 def of_frame(frame: pd.DataFrame, caption: str = "") -> Table:
     """Every value of ``frame``, rates in percent."""
     rows = [
-        [Cell.of(value, rate=str(name).startswith(RATES)) for name, value in row.items()] for _, row in frame.iterrows()
+        [TableCell.of(value, rate=str(name).startswith(RATES)) for name, value in row.items()]
+        for _, row in frame.iterrows()
     ]
     return Table([str(name).replace("_", " ") for name in frame.columns], rows, caption)
 
@@ -96,7 +97,7 @@ def of_frame(frame: pd.DataFrame, caption: str = "") -> Table:
 def markdown(table: Table) -> str:
     """For GitHub: the interval behind its number, and **best**."""
 
-    def shown(cell: Cell) -> str:
+    def shown(cell: TableCell) -> str:
         text = escape_markdown(cell.text)
         return f"{f'**{text}**' if cell.best else text} {cell.interval}".rstrip()
 
@@ -111,7 +112,7 @@ def markdown(table: Table) -> str:
 def latex(table: Table) -> str:
     """For LaTeX with booktabs, at most as wide as a NeurIPS page: the interval under its number."""
 
-    def shown(cell: Cell) -> str:
+    def shown(cell: TableCell) -> str:
         text = escape_latex(cell.text)
         return rf"\textbf{{{text}}}" if cell.best else text
 

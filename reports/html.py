@@ -26,7 +26,7 @@ from robench.evaluation.outcomes import that_count
 from robench.evaluation.threats import BLACKBOX
 from robench.reports import against, build, document, pareto, published, style, tables, versions
 from robench.reports._queries import tidy
-from robench.reports.document import Cell, Table
+from robench.reports.document import Table, TableCell
 from robench.reports.pictures import VERSION, Picture, Pixels
 
 #: Bytes that a report must stay below, and what images may take of them.
@@ -35,7 +35,7 @@ _IMAGE_LIMIT = 2_000_000
 #: Samples named for each attack of a drill-down: the most that keeps the file below `LIMIT`.
 _NAMED = (1_000_000, 300, 100, 30, 10, 0)
 
-#: Cell, member and sample.
+#: TableCell, member and sample.
 _Row = tuple[str, str, int]
 
 
@@ -218,7 +218,7 @@ def _lines(lines: Sequence[Mapping[str, Any]], limit: int) -> Table:
         samples, more = line["samples"][:limit], len(line["samples"]) - limit
         named = (" ".join(map(str, samples)) or "–") + (f" and {more} more" if more > 0 else "")
         about = [*line["about"], line["restart"], line["took"]]
-        rows.append([*map(Cell.of, about), Cell.of(named, look="long")])
+        rows.append([*map(TableCell.of, about), TableCell.of(named, look="long")])
     headers = ["Target", "Surrogate", "Attack", "Loss", "Restart", "Took", "Samples it took first"]
     return Table(headers, rows)
 
@@ -243,7 +243,7 @@ def _checks(checks: Sequence[Mapping[str, str]]) -> Table:
         known = check["status"] if check["status"] in ("pass", "warn", "fail") else ""
         look = f"text status {known}".rstrip()
         shown = (check["name"], "name"), (check["status"], look), (check["evidence"], "long")
-        rows.append([Cell.of(text, look=each) for text, each in shown])
+        rows.append([TableCell.of(text, look=each) for text, each in shown])
     return Table(["Check", "Status", "Evidence"], rows, "Checks on these results")
 
 
@@ -251,9 +251,9 @@ def _paper(frame: pd.DataFrame, paper: str, data: against.SameData) -> dict[str,
     numbers = against.against(frame, paper, data=data)
     rows = []
     for row in numbers.to_dict("records"):
-        rates = [Cell.measured(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in _COMPARED]
+        rates = [TableCell.measured(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in _COMPARED]
         about = [row["threat"], style.label(row["defense"]), row["n"], row["eps"]]
-        rows.append([*map(Cell.of, about), *rates, Cell.of(row["verdict"])])
+        rows.append([*map(TableCell.of, about), *rates, TableCell.of(row["verdict"])])
     verdicts = numbers["verdict"].value_counts()
     return {
         "title": published.read(paper).title,

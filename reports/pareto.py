@@ -14,7 +14,7 @@ from robench.evaluation.statistics import accuracy_interval
 from robench.evaluation.worst import verdicts
 from robench.reports import style
 from robench.reports._queries import survived, tidy
-from robench.reports.document import MISSING, Cell, Table
+from robench.reports.document import MISSING, Table, TableCell
 
 #: What accuracies are compared with clean accuracy, and how a panel calls them: black-box, and under everything.
 PANELS = {"blackbox": "black-box", "worst": "under everything that was tried"}
@@ -122,11 +122,11 @@ def described(points: pd.DataFrame, caption: str = "") -> Table:
     for (defense, n), own in points.groupby(["defense", "n"], sort=False, observed=True):
         by_panel = own.set_index("under").to_dict("index")
         first = own.to_dict("records")[0]
-        cells = [Cell.of(style.label(str(defense))), Cell.of(n), _measured(first, "clean", best=False)]
+        cells = [TableCell.of(style.label(str(defense))), TableCell.of(n), _measured(first, "clean", best=False)]
         for panel in panels:
             row = by_panel.get(panel)
             cells.append(_measured(row, "accuracy", best=row["front"]) if row else MISSING)
-        rows.append([*cells, Cell.of(first["seeds"]), *(_cost(first[name]) for name in COSTS)])
+        rows.append([*cells, TableCell.of(first["seeds"]), *(_cost(first[name]) for name in COSTS)])
     headers = [
         "Defense",
         "N",
@@ -162,9 +162,9 @@ def _on_front(points: pd.DataFrame, row: Mapping[Any, Any]) -> bool:
     return not (least & more).any()
 
 
-def _measured(row: Mapping[Any, Any], name: str, *, best: bool) -> Cell:
-    return Cell.measured(row[name], row[f"{name}_low"], row[f"{name}_high"], best=best)
+def _measured(row: Mapping[Any, Any], name: str, *, best: bool) -> TableCell:
+    return TableCell.measured(row[name], row[f"{name}_low"], row[f"{name}_high"], best=best)
 
 
-def _cost(value: float) -> Cell:
-    return MISSING if np.isnan(value) else Cell(f"{value:,.0f}" if value >= 100 else f"{value:.3g}", value)
+def _cost(value: float) -> TableCell:
+    return MISSING if np.isnan(value) else TableCell(f"{value:,.0f}" if value >= 100 else f"{value:.3g}", value)

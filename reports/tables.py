@@ -11,7 +11,7 @@ from robench.evaluation.statistics import LEVEL, holm
 from robench.reports import style
 from robench.reports._queries import accuracies, paired, survived, tidy
 from robench.reports.curves import Link
-from robench.reports.document import MISSING, Cell, Table
+from robench.reports.document import MISSING, Table, TableCell
 
 
 def accuracy(frame: pd.DataFrame, threat: str) -> pd.DataFrame:
@@ -67,8 +67,10 @@ def described(table: pd.DataFrame, caption: str = "", link: Link | None = None) 
         cells = dict.fromkeys(columns, MISSING)
         for row in line.to_dict("records"):
             href = link(str(name), int(str(n)), float(row["eps"])) if link else ""
-            cells[row["eps"]] = Cell.measured(row["accuracy"], row["low"], row["high"], best=row["best"], href=href)
-        rows.append([Cell.of(style.label(str(name))), Cell.of(n), *cells.values()])
+            cells[row["eps"]] = TableCell.measured(
+                row["accuracy"], row["low"], row["high"], best=row["best"], href=href
+            )
+        rows.append([TableCell.of(style.label(str(name))), TableCell.of(n), *cells.values()])
     headers = ["Defense", "N", *("clean" if eps == 0 else f"{eps:g}" for eps in columns)]
     return Table(headers, rows, caption, _note(table))
 
@@ -82,10 +84,10 @@ def worst_described(points: pd.DataFrame, caption: str = "") -> Table:
     """`worst` as a table."""
     rows = [
         [
-            Cell.of(style.label(row["defense"])),
-            *(Cell.of(row[name]) for name in ("n", "seed", "eps", "samples")),
-            Cell.measured(row["accuracy"], row["low"], row["high"]),
-            Cell.of(row["by"], look="long"),
+            TableCell.of(style.label(row["defense"])),
+            *(TableCell.of(row[name]) for name in ("n", "seed", "eps", "samples")),
+            TableCell.measured(row["accuracy"], row["low"], row["high"]),
+            TableCell.of(row["by"], look="long"),
         ]
         for row in points.to_dict("records")
     ]

@@ -12,7 +12,7 @@ from robench.core.errors import RobenchError
 from robench.evaluation.outcomes import ENSEMBLE, accuracies, intervals, robust, that_count
 from robench.reports import style
 from robench.reports._queries import tidy
-from robench.reports.document import Cell, Table
+from robench.reports.document import Table, TableCell
 from robench.reports.lines import by_defense, lines
 
 _WHO = ["defense", "n"]
@@ -86,10 +86,10 @@ def described(points: pd.DataFrame, eps: float, caption: str = "") -> Table:
     """`by_version` for documents."""
     rows = [
         [
-            Cell.of(style.label(row["defense"])),
-            *(Cell.of(row[name]) for name in ("n", *_VERSION)),
-            Cell.measured(row["accuracy"], row["low"], row["high"]),
-            Cell.of(row["alone"], rate=True),
+            TableCell.of(style.label(row["defense"])),
+            *(TableCell.of(row[name]) for name in ("n", *_VERSION)),
+            TableCell.measured(row["accuracy"], row["low"], row["high"]),
+            TableCell.of(row["alone"], rate=True),
         ]
         for row in points.to_dict("records")
     ]

@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from robench.core.ensemble import Ensemble
     from robench.core.errors import DoubtWarning, RobenchError
     from robench.evaluation.api import evaluate
+    from robench.evaluation.evaluated import EvaluatedModel
     from robench.evaluation.outcomes import Outcomes
-    from robench.evaluation.subjects import Subject
     from robench.evaluation.threats import Blackbox, Transfer, Whitebox
 
 __all__ = [
     "Blackbox",
     "DoubtWarning",
     "Ensemble",
+    "EvaluatedModel",
     "Outcomes",
     "RobenchError",
-    "Subject",
     "Transfer",
     "Whitebox",
     "evaluate",
@@ -37,7 +37,7 @@ _HOME = {
     "Ensemble": "robench.core.ensemble",
     "Outcomes": "robench.evaluation.outcomes",
     "RobenchError": "robench.core.errors",
-    "Subject": "robench.evaluation.subjects",
+    "EvaluatedModel": "robench.evaluation.evaluated",
     "Transfer": "robench.evaluation.threats",
     "Whitebox": "robench.evaluation.threats",
     "evaluate": "robench.evaluation.api",

@@ -15,8 +15,8 @@ from robench.attacks.pgd import PGD
 from robench.attacks.sgm import SGM
 from robench.core.data import Data
 from robench.evaluation.engine import Evaluator, Settings
+from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.outcomes import Outcomes
-from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Blackbox, Convergence, Transfer, Whitebox
 from robench.reports import build
 from tests.evaluation import conftest
@@ -31,10 +31,10 @@ def made() -> Outcomes:
     """Every threat on two ensembles that differ in size, in float64."""
     data: Data = conftest.noise()
     targets = [
-        Subject.of_model(conftest.ensemble(0, members), CPU, name=f"{defense}-{members}", defense=defense)
+        EvaluatedModel.of_model(conftest.ensemble(0, members), CPU, name=f"{defense}-{members}", defense=defense)
         for defense, members in (("baseline", 2), ("dverge", 3))
     ]
-    surrogate = Subject.of_model(conftest.ensemble(7), CPU, name="hold-out", defense="baseline")
+    surrogate = EvaluatedModel.of_model(conftest.ensemble(7), CPU, name="hold-out", defense="baseline")
     black = tuple(
         attack
         for loss in ("ce", "cw")

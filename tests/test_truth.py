@@ -16,8 +16,8 @@ from robench.core.data import Data, load
 from robench.core.errors import RobenchError
 from robench.core.runs import Run, Runs
 from robench.evaluation.engine import Settings
+from robench.evaluation.evaluated import EvaluatedModel, kinship
 from robench.evaluation.outcomes import Outcomes
-from robench.evaluation.subjects import Subject, kinship
 from robench.evaluation.words import attacks
 from robench.reports.against import against
 from robench.studies.workbench import Workbench
@@ -193,7 +193,7 @@ def test_the_published_ancestor_is_refused(runs: dict[str, Run], lossless: Data)
 def test_the_published_ancestor_shows_in_the_weights(runs: dict[str, Run]) -> None:
     """Where nobody recorded it; the hold-out shows nothing."""
     dverge, baseline, hold_out = (
-        replace(Subject.of_run(runs[name], torch.device("cpu")), ancestors=frozenset())
+        replace(EvaluatedModel.of_run(runs[name], torch.device("cpu")), ancestors=frozenset())
         for name in (DVERGE, BASELINE, HOLD_OUT)
     )
     assert "layers in common, with weights of cosine" in (kinship(baseline, dverge) or "")

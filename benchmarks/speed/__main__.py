@@ -61,7 +61,7 @@ def command(
         chosen = [int(layer) for layer in split(layers)]
     except ValueError as error:
         raise RobenchError(f"expected --layers such as 1,10,20, got {layers!r}") from error
-    ensemble = run.load().to(place) if run else measure.subject(data, place)
+    ensemble = run.load().to(place) if run else measure.classifier(data, place)
     plan = measure.Plan(ensemble=ensemble, data=data, device=place, layers=chosen, **amounts)
     rows = measure.bench(plan, split(parts))
     report: dict[str, Any] = measure.report(plan, rows, run.name if run else "a Baseline/3, 3 epochs")

@@ -34,7 +34,7 @@ from robench.core.rng import Draws, Stream
 from robench.core.threads import fitting_threads
 from robench.defenses import Batch
 from robench.evaluation.engine import Evaluator, Settings
-from robench.evaluation.subjects import Subject
+from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.threats import Whitebox
 from robench.training.loop import batches, make_optimizer, train_step
 from robench.training.recipes import recipe_file
@@ -155,7 +155,7 @@ def native(device: torch.device) -> dict[str, Precision]:
     return {name: kind for name, kind in OURS.items() if kind != "bfloat16" or has_bfloat16(device)}
 
 
-def subject(data: Data, device: torch.device, epochs: int = 3) -> Ensemble:
+def classifier(data: Data, device: torch.device, epochs: int = 3) -> Ensemble:
     """A Baseline/3 of the data's own network after a few epochs: what is measured where no run is named."""
     task = resolve(data, "baseline", 3, overrides={"epochs": epochs})
     ensemble = Ensemble(build(spec, i) for i, spec in enumerate(task.members)).to(device).train()
@@ -374,7 +374,9 @@ def _whitebox(plan: Plan, roof: Roof) -> list[Row]:
         attacks = (PGD(steps=plan.whitebox_steps),)
         threat = Whitebox(eps=plan.radii, restarts=plan.restarts, attacks=attacks)
         evaluator = Evaluator(plan.data, Settings(plan.device, precision))
-        outcomes = evaluator.run([Subject.of_model(plan.ensemble, plan.device)], threat, torch.arange(len(images)))
+        outcomes = evaluator.run(
+            [EvaluatedModel.of_model(plan.ensemble, plan.device)], threat, torch.arange(len(images))
+        )
         found = outcomes.where(threat="whitebox").accuracy(["eps"])
         return dict(zip(found["eps"].tolist(), found["accuracy"].tolist(), strict=True))
 

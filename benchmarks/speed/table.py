@@ -57,7 +57,7 @@ def lines(report: Report) -> list[list[str]]:
 
 
 def markdown(report: Report) -> str:
-    table = document.Table(list(HEADINGS), [[document.Cell.of(text) for text in line] for line in lines(report)])
+    table = document.Table(list(HEADINGS), [[document.TableCell.of(text) for text in line] for line in lines(report)])
     return f"{title(report)}\n\n{document.markdown(table)}"
 
 

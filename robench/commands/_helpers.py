@@ -34,7 +34,7 @@ class Part:
     @classmethod
     def of(cls, runs: Sequence[Run], threat: Threat) -> Part:
         options = {name: getattr(threat, name) for name in type(threat).model_fields}
-        surrogates = tuple(subject.name for subject in options.pop("surrogates", ()))
+        surrogates = tuple(model.name for model in options.pop("surrogates", ()))
         return cls(tuple(run.name for run in runs), type(threat), options, surrogates)
 
     def judge(self, bench: Workbench, *, cache: bool) -> None:

@@ -13,7 +13,7 @@ from robench.commands._shared import device_of, refuse_given, shared
 if TYPE_CHECKING:
     from robench.evaluation.findings import Finding
     from robench.studies.board import Again
-    from robench.studies.intact import Result
+    from robench.studies.intact import ResultFolder
 
 
 @click.command("board")
@@ -61,7 +61,7 @@ def _again(dataset: str, cells: int, seed: int, tolerance: float, data_dir: str,
     """Makes cells of a result anew."""
     from robench.studies.verify import verify
 
-    def tried(result: Result, runs: Sequence[str]) -> Iterator[Finding]:
+    def tried(result: ResultFolder, runs: Sequence[str]) -> Iterator[Finding]:
         return verify(
             result.folder, cells=cells, seed=seed, tolerance=tolerance, dataset=dataset, data_dir=data_dir,
             device=device_of(device), only=runs,

@@ -101,12 +101,12 @@ def result(
 
     FOLDER is a study's (its --out), one of runs, one run's, or what robench publish wrote.
     """
-    from robench.studies.intact import Result
+    from robench.studies.intact import ResultFolder
     from robench.studies.verify import verify
 
     if files:
         refuse_given({"cells", "seed", "tolerance", "dataset", "data_dir", "device"}, "has no effect with --files")
-        opened = Result.at(folder)
+        opened = ResultFolder.at(folder)
         told = _told(finding for _, finding in opened.intact(opened.rows()))
         bad = sum(each.status == "fail" for each in told)
         click.echo(

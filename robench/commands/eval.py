@@ -233,8 +233,8 @@ def _probed(
     found, alone = [], replace(bench.settings, workers=1)
     for run in chosen:
         with bar() as progress:
-            subject, attacks = bench.subject(run), options["attacks"]
-            found += probe(subject, outcomes, bench.data, attacks, asked.attacked.restarts, alone, progress=progress)
+            target, attacks = bench.load(run), options["attacks"]
+            found += probe(target, outcomes, bench.data, attacks, asked.attacked.restarts, alone, progress=progress)
     return found
 
 
@@ -301,7 +301,7 @@ def _blackbox(
         ready = [task for task in tasks if task not in missing]
         runs = bench.train(ready, allowed=not asked.no_train, ask_beyond=600) + list(map(bench.store.get, others))
         plans.append((group, bench.hold_out(runs, missing=missing, **related, **options)))
-        found.append(checks.kin(map(bench.subject, group), [*map(bench.subject, runs)]))
+        found.append(checks.kin(map(bench.load, group), [*map(bench.load, runs)]))
     return plans, found, trained
 
 

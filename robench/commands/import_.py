@@ -14,7 +14,7 @@ from robench.core.rules import RULES, USUAL
 
 if TYPE_CHECKING:
     from robench.core.runs import Runs
-    from robench.training.sources import Source
+    from robench.training.sources import FetchedWeights
 
 
 @click.command("import")
@@ -103,7 +103,7 @@ def _published(folder: Path, store: Runs) -> None:
         click.echo(taken.name)
 
 
-def _told(sources: Sequence[Source], dataset: str, data_dir: str) -> Source:
+def _told(sources: Sequence[FetchedWeights], dataset: str, data_dir: str) -> FetchedWeights:
     """A source, with what all of them say of the network; RobenchError where they differ, or the data do."""
     from robench.core.data import outline
     from robench.core.errors import RobenchError

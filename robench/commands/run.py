@@ -14,7 +14,7 @@ from robench.commands._shared import refuse_given, shared
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from robench.studies.engines import Result
+    from robench.studies.engines import RunResult
     from robench.studies.plan import Plan
     from robench.studies.state import StudyStatus
 
@@ -94,7 +94,7 @@ def _perform(
     limit: float | None,
     data_dir: str,
     device: str,
-) -> Result:
+) -> RunResult:
     """Does what is missing, by an engine."""
     from robench.commands._shared import device_of
     from robench.core.pool import visible_gpus

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from robench.core.data import Data, Place, Split, outline
+from robench.core.data import Data, DataFolder, Split, outline
 from robench.core.errors import RobenchError, unknown
 from robench.core.store import tensors_hash
 
@@ -37,7 +37,7 @@ KINDS = {
 }  # fmt: skip
 
 
-def corrupted(kind: str, what: str, place: Place) -> Data:
+def corrupted(kind: str, what: str, place: DataFolder) -> Data:
     """The test images under one corruption at one severity; there are no training images.
 
     Args:

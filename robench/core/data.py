@@ -150,7 +150,7 @@ def to_images(pixels: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Place:
+class DataFolder:
     """Where a data set may read, download and keep what it decoded."""
 
     folder: Path = Path("data")
@@ -161,7 +161,7 @@ class Place:
         return (Path(base) if base else Path.home() / ".cache") / "robench" / "datasets"
 
 
-Loader = Callable[[Place], Data]
+Loader = Callable[[DataFolder], Data]
 
 #: Classes that a summary names.
 SHOWN = 10
@@ -190,18 +190,18 @@ def load(name: str, folder: Path | str = "data") -> Data:
     if colon and kind == "folder":
         from robench.core.folders import folder as images
 
-        return images(Path(path), Place(Path(folder)))
+        return images(Path(path), DataFolder(Path(folder)))
     if colon and kind == "npz":
         return _npz(Path(path))
     if colon and kind in CORRUPTED:
         from robench.core.corrupted import corrupted
 
-        return corrupted(kind, path, Place(Path(folder)))
+        return corrupted(kind, path, DataFolder(Path(folder)))
     if colon:
         raise RobenchError(
             f"expected `dataset` to be a name, folder:PATH, npz:PATH or cifar10-c:CORRUPTION/SEVERITY, got {name!r}"
         )
-    return DATASETS.get(name)(Place(Path(folder)))
+    return DATASETS.get(name)(DataFolder(Path(folder)))
 
 
 def at_hand(name: str, folder: Path | str = "data") -> bool:
@@ -289,7 +289,7 @@ def _split(name: str, part: str, images: npt.ArrayLike, labels: npt.ArrayLike) -
 
 
 @DATASETS.register("digits")
-def _digits(place: Place) -> Data:
+def _digits(place: DataFolder) -> Data:
     """1,797 handwritten digits of 8x8 pixels, shipped with scikit-learn: 1,297 to train, 500 to test."""
     from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
@@ -322,7 +322,7 @@ _OFFICIAL = {
 }
 
 
-def _official(name: str, place: Place) -> Data:
+def _official(name: str, place: DataFolder) -> Data:
     spec = _OFFICIAL[name]
     try:
         from torchvision import datasets  # type: ignore[import-untyped]

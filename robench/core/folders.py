@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from robench.core.data import Data, Place, make
+from robench.core.data import Data, DataFolder, make
 from robench.core.errors import RobenchError
 from robench.core.parts import read_intact
 from robench.core.store import Absent, Damaged, read_hashed, write_hashed
@@ -29,7 +29,7 @@ _Listing = dict[str, list[tuple[Path, int]]]
 ANNOTATIONS = "val_annotations.txt"
 
 
-def folder(path: Path, place: Place) -> Data:
+def folder(path: Path, place: DataFolder) -> Data:
     """``train/<class>/*`` and ``test/<class>/*``, images of one size, decoded once; hidden ones are left out.
 
     Tiny-ImageNet is known by its annotations: ``train/<class>/images/*`` and, to test, ``val/images/*``. Classes are in

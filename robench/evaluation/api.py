@@ -14,15 +14,15 @@ from robench.core.errors import DoubtWarning
 from robench.core.fast import Precision
 from robench.evaluation.checks import check
 from robench.evaluation.engine import Evaluator, Settings, correct_for_all
+from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.probe import judge
 from robench.evaluation.schema import SAMPLES
-from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Threat, Transfer
 
 
 def evaluate(
-    model: nn.Module | Sequence[nn.Module] | Subject,
+    model: nn.Module | Sequence[nn.Module] | EvaluatedModel,
     data: Data,
     threat: Threat,
     *,
@@ -58,10 +58,10 @@ def evaluate(
         RobenchError: whatever would make the number false: images out of range, NaN, a related surrogate.
     """
     where = _device_of(model) if device is None else torch.device(device)
-    subject = model if isinstance(model, Subject) else Subject.of_model(model, where, name=name)
+    target = model if isinstance(model, EvaluatedModel) else EvaluatedModel.of_model(model, where, name=name)
     evaluator = Evaluator(data, Settings(where, precision, batch_size, seed))
     chosen = chosen_samples(data, threat, samples, subset, evaluator.settings)
-    outcomes = judge(evaluator, [subject], threat, chosen, again=probe)
+    outcomes = judge(evaluator, [target], threat, chosen, again=probe)
     found = check(outcomes)
     for each in found:
         if each.status != "pass":
@@ -69,8 +69,10 @@ def evaluate(
     return outcomes.with_checks(found)
 
 
-def _device_of(model: nn.Module | Sequence[nn.Module] | Subject) -> torch.device:
-    parts = [model.ensemble] if isinstance(model, Subject) else [model] if isinstance(model, nn.Module) else model
+def _device_of(model: nn.Module | Sequence[nn.Module] | EvaluatedModel) -> torch.device:
+    parts = (
+        [model.ensemble] if isinstance(model, EvaluatedModel) else [model] if isinstance(model, nn.Module) else model
+    )
     weights = (weight for part in parts if isinstance(part, nn.Module) for weight in part.parameters())
     return next((weight.device for weight in weights), torch.device("cpu"))
 

@@ -13,10 +13,10 @@ from robench.attacks import ATTACKS
 from robench.core.data import ORDERED, Data, improbability
 from robench.core.errors import RobenchError
 from robench.evaluation import words
+from robench.evaluation.evaluated import EvaluatedModel, kinship
 from robench.evaluation.findings import Finding, Status
 from robench.evaluation.outcomes import ENSEMBLE, PROBE, SURROGATE, Outcomes, counted, robust, wilson
 from robench.evaluation.statistics import LEVEL, mcnemar
-from robench.evaluation.subjects import Subject, kinship
 from robench.evaluation.threats import BLACKBOX
 
 #: Difference of two accuracies, and share of samples, that is worth a warning.
@@ -271,7 +271,7 @@ def stands_for(data: Data, samples: Tensor) -> Finding:
     return Finding("sample stands for the data", status, evidence, "omit --subset, or --subset random")
 
 
-def kin(targets: Iterable[Subject], surrogates: Sequence[Subject]) -> Finding:
+def kin(targets: Iterable[EvaluatedModel], surrogates: Sequence[EvaluatedModel]) -> Finding:
     """Whether surrogates are hold-outs for the targets; a relation that was allowed labels the result."""
     pairs = [(surrogate, target) for target in targets for surrogate in surrogates]
     reasons = list(dict.fromkeys(filter(None, (kinship(surrogate, target) for surrogate, target in pairs))))

@@ -95,11 +95,11 @@ def examine(kind: Kind, name: str, folder: Path | str = "data", *, only: str | N
     """
     base = {"attack": Attack, "defense": Defense}.get(kind)
     if base is None:
-        subject: Any = name if kind == "model" else _Loaded(name, folder)
+        plugin: Any = name if kind == "model" else _Loaded(name, folder)
     else:
-        subject = REGISTRIES[kind].get(name)
-        if not (isinstance(subject, type) and issubclass(subject, base)):
-            what = f"is {subject!r}, expected a subclass of robench.{kind}s.{base.__name__}"
+        plugin = REGISTRIES[kind].get(name)
+        if not (isinstance(plugin, type) and issubclass(plugin, base)):
+            what = f"is {plugin!r}, expected a subclass of robench.{kind}s.{base.__name__}"
             yield Finding(f"is a class of {kind}s", "fail", what)
             return
     for check in CHECKS[kind]:
@@ -107,7 +107,7 @@ def examine(kind: Kind, name: str, folder: Path | str = "data", *, only: str | N
         if only not in (None, title):
             continue
         try:
-            yield Finding(title, "pass", check(subject))
+            yield Finding(title, "pass", check(plugin))
         except _Told as told:
             yield Finding(title, "warn" if isinstance(told, Doubt) else "fail", str(told), told.fix)
         except Exception as error:  # a plug-in may raise anything
@@ -623,17 +623,17 @@ class _Loaded:
         return self._data
 
 
-def _is_a_data_set(subject: _Loaded) -> str:
-    data = subject.data
+def _is_a_data_set(plugin: _Loaded) -> str:
+    data = plugin.data
     _require(isinstance(data, Data), f"is {type(data).__name__}, expected robench.core.data.Data: see data.make")
-    _require(data.name == subject.name, f"calls itself {data.name!r}; its name goes into keys")
+    _require(data.name == plugin.name, f"calls itself {data.name!r}; its name goes into keys")
     known = files("robench.recipes").joinpath(f"{data.recipe}.toml").is_file()
     _require(known, f"names a recipe that is not there: {data.recipe!r}")
     return f"{len(data.train)} + {len(data.test)} images, {data.num_classes} classes, recipe {data.recipe}"
 
 
-def _holds_images_and_labels(subject: _Loaded) -> str:
-    data = subject.data
+def _holds_images_and_labels(plugin: _Loaded) -> str:
+    data = plugin.data
     shape = data.train.images.shape[1:]
     for part, split in (("train", data.train), ("test", data.test)):
         images, labels = split.images, split.labels
@@ -651,15 +651,15 @@ def _holds_images_and_labels(subject: _Loaded) -> str:
     return f"uint8 {tuple(shape)}, labels 0..{data.num_classes - 1}, mean and std per channel"
 
 
-def _is_the_same_every_time(subject: _Loaded) -> str:
+def _is_the_same_every_time(plugin: _Loaded) -> str:
     with _reseeded(1):
-        again = load(subject.name, subject.folder)
-    _require(again.fingerprint == subject.data.fingerprint, "the second load gives other images or labels")
+        again = load(plugin.name, plugin.folder)
+    _require(again.fingerprint == plugin.data.fingerprint, "the second load gives other images or labels")
     return f"fingerprint {again.fingerprint[:16]}"
 
 
-def _keeps_test_images_apart(subject: _Loaded) -> str:
-    train, test = ({row.tobytes() for row in split.images.numpy()} for split in (subject.data.train, subject.data.test))
+def _keeps_test_images_apart(plugin: _Loaded) -> str:
+    train, test = ({row.tobytes() for row in split.images.numpy()} for split in (plugin.data.train, plugin.data.test))
     if shared := len(train & test):
         raise Doubt(f"{shared} test images are among the training images")
     return f"none of {len(test)} among the training images"

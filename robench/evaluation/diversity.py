@@ -25,9 +25,9 @@ from robench.core.parts import read_parts
 from robench.core.progress import Progress, silent
 from robench.core.rng import Draws, Stream
 from robench.core.store import content_key, read_frame, write_frame
+from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.predict import classes
 from robench.evaluation.schema import DIVERSITY_STEPS
-from robench.evaluation.subjects import Subject
 
 #: Images that share a feature layer.
 GROUP = 10
@@ -84,7 +84,7 @@ def _enough(members: int, images: int) -> None:
 
 
 def measure(
-    target: Subject,
+    target: EvaluatedModel,
     data: Data,
     samples: Tensor,
     folder: Path,

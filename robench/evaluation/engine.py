@@ -29,10 +29,12 @@ from robench.core.progress import Progress, silent
 from robench.core.store import content_key
 from robench.core.threads import USUAL, fitting_batch, fitting_threads, judging_batch
 from robench.evaluation import cost
+from robench.evaluation.attacked import AttackedModel
 from robench.evaluation.cells import Cell, Craft
 from robench.evaluation.checks import stands_for, surrogates_work
 from robench.evaluation.cost import Forecast
 from robench.evaluation.craft import craft
+from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.evaluations import Evaluation
 from robench.evaluation.findings import Finding
 from robench.evaluation.images import Images
@@ -40,8 +42,6 @@ from robench.evaluation.outcomes import ASIDE, ENSEMBLE, SURROGATE, Outcomes
 from robench.evaluation.predict import Indices, Predictions, classes, predict
 from robench.evaluation.rows import Rows
 from robench.evaluation.soundness import GRADIENT, REPEAT, changed, examine
-from robench.evaluation.source import Source
-from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Blackbox, Job, Threat
 
 log = logging.getLogger(__name__)
@@ -82,12 +82,12 @@ class _Pending:
     """A cell of a target, and its samples that are still to be judged."""
 
     cell: Cell
-    target: Subject
+    target: EvaluatedModel
     samples: Indices
 
 
 @dataclass(frozen=True)
-class _Work:
+class _Crafting:
     """Cells that one crafting serves: the same source, attack and restarts."""
 
     key: str
@@ -111,7 +111,7 @@ class _Work:
         return cost.attacked(self.job.attack, len(self.job.restarts), len(self.job.source), images, judges)
 
 
-def _title(job: Job, target: Subject) -> str:
+def _title(job: Job, target: EvaluatedModel) -> str:
     return f"{job.threat}: {job.attack.label} {job.attack.loss} on {job.source_name if not job.pooled else target.name}"
 
 
@@ -123,13 +123,13 @@ def _with_cw(threat: Threat) -> Threat:
     return threat.model_copy(update={"attacks": tuple(dict.fromkeys((*threat.attacks, *twins)))})
 
 
-def surrogates_of(threat: Threat) -> tuple[Subject, ...]:
+def surrogates_of(threat: Threat) -> tuple[EvaluatedModel, ...]:
     """The surrogates of a black-box threat; none of any other."""
     return threat.surrogates if isinstance(threat, Blackbox) else ()
 
 
 def correct_for_all(
-    target: Subject, data: Data, order: Tensor, samples: int, device: torch.device, batch_size: int | None = None
+    target: EvaluatedModel, data: Data, order: Tensor, samples: int, device: torch.device, batch_size: int | None = None
 ) -> Tensor:
     """The first ``samples`` test images, in ``order``, that every member classifies correctly: indices, ascending.
 
@@ -167,8 +167,8 @@ class Evaluator:
         data: Data,
         settings: Settings | None = None,
         *,
-        rows: Callable[[Subject], Rows] = lambda subject: Rows(),
-        aside: Callable[[Subject], Rows] = lambda subject: Rows(),
+        rows: Callable[[EvaluatedModel], Rows] = lambda model: Rows(),
+        aside: Callable[[EvaluatedModel], Rows] = lambda model: Rows(),
         images: Images | None = None,
         claims: Claims | None = None,
         progress: Progress = silent,
@@ -192,9 +192,9 @@ class Evaluator:
 
     def run(
         self,
-        targets: Sequence[Subject],
+        targets: Sequence[EvaluatedModel],
         threat: Threat,
-        samples: Tensor | Callable[[Subject], Tensor],
+        samples: Tensor | Callable[[EvaluatedModel], Tensor],
         *,
         part: bool = False,
     ) -> Outcomes:
@@ -235,7 +235,11 @@ class Evaluator:
         )
 
     def _craft_missing(
-        self, targets: Sequence[Subject], threats: Mapping[str, Threat], indices: Mapping[str, Indices], radii: int
+        self,
+        targets: Sequence[EvaluatedModel],
+        threats: Mapping[str, Threat],
+        indices: Mapping[str, Indices],
+        radii: int,
     ) -> None:
         """Makes every row that is missing, together with whoever works on the same store."""
         requested = np.unique(np.concatenate(list(indices.values())))
@@ -261,7 +265,9 @@ class Evaluator:
         for rows in self._rows.values():
             rows.compact()
 
-    def _evaluation(self, target: Subject, threat: Threat, made: Threat, samples: Indices, part: bool) -> Evaluation:
+    def _evaluation(
+        self, target: EvaluatedModel, threat: Threat, made: Threat, samples: Indices, part: bool
+    ) -> Evaluation:
         """What is asked of a target, with the attacks of ``made``; kept before the first row, so that one that is cut
         off is known as such."""
         cells = [cell for job in made.jobs(target) for cell in self._cells(job, target, threat)]
@@ -275,7 +281,9 @@ class Evaluator:
         rows.begin(evaluation)
         return evaluation
 
-    def _judged(self, target: Subject, threat: Threat, evaluation: Evaluation, found: Sequence[Finding]) -> Outcomes:
+    def _judged(
+        self, target: EvaluatedModel, threat: Threat, evaluation: Evaluation, found: Sequence[Finding]
+    ) -> Outcomes:
         """The rows of an evaluation, and what is to be known of them."""
         own = self._kept(target, threat.name).of([evaluation])
         said = [*found, *self._surrogates_work(own, threat)]
@@ -284,12 +292,12 @@ class Evaluator:
         self._kept(target).remember(target.identity, threat.name, said)
         return own.with_checks(said)
 
-    def remember(self, target: Subject, threat: str, checks: Sequence[Finding]) -> None:
+    def remember(self, target: EvaluatedModel, threat: str, checks: Sequence[Finding]) -> None:
         """Keeps beside the rows of ``target`` what was found since `run`."""
         self._kept(target).remember(target.identity, threat, checks)
 
     def _examined(
-        self, targets: Sequence[Subject], threat: Threat
+        self, targets: Sequence[EvaluatedModel], threat: Threat
     ) -> tuple[dict[str, Threat], dict[str, list[Finding]]]:
         """The threat of every target, with CW beside cross-entropy where that has no gradient on what is attacked; what
         was found of the target and of the surrogates that attack it."""
@@ -300,19 +308,19 @@ class Evaluator:
         for target in targets:
             own = found.setdefault(target.name, [])
             threats[target.name] = threat
-            for subject in (target, *(each for each in surrogates_of(threat) if each.trained)):
-                sound = examine(subject, self.data, device)
-                if not sound.differentiable and subject in (surrogates_of(threat) or (target,)):
-                    _refuse_to_follow(subject, threat)
+            for model in (target, *(each for each in surrogates_of(threat) if each.trained)):
+                sound = examine(model, self.data, device)
+                if not sound.differentiable and model in (surrogates_of(threat) or (target,)):
+                    _refuse_to_follow(model, threat)
                 followed = follows and sound.differentiable
                 own += [
                     check
                     for check in sound.checks
-                    if (check.status != "pass" or subject is target) and (followed or check.name != GRADIENT)
+                    if (check.status != "pass" or model is target) and (followed or check.name != GRADIENT)
                 ]
                 if sound.draws:
-                    self._drawing.add(subject.identity)
-                if sound.blind and subject in (surrogates_of(threat) or (target,)):
+                    self._drawing.add(model.identity)
+                if sound.blind and model in (surrogates_of(threat) or (target,)):
                     why = sound.blind.evidence
                     own.append(replace(sound.blind, evidence=f"{why}; every attack is made with CW too"))
                     threats[target.name] = _with_cw(threat)
@@ -321,7 +329,7 @@ class Evaluator:
                     self._blind.add(why)
         return threats, found
 
-    def _again(self, targets: Sequence[Subject], threat: Threat, found: dict[str, list[Finding]]) -> None:
+    def _again(self, targets: Sequence[EvaluatedModel], threat: Threat, found: dict[str, list[Finding]]) -> None:
         """Adds to what was found of every target that it, or a surrogate of it, is no longer who it was."""
         late = [check for each in surrogates_of(threat) if (check := changed(each, self.data, self.settings.device))]
         for target in targets:
@@ -339,9 +347,9 @@ class Evaluator:
 
     def forecast(
         self,
-        targets: Sequence[Subject],
+        targets: Sequence[EvaluatedModel],
         threat: Threat,
-        samples: Tensor | Callable[[Subject], Tensor],
+        samples: Tensor | Callable[[EvaluatedModel], Tensor],
         *,
         again: bool = False,
         timed: bool = True,
@@ -373,7 +381,9 @@ class Evaluator:
             for source, part in found
         ]
 
-    def _clean_forecast(self, targets: Sequence[Subject], threat: Threat, indices: Mapping[str, Indices]) -> Forecast:
+    def _clean_forecast(
+        self, targets: Sequence[EvaluatedModel], threat: Threat, indices: Mapping[str, Indices]
+    ) -> Forecast:
         """Verdicts on clean images: of all models, or to find the images that all members of a target get right."""
         everything = np.unique(np.concatenate(list(indices.values())))
         left = [len(self._not_judged(each, everything, SURROGATE)) * each.n for each in surrogates_of(threat)]
@@ -383,14 +393,14 @@ class Evaluator:
         return Forecast("clean images", cost.judged(sum(left)))
 
     def _attack_forecasts(
-        self, targets: Sequence[Subject], threats: Mapping[str, Threat], works: Sequence[_Work]
+        self, targets: Sequence[EvaluatedModel], threats: Mapping[str, Threat], works: Sequence[_Crafting]
     ) -> Iterator[tuple[Ensemble, Forecast]]:
         """Per attack and source, which is given too."""
         jobs: dict[str, list[Job]] = {}
         for target in targets:
             for job in threats[target.name].jobs(target):
                 jobs.setdefault(_title(job, target), []).append(job)
-        todo: dict[str, list[_Work]] = {title: [] for title in jobs}
+        todo: dict[str, list[_Crafting]] = {title: [] for title in jobs}
         for work in works:
             todo.setdefault(_title(work.job, work.parts[0].target), []).append(work)
         for title, own in todo.items():
@@ -410,7 +420,7 @@ class Evaluator:
                 ),
             )
 
-    def _uncrafted(self, work: _Work) -> int:
+    def _uncrafted(self, work: _Crafting) -> int:
         """How many images of ``work`` are in no cache."""
         samples, eps = work.pairs
         if self._images is None or work.job.pooled:
@@ -433,7 +443,7 @@ class Evaluator:
         return sum(known[drawing] for drawing in drawings) / len(drawings)
 
     def _open(
-        self, targets: Sequence[Subject], threat: Threat, samples: Tensor | Callable[[Subject], Tensor]
+        self, targets: Sequence[EvaluatedModel], threat: Threat, samples: Tensor | Callable[[EvaluatedModel], Tensor]
     ) -> dict[str, Indices]:
         """Opens the rows of all who are judged; the samples of each target."""
         indices = {
@@ -443,38 +453,38 @@ class Evaluator:
         if len(indices) != len(targets):
             raise RobenchError(f"expected targets of different names, got {', '.join(t.name for t in targets)}")
         known: dict[str, str] = {}
-        for subject in (*targets, *surrogates_of(threat)):
-            if known.setdefault(subject.name, subject.identity) != subject.identity:
+        for model in (*targets, *surrogates_of(threat)):
+            if known.setdefault(model.name, model.identity) != model.identity:
                 raise RobenchError(
-                    f"two models are called {subject.name!r}; give every target and surrogate its own name"
+                    f"two models are called {model.name!r}; give every target and surrogate its own name"
                 )
         return indices
 
-    def _kept(self, subject: Subject, threat: str = "") -> Rows:
+    def _kept(self, model: EvaluatedModel, threat: str = "") -> Rows:
         """The rows of a target, or, of a threat that serves checks alone, those aside; opened when first asked for."""
         aside = threat in ASIDE
-        place = (subject.name, aside)
+        place = (model.name, aside)
         if place not in self._rows:
-            self._rows[place] = self._rows_of[aside](subject)
+            self._rows[place] = self._rows_of[aside](model)
         return self._rows[place]
 
     def _kept_of(self, part: _Pending) -> Rows:
         return self._kept(part.target, part.cell.threat)
 
     def plan(
-        self, targets: Sequence[Subject], threats: Mapping[str, Threat], indices: Mapping[str, Indices]
-    ) -> list[_Work]:
+        self, targets: Sequence[EvaluatedModel], threats: Mapping[str, Threat], indices: Mapping[str, Indices]
+    ) -> list[_Crafting]:
         """What is still to be done: the threat of each target by its name."""
-        works: dict[str, _Work] = {}
+        works: dict[str, _Crafting] = {}
 
-        def add(job: Job, target: Subject, threat: Threat, wanted: set[int], threat_of_rows: str) -> None:
+        def add(job: Job, target: EvaluatedModel, threat: Threat, wanted: set[int], threat_of_rows: str) -> None:
             rows = self._kept(target, threat_of_rows)
             for cell in self._cells(job, target, threat):
                 assert cell.craft is not None
                 samples = np.array(sorted(wanted - rows.samples(cell.key)), dtype=np.int64)
                 if len(samples):
                     key = content_key([cell.craft.at_any_eps, target.identity if job.pooled else None])
-                    works.setdefault(key, _Work(key, job, [])).parts.append(_Pending(cell, target, samples))
+                    works.setdefault(key, _Crafting(key, job, [])).parts.append(_Pending(cell, target, samples))
 
         for target in targets:
             threat, wanted = threats[target.name], set(indices[target.name].tolist())
@@ -486,8 +496,8 @@ class Evaluator:
         return list(works.values())
 
     def _on_themselves(
-        self, targets: Sequence[Subject], threats: Mapping[str, Threat]
-    ) -> Iterator[tuple[Threat, Subject, Job]]:
+        self, targets: Sequence[EvaluatedModel], threats: Mapping[str, Threat]
+    ) -> Iterator[tuple[Threat, EvaluatedModel, Job]]:
         """What is crafted on each surrogate, as a job on the surrogate itself: whether the attack works where it is
         made."""
         seen = set()
@@ -507,7 +517,7 @@ class Evaluator:
         made = job.source_key, job.attack.manifest(), job.restarts, seed, precision, eps, batch
         return Craft(self.data.identity, *made)
 
-    def _cells(self, job: Job, target: Subject, threat: Threat) -> Iterator[Cell]:
+    def _cells(self, job: Job, target: EvaluatedModel, threat: Threat) -> Iterator[Cell]:
         """One for each ε."""
         for eps in threat.eps:
             craft = self._craft(job, eps)
@@ -519,19 +529,19 @@ class Evaluator:
             }
             yield Cell(**self._who(target), threat=job.threat, **about, craft=craft)
 
-    def _clean_cell(self, target: Subject) -> Cell:
+    def _clean_cell(self, target: EvaluatedModel) -> Cell:
         return Cell(**self._who(target), threat="clean", double=self.settings.precision == "float64")
 
-    def _who(self, target: Subject) -> dict[str, Any]:
+    def _who(self, target: EvaluatedModel) -> dict[str, Any]:
         who = {"target": target.name, "defense": target.defense, "n": target.n, "seed": target.seed}
         return {**who, "identity": target.identity, "data": self.data.identity}
 
-    def _not_judged(self, target: Subject, samples: Indices, threat: str) -> Indices:
+    def _not_judged(self, target: EvaluatedModel, samples: Indices, threat: str) -> Indices:
         """Those of ``samples``, ascending, that ``target`` has not judged clean."""
         done = self._kept(target, threat).samples(self._clean_cell(target).key)
         return np.array(sorted(set(samples.tolist()) - done), dtype=np.int64)
 
-    def _clean(self, target: Subject, samples: Indices, threat: str) -> None:
+    def _clean(self, target: EvaluatedModel, samples: Indices, threat: str) -> None:
         pending = self._not_judged(target, samples, threat)
         if not len(pending):
             return
@@ -566,7 +576,7 @@ class Evaluator:
             )
         rows.append(pd.concat(parts, ignore_index=True))
 
-    def _share(self, works: Sequence[_Work], requested: Indices, radii: int) -> bool:
+    def _share(self, works: Sequence[_Crafting], requested: Indices, radii: int) -> bool:
         """Does every unit of ``works`` that no other process has; whether there was any.
 
         Units are cut by the rank of a sample among those requested, so that processes with the same command cut alike.
@@ -591,7 +601,7 @@ class Evaluator:
                         self._version(unit, source, judges)
         return any_mine
 
-    def _unit_size(self, work: _Work, count: int, radii: int) -> int:
+    def _unit_size(self, work: _Crafting, count: int, radii: int) -> int:
         """Samples of a unit, of ``count``: a few passes, and two units at least for every process."""
         usual = self.settings.batch_size or USUAL
         if work.job.attack.batch_dependent:  # rows depend on it: no matter of the machine
@@ -599,7 +609,7 @@ class Evaluator:
         size = max(1, 2 * max(usual, self._fitting()) // radii)
         return size if self.settings.workers == 1 else min(size, -(-count // (2 * self.settings.workers)))
 
-    def _unit(self, work: _Work, samples: Indices) -> _Work | None:
+    def _unit(self, work: _Crafting, samples: Indices) -> _Crafting | None:
         """The part of ``work`` on these samples that nobody has done by now; None where there is none."""
         parts = []
         for part in work.parts:
@@ -613,7 +623,7 @@ class Evaluator:
                 parts.append(replace(part, samples=pending))
         return replace(work, parts=parts) if parts else None
 
-    def _source(self, work: _Work) -> Source:
+    def _source(self, work: _Crafting) -> AttackedModel:
         job = work.job
         image = self._batch_of(work.parts[0].samples[:1])
 
@@ -629,12 +639,12 @@ class Evaluator:
 
         name = job.source_name if not job.pooled else work.parts[0].target.name
         draws = job.source_key.partition("/")[0] in self._drawing
-        return Source(name, job.source, copied, self.settings.precision, draws)
+        return AttackedModel(name, job.source, copied, self.settings.precision, draws)
 
     def _pooled(
         self,
-        work: _Work,
-        source: Source,
+        work: _Crafting,
+        source: AttackedModel,
         judges: Mapping[str, Ensemble],
     ) -> None:
         """All restarts, each on what still stands; a row says whether any succeeded, and which was the first."""
@@ -676,8 +686,8 @@ class Evaluator:
 
     def _version(
         self,
-        work: _Work,
-        source: Source,
+        work: _Crafting,
+        source: AttackedModel,
         judges: Mapping[str, Ensemble],
     ) -> None:
         """One version of every image, judged by all targets that lack it."""
@@ -711,7 +721,7 @@ class Evaluator:
             rows.append(pd.concat(frames, ignore_index=True))
 
     def _through_cache(
-        self, work: _Work, source: Source, samples: Indices, eps: npt.NDArray[np.float64], restart: int
+        self, work: _Crafting, source: AttackedModel, samples: Indices, eps: npt.NDArray[np.float64], restart: int
     ) -> Iterator[tuple[Indices, Crafted]]:
         """As `_crafts` on all pairs: from the cache where it has the images, else crafted and kept there."""
         everything = np.arange(len(samples))
@@ -745,7 +755,7 @@ class Evaluator:
 
     def _crafts(
         self,
-        source: Source,
+        source: AttackedModel,
         attack: Attack,
         samples: Indices,
         eps: npt.NDArray[np.float64],
@@ -796,7 +806,7 @@ class Evaluator:
         """Elements of an image."""
         return self.data.test.images[0].numel()
 
-    def _judge_of(self, target: Subject) -> Ensemble:
+    def _judge_of(self, target: EvaluatedModel) -> Ensemble:
         """The original weights, in the dtype of verdicts."""
         if self.settings.precision != "float64":
             return target.ensemble
@@ -810,15 +820,15 @@ class Evaluator:
     def _labels(self, samples: Indices) -> Indices:
         return np.asarray(self.data.test.labels.numpy()[samples], dtype=np.int64)
 
-    def _advance(self, images: int, work: _Work) -> None:
+    def _advance(self, images: int, work: _Crafting) -> None:
         """So many images of a restart are done."""
         self._done += images * work.passes() / (len(work.pairs[0]) * len(work.job.restarts))
         source = work.job.source_name or work.parts[0].target.name
         self._progress(round(self._done), round(self._total), f"{work.job.threat}: {work.job.attack.label} on {source}")
 
 
-def _refuse_to_follow(subject: Subject, threat: Threat) -> None:
-    """RobenchError where an attack of ``threat`` follows gradients and ``subject``, which it attacks, gives none."""
+def _refuse_to_follow(model: EvaluatedModel, threat: Threat) -> None:
+    """RobenchError where an attack of ``threat`` follows gradients and ``model``, which it attacks, gives none."""
     if followers := [attack.label for attack in threat.attacks if not attack.gradient_free]:
         judged = (
             "choose another surrogate"
@@ -829,7 +839,7 @@ def _refuse_to_follow(subject: Subject, threat: Threat) -> None:
             )
         )
         raise RobenchError(
-            f"attack {followers[0]!r} of threat {threat.name!r} follows gradients, and {subject.name} gives none: its "
+            f"attack {followers[0]!r} of threat {threat.name!r} follows gradients, and {model.name} gives none: its "
             f"outputs do not depend differentiably on its input, as of a vote or of remote predictions; {judged}. If "
             f"it should have gradients, remove `no_grad`, `detach` and argmax from its forward pass"
         )

@@ -24,11 +24,11 @@ from robench.core.rules import Rule, label
 from robench.evaluation import cost
 from robench.evaluation.checks import POINT, SURVIVORS, probed
 from robench.evaluation.engine import Evaluator, Settings
+from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import ENSEMBLE, PROBE, Outcomes
 from robench.evaluation.schema import Count
 from robench.evaluation.soundness import examine
-from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Threat, Whitebox
 
 log = logging.getLogger(__name__)
@@ -59,9 +59,9 @@ class Probe(Whitebox):
 
 def judge(
     evaluator: Evaluator,
-    targets: Sequence[Subject],
+    targets: Sequence[EvaluatedModel],
     threat: Threat,
-    samples: Tensor | Callable[[Subject], Tensor],
+    samples: Tensor | Callable[[EvaluatedModel], Tensor],
     *,
     again: bool = True,
     part: bool = False,
@@ -74,7 +74,7 @@ def judge(
     return outcomes.with_checks((*outcomes.checks, *found))
 
 
-def attack_again(evaluator: Evaluator, target: Subject, outcomes: Outcomes, threat: Whitebox) -> list[Finding]:
+def attack_again(evaluator: Evaluator, target: EvaluatedModel, outcomes: Outcomes, threat: Whitebox) -> list[Finding]:
     """Attacks a few survivors without gradient (`Square`) and by PGD with the loss that was not tried, for at most
     `cost.SHARE` of the gradient steps that the result took, or `cost.FLOOR` steps where that is less.
 
@@ -136,7 +136,7 @@ class _Trial:
 
 
 def probe(
-    target: Subject,
+    target: EvaluatedModel,
     outcomes: Outcomes,
     data: Data,
     attacks: Sequence[Attack],
@@ -229,7 +229,7 @@ def _trials(
     return trials, skipped
 
 
-def _judged(trial: _Trial, rows: Outcomes, target: Subject, accuracy: float, *, large: bool) -> Finding:
+def _judged(trial: _Trial, rows: Outcomes, target: EvaluatedModel, accuracy: float, *, large: bool) -> Finding:
     verdicts = rows.verdicts(["target"])
     standing = int(verdicts["correct"].sum())
     fallen = len(verdicts) - standing

@@ -21,8 +21,8 @@ from robench.core.frozen import frozen
 from robench.core.hidden import unregistered
 from robench.core.losses import cross_entropy, margin
 from robench.core.rng import Stream, key
+from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.findings import Finding, Status
-from robench.evaluation.subjects import Subject
 
 #: Name of the check of the gradient, which an attack without gradients has no use for.
 GRADIENT = "gradient true"
@@ -73,37 +73,37 @@ class Soundness:
 _KNOWN: WeakKeyDictionary[nn.Module, dict[str, Soundness]] = WeakKeyDictionary()
 
 
-def examine(subject: Subject, data: Data, device: torch.device) -> Soundness:
-    """Looks at every member on a few test images; once per `Subject` and data set in a process.
+def examine(model: EvaluatedModel, data: Data, device: torch.device) -> Soundness:
+    """Looks at every member on a few test images; once per `EvaluatedModel` and data set in a process.
 
     Raises:
         RobenchError: a member that returns something else than logits (B,K) for a batch of 1, 2 or more images, changes
             its input or its state, gives an image another output in another batch, or cannot be copied.
     """
-    known = _KNOWN.setdefault(subject.ensemble, {})
+    known = _KNOWN.setdefault(model.ensemble, {})
     if data.identity not in known:
-        known[data.identity] = _examine(subject, data, device)
+        known[data.identity] = _examine(model, data, device)
     return known[data.identity]
 
 
-def changed(subject: Subject, data: Data, device: torch.device) -> Finding | None:
-    """A failing check where ``subject`` gives the images of `examine` other outputs by now: something that no module
+def changed(model: EvaluatedModel, data: Data, device: torch.device) -> Finding | None:
+    """A failing check where ``model`` gives the images of `examine` other outputs by now: something that no module
     owns, as a counter, has changed it while it was judged. None where it does not, and where its outputs are drawn."""
-    known = examine(subject, data, device)
+    known = examine(model, data, device)
     if known.draws:
         return None
     images, _ = _looked_at(data, device)
-    with keyed_torch(device, "examine"), frozen(subject.ensemble), torch.no_grad():
+    with keyed_torch(device, "examine"), frozen(model.ensemble), torch.no_grad():
         apart = max(
             disagreement(member(images), before)
-            for member, before in zip(subject.ensemble.members, known.outputs, strict=True)
+            for member, before in zip(model.ensemble.members, known.outputs, strict=True)
         )
     if apart <= DRAWN:
         return None
     return Finding(
         REPEAT,
         "fail",
-        f"after it was attacked {subject.name} gives the same images other outputs than before, by {apart:.1%} of "
+        f"after it was attacked {model.name} gives the same images other outputs than before, by {apart:.1%} of "
         f"their scale: its rows are of more than one function",
         "let nothing outside the model decide, such as a counter, a clock or a global",
     )
@@ -114,14 +114,14 @@ def _looked_at(data: Data, device: torch.device) -> tuple[Tensor, Tensor]:
     return to_images(data.test.images[chosen]).to(device), data.test.labels[chosen].to(device)
 
 
-def _examine(subject: Subject, data: Data, device: torch.device) -> Soundness:
+def _examine(model: EvaluatedModel, data: Data, device: torch.device) -> Soundness:
     images, labels = _looked_at(data, device)
     outputs, drawn, wrong = [], [], []
     differentiable = False
     blind: Finding | None = None
-    with keyed_torch(device, "examine"), frozen(subject.ensemble):
-        for number, member in enumerate(subject.ensemble.members, 1):
-            who = subject.name if subject.n == 1 else f"member {number} of {subject.name}"
+    with keyed_torch(device, "examine"), frozen(model.ensemble):
+        for number, member in enumerate(model.ensemble.members, 1):
+            who = model.name if model.n == 1 else f"member {number} of {model.name}"
             apart, first = _passes(member, images, who, data.num_classes)
             outputs.append(first)
             differentiable = differentiable or _differentiable(member, images)
@@ -143,7 +143,7 @@ def _examine(subject: Subject, data: Data, device: torch.device) -> Soundness:
             )
         )
     else:
-        checks.append(Finding(REPEAT, "pass", f"{subject.name}: alone, in a batch and again"))
+        checks.append(Finding(REPEAT, "pass", f"{model.name}: alone, in a batch and again"))
     if wrong:
         share, who = max(wrong)
         evidence = f"{share:.0%} of slopes differ from finite differences, at most, in {who}"

@@ -14,8 +14,8 @@ from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.plugins import explained
 from robench.evaluation import words
+from robench.evaluation.evaluated import EvaluatedModel, kinship
 from robench.evaluation.schema import PROTOCOL, Count, Effort, Radii, Relation
-from robench.evaluation.subjects import Subject, kinship
 
 #: What the column ``threat`` says of surrogates that are Baselines, or any other defense, of the target's own kind, and
 #: of those that are no hold-outs.
@@ -82,7 +82,7 @@ class Threat(Effort, ABC):
                 raise explained(error, f"threat {self.name!r}", type(self)) from error
 
     @abstractmethod
-    def jobs(self, target: Subject) -> Iterator[Job]:
+    def jobs(self, target: EvaluatedModel) -> Iterator[Job]:
         """What has to be crafted to judge ``target``."""
 
 
@@ -103,7 +103,7 @@ class Whitebox(Threat):
 
     restarts: Count = PROTOCOL["whitebox"].restarts
 
-    def jobs(self, target: Subject) -> Iterator[Job]:
+    def jobs(self, target: EvaluatedModel) -> Iterator[Job]:
         for attack in self.attacks:
             restarts = starts(attack, self.restarts)
             yield Job(self.name, target.ensemble, "", target.identity, attack, restarts, pooled=True)
@@ -144,7 +144,7 @@ class Transfer(Threat):
 
     restarts: Count = PROTOCOL["transfer"].restarts
 
-    def jobs(self, target: Subject) -> Iterator[Job]:
+    def jobs(self, target: EvaluatedModel) -> Iterator[Job]:
         for number, member in enumerate(target.ensemble.members, 1):
             for attack in self.attacks:
                 yield Job(
@@ -174,17 +174,17 @@ class Blackbox(Threat, Relation):
 
     name: ClassVar[str] = "blackbox"
 
-    surrogates: tuple[InstanceOf[Subject], ...]
+    surrogates: tuple[InstanceOf[EvaluatedModel], ...]
     restarts: Count = PROTOCOL["blackbox"].restarts
 
     @field_validator("surrogates")
     @classmethod
-    def _some(cls, values: tuple[Subject, ...]) -> tuple[Subject, ...]:
+    def _some(cls, values: tuple[EvaluatedModel, ...]) -> tuple[EvaluatedModel, ...]:
         if not values:
             raise RobenchError("expected at least one surrogate in threat 'blackbox'; try --surrogates 3,5,8")
         return values
 
-    def jobs(self, target: Subject) -> Iterator[Job]:
+    def jobs(self, target: EvaluatedModel) -> Iterator[Job]:
         for surrogate in self.surrogates:
             reason = kinship(surrogate, target)
             if reason and not self.allow_related:

@@ -20,12 +20,12 @@ from robench.evaluation.findings import Finding
 from robench.evaluation.fingerprint import judged_identity
 from robench.evaluation.rows import FolderRows
 from robench.reports import board
-from robench.studies.intact import Result
+from robench.studies.intact import ResultFolder
 
 log = logging.getLogger(__name__)
 
 #: Tries cells of a result again: of these runs, with what `robench.studies.verify.verify` finds.
-Again = Callable[[Result, Sequence[str]], Iterator[Finding]]
+Again = Callable[[ResultFolder, Sequence[str]], Iterator[Finding]]
 #: Identities of weights and data, and what is said of them.
 _Keyed = tuple[tuple[str, str], board.Entry]
 
@@ -43,7 +43,7 @@ def draw(folders: Sequence[Path], out: Path, *, again: Again | None = None, data
     results: list[board.Judged] = []
     notices: list[str] = []
     for name, folder in _named(folders).items():
-        judged, entries = _read(name, Result.at(folder), again, data)
+        judged, entries = _read(name, ResultFolder.at(folder), again, data)
         results.append(judged)
         found += entries
     joined = _joined(found, notices)
@@ -69,7 +69,7 @@ def _named(folders: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def _read(name: str, result: Result, again: Again | None, data: str | None) -> tuple[board.Judged, list[_Keyed]]:
+def _read(name: str, result: ResultFolder, again: Again | None, data: str | None) -> tuple[board.Judged, list[_Keyed]]:
     kept = result.rows()
     found = list(result.intact(kept))
     if again is not None:

@@ -17,14 +17,14 @@ from robench.core.models import build, parameter_count
 from robench.core.runs import Run, Runs
 from robench.core.store import file_hash, write_text
 from robench.defenses import DEFENSES
-from robench.evaluation.cells import Cell as RowsCell
+from robench.evaluation.cells import Cell
 from robench.evaluation.evaluations import Evaluation
 from robench.evaluation.fingerprint import FILE, judged_identity
 from robench.evaluation.outcomes import Outcomes
 from robench.reports import board, document, style
-from robench.reports.document import Cell, Table
+from robench.reports.document import Table, TableCell
 from robench.studies.drawing import draw
-from robench.studies.intact import Result
+from robench.studies.intact import ResultFolder
 from robench.studies.workbench import ASIDE, OUTCOMES, rows_of
 from robench.training.recipes import recipe_file
 
@@ -51,7 +51,7 @@ def publish(run: Run, store: Runs, out: Path) -> list[Path]:
     outcomes = rows.outcomes(judged_identity(run))
     if outcomes.frame.empty:
         raise RobenchError(f"nothing was measured on {run.name!r}; robench eval {run.name} does it")
-    _refuse_broken(Result(run.folder, store, (run.name,)))
+    _refuse_broken(ResultFolder(run.folder, store, (run.name,)))
     surrogates = list(_surrogates(store, outcomes))
     for each in (run, *surrogates):
         _copy(each.folder, out / "runs" / each.name, with_rows=each.name == run.name)
@@ -66,7 +66,7 @@ def take(folder: Path, store: Runs) -> list[Run]:
     Raises:
         RobenchError: its files do not agree with each other, or another run has the name of one of them.
     """
-    result = Result.at(folder)
+    result = ResultFolder.at(folder)
     kept = result.rows()
     _refuse_broken(result)
     names = sorted(result.names, key=lambda name: (kept[name].parts().empty, name))
@@ -81,7 +81,7 @@ def take(folder: Path, store: Runs) -> list[Run]:
     return [store.get(name) for name in names]
 
 
-def _refuse_broken(result: Result) -> None:
+def _refuse_broken(result: ResultFolder) -> None:
     """RobenchError where files of a result do not agree."""
     for _, finding in result.intact(result.rows()):
         if finding.status == "fail":
@@ -164,12 +164,14 @@ def accuracy(outcomes: Outcomes) -> Table:
         images = own.where(threat="clean").frame["sample"].nunique()
         first = ["none", 0.0, board.clean(own.frame), images, ""]
         found = [
-            [board.threat_label(name), row["eps"], Cell.measured(row["accuracy"], row["low"], row["high"]),
+            [board.threat_label(name), row["eps"], TableCell.measured(row["accuracy"], row["low"], row["high"]),
              row["samples"], row["by"]]
             for name, row in board.by_threat(own.frame)
         ]  # fmt: skip
         for line in ([first] if images else []) + found:
-            rows.append([Cell.of(data), *(each if isinstance(each, Cell) else Cell.of(each) for each in line)])
+            rows.append(
+                [TableCell.of(data), *(each if isinstance(each, TableCell) else TableCell.of(each) for each in line)]
+            )
     note = "Accuracy in percent with its 95 percent Wilson interval, under every attack at that ε or a smaller one."
     return Table(["Data", "Threat", "ε", "Accuracy", "Images", "What took how much"], rows, note=note)
 
@@ -189,10 +191,10 @@ def _weights(run: Run) -> Table:
         said = f"{spec.name}, {numbers[spec]:,} parameters, {spec.num_classes} classes, tensors {digest[:16]}"
         normal = f"normalises with mean {_numbers(spec.mean)}, std {_numbers(spec.std)}"
         about.append((f"member {number}", f"{said}, {normal}"))
-    return Table(["what", ""], [[Cell.of(name), Cell.of(value)] for name, value in about])
+    return Table(["what", ""], [[TableCell.of(name), TableCell.of(value)] for name, value in about])
 
 
-def _trained(run: Run) -> Iterator[list[Cell]]:
+def _trained(run: Run) -> Iterator[list[TableCell]]:
     manifest = run.manifest
     about: dict[str, Any] = {
         "defense": manifest["defense"],
@@ -206,7 +208,7 @@ def _trained(run: Run) -> Iterator[list[Cell]]:
     }
     for name, value in about.items():
         if value not in (None, []):
-            yield [Cell.of(name), Cell.of(style.words(value))]
+            yield [TableCell.of(name), TableCell.of(style.words(value))]
 
 
 def train_command(run: Run) -> str:
@@ -246,7 +248,7 @@ def _changes(told: Mapping[str, Any], recipe: str, run: Run) -> dict[str, Any]:
 def judge_commands(run: Run, evaluations: Iterable[Evaluation]) -> Iterator[str]:
     """A command for each evaluation."""
     for each in evaluations:
-        cells = [RowsCell.read(run.folder / OUTCOMES, key) for key in each.cells]
+        cells = [Cell.read(run.folder / OUTCOMES, key) for key in each.cells]
         made = [cell for cell in cells if cell.craft is not None]
         if each.part or not made:
             continue

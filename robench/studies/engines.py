@@ -114,7 +114,7 @@ def engine(
 
 
 @dataclass
-class Result:
+class RunResult:
     """Keys of tasks: what was done by now, what failed and why, what is left and why not begun."""
 
     done: set[str] = field(default_factory=set)
@@ -131,7 +131,7 @@ def run(
     only: Collection[Kind] = (),
     budget: float | None = None,
     pace: Pace | None = None,
-) -> Result:
+) -> RunResult:
     """Does what is missing of a plan; a task that fails stops those alone that need it.
 
     Args:
@@ -139,7 +139,7 @@ def run(
         budget: seconds; a task is begun only if it is expected to end in time.
         pace: for that, what a pass takes here; corrected by the tasks that were done.
     """
-    work = _Work(plan, status, workers, call, only, budget, pace or Pace(0.0, 0.0))
+    work = _Scheduler(plan, status, workers, call, only, budget, pace or Pace(0.0, 0.0))
     while work.begin():
         for future in wait(work.running, return_when=FIRST_COMPLETED).done:
             work.end(future)
@@ -149,7 +149,7 @@ def run(
     return work.result
 
 
-class _Work:
+class _Scheduler:
     """What of a plan is running, and what is still to be done, by key in the order in which it is begun."""
 
     def __init__(
@@ -165,7 +165,7 @@ class _Work:
         self.plan, self.status, self.workers, self.call = plan, status, workers, call
         self.only, self.budget, self.pace = only, budget, pace
         self.began = time.monotonic()
-        self.result = Result()
+        self.result = RunResult()
         self.todo: dict[str, Step] = {}
         self.running: dict[Future[dict[str, Any]], Step] = {}
         self.tries: dict[str, int] = {}

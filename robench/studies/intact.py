@@ -28,7 +28,7 @@ _ROW = ["cell", "member", "sample"]
 
 
 @dataclass(frozen=True)
-class Result:
+class ResultFolder:
     """A folder of results.
 
     Attributes:
@@ -40,7 +40,7 @@ class Result:
     names: tuple[str, ...]
 
     @classmethod
-    def at(cls, folder: Path) -> Result:
+    def at(cls, folder: Path) -> ResultFolder:
         """The folder of a study, of runs, of one run, or of `robench publish`; RobenchError where it is none."""
         if not folder.is_dir():
             raise RobenchError(f"{folder} is no folder; name the folder of a study, of a run or of runs")
@@ -96,7 +96,7 @@ def damaged(result: Path, rows: FolderRows) -> Iterator[Finding]:
         yield Finding(str(path.relative_to(result)), "fail", "is not what was written: its name is not its hash")
 
 
-def _weights(result: Result, name: str, rows: FolderRows) -> Finding:
+def _weights(result: ResultFolder, name: str, rows: FolderRows) -> Finding:
     run = result.store.get(name)
     path = run.folder / "weights.safetensors"
     if not path.exists():
@@ -106,11 +106,11 @@ def _weights(result: Result, name: str, rows: FolderRows) -> Finding:
     return Finding(f"{name}: weights", "pass", f"SHA-256 {run.weights[:16]}…, as its manifest says")
 
 
-def _damaged(result: Result, name: str, rows: FolderRows) -> Finding | None:
+def _damaged(result: ResultFolder, name: str, rows: FolderRows) -> Finding | None:
     return next(damaged(result.folder, rows), None)
 
 
-def _cells(result: Result, name: str, rows: FolderRows) -> Finding | None:
+def _cells(result: ResultFolder, name: str, rows: FolderRows) -> Finding | None:
     keys = [str(key) for key in rows.parts()["cell"].unique()]
     if not keys:
         return None
@@ -122,7 +122,7 @@ def _cells(result: Result, name: str, rows: FolderRows) -> Finding | None:
     return Finding(f"{name}: cells", "pass", f"{len(keys)} are what their keys say, and of these weights")
 
 
-def _rows(result: Result, name: str, rows: FolderRows) -> Finding | None:
+def _rows(result: ResultFolder, name: str, rows: FolderRows) -> Finding | None:
     parts = rows.parts()
     if parts.empty:
         return None
@@ -134,7 +134,7 @@ def _rows(result: Result, name: str, rows: FolderRows) -> Finding | None:
     return Finding(f"{name}: rows", told.status, told.evidence)
 
 
-def _evaluations(result: Result, name: str, rows: FolderRows) -> Finding | None:
+def _evaluations(result: ResultFolder, name: str, rows: FolderRows) -> Finding | None:
     paths = sorted((rows.folder / FOLDER).glob("*.json"))
     if not paths:
         return None

@@ -20,10 +20,10 @@ from robench.core.runs import Run
 from robench.core.threads import fitting_batch, fitting_threads
 from robench.evaluation.cells import Cell, Craft
 from robench.evaluation.craft import craft
+from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
 from robench.evaluation.predict import classes
-from robench.evaluation.subjects import Subject
 from robench.reports.pictures import Picture, choose
 from robench.studies.workbench import CRAFTED, Workbench
 
@@ -69,7 +69,7 @@ def pictures(bench: Workbench, outcomes: Outcomes, runs: Sequence[Run], count: i
 
 def _seen(bench: Workbench, rows: pd.DataFrame, cells: Sequence[Cell], cache: Images) -> dict[int, Picture]:
     """By index of ``rows``, those whose image still gets the prediction that they have."""
-    target = bench.subject(bench.store.get(str(rows["target"].iloc[0])))
+    target = bench.load(bench.store.get(str(rows["target"].iloc[0])))
     if cells[0].identity != target.identity:
         raise RobenchError(f"the weights of run {target.name!r} are no longer those that were judged")
     precision = cast(Precision, _craft(cells[0]).precision)
@@ -104,7 +104,7 @@ def _cached(rows: pd.DataFrame, cells: Sequence[Cell], clean: Tensor, cache: Ima
     return torch.cat(loaded)
 
 
-def _crafted(bench: Workbench, target: Subject, rows: pd.DataFrame, cell: Cell, clean: Tensor) -> Tensor:
+def _crafted(bench: Workbench, target: EvaluatedModel, rows: pd.DataFrame, cell: Cell, clean: Tensor) -> Tensor:
     """The images, (B,C,H,W), crafted as one of their cells says."""
     made = _craft(cell)
     if made.batch is not None:

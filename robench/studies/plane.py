@@ -30,23 +30,23 @@ def decision_regions(
         RobenchError: no test image that all get right.
     """
     data, device = bench.data, bench.settings.device
-    subjects = [bench.subject(run) for run in (*runs, surrogate)]
+    models = [bench.load(run) for run in (*runs, surrogate)]
     images = to_images(data.test.images[:500].to(device))
     labels = data.test.labels[:500].to(device)
     right = torch.ones(len(images), dtype=torch.bool, device=device)
-    for subject in subjects:
-        right &= classes(subject.ensemble, images) == labels
+    for model in models:
+        right &= classes(model.ensemble, images) == labels
     if not bool(right.any()):
         raise RobenchError("none of the first 500 test images is classified correctly by all ensembles")
     sample = int(right.nonzero()[0])
     image, label = images[sample : sample + 1], labels[sample : sample + 1]
-    model = subjects[-1].ensemble
-    with frozen(model):
-        first = gradient(lambda z: cross_entropy(model(z), label), image).sign()[0]
+    attacked = models[-1].ensemble
+    with frozen(attacked):
+        first = gradient(lambda z: cross_entropy(attacked(z), label), image).sign()[0]
     second = (Draws.of([sample]).uniform("rademacher", image.shape[1:], image)[0] - 0.5).sign()
-    names = [f"{style.label(subject.defense)}/{subject.n}" for subject in subjects[:-1]]
-    titles = names if len(set(names)) == len(names) else [subject.name for subject in subjects[:-1]]
-    ensembles = {title: subject.ensemble.eval() for title, subject in zip(titles, subjects[:-1], strict=True)}
+    names = [f"{style.label(model.defense)}/{model.n}" for model in models[:-1]]
+    titles = names if len(set(names)) == len(names) else [model.name for model in models[:-1]]
+    ensembles = {title: model.ensemble.eval() for title, model in zip(titles, models[:-1], strict=True)}
     with full_float32():
         return regions.compute(
             ensembles,

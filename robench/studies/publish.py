@@ -141,9 +141,9 @@ def _page(plan: Plan, incomplete: str | None, smaller: list[str], rows: list[dic
         lines += [f"Unlike `{plan.study.report.like}`:", "", *(f"* {line}" for line in smaller), ""]
     cells = [
         [
-            *map(document.Cell.of, (row["target"], row["eps"])),
-            document.Cell.measured(row["diversity"], row["low"], row["high"], scale=1, digits=3),
-            document.Cell.of(row["samples"]),
+            *map(document.TableCell.of, (row["target"], row["eps"])),
+            document.TableCell.measured(row["diversity"], row["low"], row["high"], scale=1, digits=3),
+            document.TableCell.of(row["samples"]),
         ]
         for row in rows
         if "diversity" in row

@@ -20,12 +20,12 @@ from robench.core.runs import Run, Runs
 from robench.core.store import content_key
 from robench.evaluation.cells import Cell
 from robench.evaluation.engine import Evaluator, Settings
+from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import CELL_COLUMNS, ROW_COLUMNS, Outcomes
 from robench.evaluation.schema import Count, Radii
-from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Job, Threat
-from robench.studies.intact import SUMMARY, Result, damaged, guarded, summary
+from robench.studies.intact import SUMMARY, ResultFolder, damaged, guarded, summary
 from robench.studies.workbench import OUTCOMES, Workbench
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class _Again(Threat):
     job: InstanceOf[Job]
     restarts: Count = 1
 
-    def jobs(self, target: Subject) -> Iterator[Job]:
+    def jobs(self, target: EvaluatedModel) -> Iterator[Job]:
         yield self.job
 
 
@@ -56,7 +56,7 @@ class _Clean(Threat):
     restarts: Count = 1
     eps: Radii = (1.0,)
 
-    def jobs(self, target: Subject) -> Iterator[Job]:
+    def jobs(self, target: EvaluatedModel) -> Iterator[Job]:
         yield from ()
 
 
@@ -76,7 +76,7 @@ def verify(
     Cells of attacks whose images depend on their batch are left out: a cell alone makes other batches.
 
     Args:
-        result: see `robench.studies.intact.Result.at`.
+        result: see `robench.studies.intact.ResultFolder.at`.
         seed: draws the cells.
         tolerance: share of a cell's rows that may differ; another machine, or a GPU, rounds otherwise.
         dataset: by default the one that each run was trained on.
@@ -85,7 +85,7 @@ def verify(
     Raises:
         RobenchError: there are no rows at all.
     """
-    found = Result.at(result)
+    found = ResultFolder.at(result)
     store, kept = found.store, found.rows()
     for each in kept.values():
         yield from damaged(found.folder, each)
@@ -185,7 +185,7 @@ def _tried(bench: Workbench, run: Run, key: str, rows: pd.DataFrame, tolerance: 
 
 def _rows_again(bench: Workbench, run: Run, cell: Cell, samples: list[int]) -> Outcomes:
     """The rows of a cell, crafted anew in memory; RobenchError where it is not of this run or these data."""
-    target = bench.subject(run)
+    target = bench.load(run)
     if cell.identity != target.identity:
         raise RobenchError(f"cell {cell.key} is of other weights than run {run.name!r} has")
     if cell.data != bench.data.identity:

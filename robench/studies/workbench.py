@@ -24,13 +24,13 @@ from robench.evaluation.cost import Forecast
 from robench.evaluation.craft import attack_of
 from robench.evaluation.diversity import GROUP, measure
 from robench.evaluation.engine import Evaluator, Settings, correct_for_all, surrogates_of
+from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.fingerprint import Recognised, judged_identity, recognise
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.probe import judge
 from robench.evaluation.rows import FolderRows
 from robench.evaluation.schema import DIVERSITY_STEPS, SAMPLES
-from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import BLACKBOX, Blackbox, Job, Threat, Transfer, Whitebox
 from robench.studies.plan import training_passes
 from robench.training.loop import Track, ensure
@@ -67,13 +67,13 @@ class Workbench:
     subset: str = "auto"
     bar: Bar = lambda: nullcontext(silent)
     confirm: Callable[[str], bool] = lambda question: True
-    _subjects: dict[str, Subject] = field(default_factory=dict)
+    _loaded: dict[str, EvaluatedModel] = field(default_factory=dict)
     _recognised: dict[str, Recognised] = field(default_factory=dict)
 
-    def subject(self, run: Run) -> Subject:
+    def load(self, run: Run) -> EvaluatedModel:
         """A run, loaded once, on the device, with the identity of the function that it is now; a change since it was
         judged is told. RobenchError where it does not fit the data."""
-        if run.name not in self._subjects:
+        if run.name not in self._loaded:
             for spec in run.specs:
                 if (spec.num_classes, spec.in_channels) != (
                     self.data.num_classes,
@@ -84,8 +84,8 @@ class Workbench:
                         f"{self.data.label} has {self.data.test.images.shape[1]} and {self.data.num_classes}; "
                         f"choose another --dataset"
                     )
-            subject = Subject.of_run(run, self.settings.device)
-            found = recognise(run, subject.ensemble, self.data.test.images.shape[1:], self.settings.device)
+            model = EvaluatedModel.of_run(run, self.settings.device)
+            found = recognise(run, model.ensemble, self.data.test.images.shape[1:], self.settings.device)
             if found.changed:
                 log.info(
                     f"run {run.name!r} is another function than the one that was judged: for the same images its "
@@ -93,8 +93,8 @@ class Workbench:
                     f"its weights has changed; it is judged anew"
                 )
             self._recognised[run.name] = found
-            self._subjects[run.name] = replace(subject, identity=found.identity)
-        return self._subjects[run.name]
+            self._loaded[run.name] = replace(model, identity=found.identity)
+        return self._loaded[run.name]
 
     def whitebox(self, runs: Sequence[Run], **options: Any) -> Outcomes:
         return self.judge(runs, Whitebox(**options))
@@ -112,7 +112,7 @@ class Workbench:
         device, seed = self.settings.device, self.settings.seed
         order = self.data.order(self.data.resolved(self.subset, self.samples), seed)
         frames = []
-        for target in map(self.subject, runs):
+        for target in map(self.load, runs):
             right = correct_for_all(target, self.data, order, self.samples, device, self.settings.batch_size)
             folder = self.store.folder(target.name) / DIVERSITY
             with self.bar() as progress, fitting_threads(device, GROUP * self.data.test.images[0].numel()):
@@ -129,13 +129,13 @@ class Workbench:
         stand_ins = []
         for task in missing:
             members = [build(spec, number) for number, spec in enumerate(task.members)]
-            made = Subject.of_model(
+            made = EvaluatedModel.of_model(
                 members, self.settings.device, name=task.name, defense=task.defense.name, seed=task.seed
             )
             stand_ins.append(replace(made, trained=False))
-        return Blackbox(surrogates=(*map(self.subject, surrogates), *stand_ins), **options)
+        return Blackbox(surrogates=(*map(self.load, surrogates), *stand_ins), **options)
 
-    def job(self, target: Subject, cell: Cell) -> Job:
+    def job(self, target: EvaluatedModel, cell: Cell) -> Job:
         """The crafting behind an attacked cell of ``target``, on the target, one of its members, or a surrogate.
 
         Raises:
@@ -152,7 +152,7 @@ class Workbench:
             return Job(cell.threat, member, number, source, attack, restarts, pooled=True, members_too=True)
         for run in self.store.all():
             if judged_identity(run) == source:
-                surrogate = self.subject(run)
+                surrogate = self.load(run)
                 return Job(cell.threat, surrogate.ensemble, surrogate.name, source, attack, restarts, pooled=False)
         raise RobenchError(
             f"surrogate {cell.surrogate!r} is not among the runs in {self.store.root}, or has other weights than were "
@@ -246,9 +246,9 @@ class Workbench:
                 size = sum(part.disk for part in evaluator.forecast(targets, threat, samples, timed=False))
                 if size > LARGE:
                     log.info(f"adversarial images: up to {size / 1e9:.1f} GB in {self.store.root / CRAFTED}")
-            for subject in (*targets, *surrogates_of(threat)):
-                if subject.name in self._recognised:
-                    self._recognised[subject.name].keep()
+            for model in (*targets, *surrogates_of(threat)):
+                if model.name in self._recognised:
+                    self._recognised[model.name].keep()
             return judge(evaluator, targets, threat, samples, again=probe, part=part)
 
     def forecast(
@@ -260,18 +260,18 @@ class Workbench:
 
     def _prepared(
         self, runs: Sequence[Run], threat: Threat, cache: bool, progress: Progress, *, repair: bool = True
-    ) -> tuple[Evaluator, list[Subject], Any]:
+    ) -> tuple[Evaluator, list[EvaluatedModel], Any]:
         if not runs:
             raise RobenchError("there is no run to judge; robench train or robench import makes one")
         small = [run.name for run in runs if run.n < 2]
         if small and isinstance(threat, Transfer):
             raise RobenchError(f"threat 'transfer' is among members, and {small[0]!r} has one; leave it out")
-        targets = [self.subject(run) for run in runs]
+        targets = [self.load(run) for run in runs]
         evaluator = Evaluator(
             self.data,
             self.settings,
-            rows=lambda subject: FolderRows(self.store.folder(subject.name) / OUTCOMES, repair=repair),
-            aside=lambda subject: FolderRows(self.store.folder(subject.name) / ASIDE, repair=repair),
+            rows=lambda model: FolderRows(self.store.folder(model.name) / OUTCOMES, repair=repair),
+            aside=lambda model: FolderRows(self.store.folder(model.name) / ASIDE, repair=repair),
             images=Images(self.store.root / CRAFTED) if cache and isinstance(threat, Blackbox) else None,
             claims=self.store.claims(),
             progress=progress,

@@ -171,7 +171,7 @@ def import_weights(
             or what `robench.training.normalisation.find` finds on the data.
         rule: how the ensemble decides, see `robench.core.rules`.
         whose: who says ``normalisation``, in words.
-        origins: where each file is from (`robench.training.sources.Source.origin`), for the manifest.
+        origins: where each file is from (`robench.training.sources.FetchedWeights.origin`), for the manifest.
 
     Raises:
         RobenchError: unreadable files, weights that do not fit the architecture, a name that is taken, a normalisation

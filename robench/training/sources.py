@@ -33,7 +33,7 @@ _TIMEOUT = 60
 
 
 @dataclass(frozen=True)
-class Source:
+class FetchedWeights:
     """Weights that lie here.
 
     Attributes:
@@ -50,7 +50,7 @@ class Source:
     classes: int | None = None
 
 
-def fetch(text: str, folder: Path) -> Source:
+def fetch(text: str, folder: Path) -> FetchedWeights:
     """The weights that ``text`` names: a path, ``hf:OWNER/REPO[/FILE][@REVISION]``, ``timm:NAME``, ``torchhub:FILE``,
     ``torchhub:OWNER/REPO:TAG/FILE``, ``robustbench:[DATASET/THREAT/]NAME`` or ``https://...[#sha256=HASH]``.
 
@@ -69,10 +69,10 @@ def fetch(text: str, folder: Path) -> Source:
             f"{text} does not exist or is not a file; expected .pth or .safetensors, or a source: "
             f"{', '.join(f'{name}:...' for name in _FETCHERS)}"
         )
-    return Source(path, {"source": path.name, "sha256": file_hash(path)})
+    return FetchedWeights(path, {"source": path.name, "sha256": file_hash(path)})
 
 
-def _web(text: str, rest: str, folder: Path) -> Source:
+def _web(text: str, rest: str, folder: Path) -> FetchedWeights:
     url, _, wanted = text.partition("#")
     name, equals, digest = wanted.partition("=")
     if wanted and (name != "sha256" or not equals or not re.fullmatch("[0-9a-f]{64}", digest.lower())):
@@ -80,7 +80,7 @@ def _web(text: str, rest: str, folder: Path) -> Source:
     if not wanted and url.startswith("http:"):
         raise RobenchError(f"{url} can be changed on its way; use https, or say its hash: {url}#sha256=...")
     path = _download(url, folder / (Path(urlsplit(url).path).name or "weights"), digest.lower())
-    return Source(path, {"source": url, "sha256": file_hash(path), "url": url})
+    return FetchedWeights(path, {"source": url, "sha256": file_hash(path), "url": url})
 
 
 def _download(url: str, path: Path, digest: str = "") -> Path:
@@ -128,7 +128,7 @@ def refuse_page(path: Path, text: str) -> None:
 # --- Hugging Face, and timm's weights, which lie there
 
 
-def _hub(text: str, rest: str, folder: Path) -> Source:
+def _hub(text: str, rest: str, folder: Path) -> FetchedWeights:
     named, _, revision = rest.partition("@")
     owner, _, tail = named.partition("/")
     repository, _, file = tail.partition("/")
@@ -147,7 +147,7 @@ def _hub(text: str, rest: str, folder: Path) -> Source:
         told = Path(hub.hf_hub_download(f"{owner}/{repository}", "config.json", **where)) if _TOLD in files else None
     refuse_page(path, text)
     origin = {"source": text, "sha256": file_hash(path), "revision": str(info.sha)}
-    return Source(path, origin, **_says(json.loads(told.read_text("utf-8")) if told else {}))
+    return FetchedWeights(path, origin, **_says(json.loads(told.read_text("utf-8")) if told else {}))
 
 
 #: Where a repository says how its network is built.
@@ -181,7 +181,7 @@ def _chosen(text: str, files: Sequence[str]) -> str:
     raise RobenchError(f"{text} holds several files of weights, {some}; say which: hf:OWNER/REPO/FILE")
 
 
-def _timm(text: str, name: str, folder: Path) -> Source:
+def _timm(text: str, name: str, folder: Path) -> FetchedWeights:
     try:
         models = importlib.import_module("timm.models")
     except ImportError as error:
@@ -202,7 +202,7 @@ def _timm(text: str, name: str, folder: Path) -> Source:
     said = network.pretrained_cfg
     normalisation = tuple(map(float, said["mean"])), tuple(map(float, said["std"]))
     origin["sha256"] = file_hash(path)
-    return Source(path, origin, f"timm/{said['architecture']}", normalisation, int(network.num_classes))
+    return FetchedWeights(path, origin, f"timm/{said['architecture']}", normalisation, int(network.num_classes))
 
 
 def _huggingface() -> Any:
@@ -238,7 +238,7 @@ def _asking(text: str) -> Iterator[None]:
 # --- torch hub and RobustBench
 
 
-def _torchhub(text: str, rest: str, folder: Path) -> Source:
+def _torchhub(text: str, rest: str, folder: Path) -> FetchedWeights:
     repository, colon, asset = rest.partition(":")
     tag, _, file = asset.rpartition("/")
     if colon and (not tag or repository.count("/") != 1 or not file.endswith(_ENDINGS)):
@@ -254,10 +254,10 @@ def _torchhub(text: str, rest: str, folder: Path) -> Source:
             f"(resnet18-f37072fd.pth); else name the address, {url}#sha256=..."
         )
     path = _download(url, folder / url.rpartition("/")[2], digest[1])
-    return Source(path, {"source": text, "sha256": file_hash(path), "url": url})
+    return FetchedWeights(path, {"source": text, "sha256": file_hash(path), "url": url})
 
 
-def _robustbench(text: str, rest: str, folder: Path) -> Source:
+def _robustbench(text: str, rest: str, folder: Path) -> FetchedWeights:
     from robench.core.models import robustbench_entry
 
     *where, name = rest.split("/")
@@ -270,10 +270,10 @@ def _robustbench(text: str, rest: str, folder: Path) -> Source:
     path = _download(url, folder / f"{name}.pt")
     none = (0.0,) * 3, (1.0,) * 3  # its networks normalise inside, if at all
     origin = {"source": text, "sha256": file_hash(path), "url": url}
-    return Source(path, origin, f"robustbench/{dataset}/{threat}/{name}", none, classes)
+    return FetchedWeights(path, origin, f"robustbench/{dataset}/{threat}/{name}", none, classes)
 
 
-_FETCHERS: dict[str, Callable[[str, str, Path], Source]] = {
+_FETCHERS: dict[str, Callable[[str, str, Path], FetchedWeights]] = {
     "hf": _hub,
     "timm": _timm,
     "torchhub": _torchhub,

@@ -27,7 +27,7 @@ from robench.core.models import ModelSpec, build
 from robench.core.rng import Draws, Stream
 from robench.defenses import Batch
 from robench.evaluation.engine import Evaluator
-from robench.evaluation.subjects import Subject
+from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.threats import Whitebox
 from robench.training.loop import make_optimizer, train_step
 from robench.training.task import resolve
@@ -93,7 +93,7 @@ def test_the_plain_protocol_gives_the_accuracies_of_ours(ensemble: Ensemble, dat
     radii = (0.05, 0.1, 0.2)
     wanted = published.whitebox(published.Averaged(ensemble), images, labels, radii, steps=4, restarts=3)
     threat = Whitebox(eps=radii, restarts=3, attacks=(ATTACKS.get("pgd")(steps=4),))
-    found = Evaluator(data).run([Subject.of_model(ensemble, CPU)], threat, torch.arange(16))
+    found = Evaluator(data).run([EvaluatedModel.of_model(ensemble, CPU)], threat, torch.arange(16))
     assert found.where(threat="whitebox").accuracy(["eps"])["accuracy"].tolist() == list(wanted.values())
     assert 0 < sum(wanted.values()) < 3
 

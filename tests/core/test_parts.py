@@ -80,7 +80,7 @@ def images(folder: Path) -> list[int] | None:
 def values(folder: Path) -> list[float] | None:
     """Diversities; what is kept is not computed again."""
     right = torch.arange(4)
-    target = diversity.Subject.of_model(networks(0), torch.device("cpu"), name="x")
+    target = diversity.EvaluatedModel.of_model(networks(0), torch.device("cpu"), name="x")
     computed: list[int] = []
     found = diversity.measure(
         *(target, noise(), right, folder),

@@ -20,8 +20,8 @@ from robench.core.fast import attackable, rule_of
 from robench.core.models import build
 from robench.core.runs import Runs
 from robench.evaluation.api import evaluate
+from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.predict import classes, predict
-from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Whitebox
 from robench.studies.plan import expand
 from robench.studies.study import parse
@@ -127,7 +127,7 @@ def test_the_usual_rule_leaves_no_trace(tmp_path: Path) -> None:
     assert voted.load().rule == store.get("voted").rule == "vote"
     assert voted.weights == usual.weights
     assert voted.identity != usual.identity
-    one, other = (Subject.of_model(Ensemble(members, rule), CPU) for rule in ("softmax", "logits"))
+    one, other = (EvaluatedModel.of_model(Ensemble(members, rule), CPU) for rule in ("softmax", "logits"))
     assert one.identity != other.identity
 
 

@@ -1,4 +1,4 @@
-"""Small subjects whose clean predictions are right by construction: nothing has to be trained."""
+"""Small models whose clean predictions are right by construction: nothing has to be trained."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from robench.core.data import Data, make
 from robench.core.ensemble import Ensemble
 from robench.core.models import ModelSpec, build
-from robench.evaluation.subjects import Subject
+from robench.evaluation.evaluated import EvaluatedModel
 
 SPEC = ModelSpec(name="resnet8", num_classes=4, in_channels=1, mean=(0.5,), std=(0.25,))
 
@@ -26,8 +26,8 @@ def ensemble(seed: int, members: int = 2) -> Ensemble:
 
 
 @pytest.fixture(scope="session")
-def make_subject() -> Callable[[int], Subject]:
-    return lambda seed: Subject.of_model(ensemble(seed), torch.device("cpu"), name=f"subject{seed}", seed=seed)
+def make_subject() -> Callable[[int], EvaluatedModel]:
+    return lambda seed: EvaluatedModel.of_model(ensemble(seed), torch.device("cpu"), name=f"model{seed}", seed=seed)
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,7 @@ def data() -> Data:
 
 
 def noise() -> Data:
-    """40 noise images of 8x8, labelled as subject 0 sees them."""
+    """40 noise images of 8x8, labelled as model 0 sees them."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
     with torch.no_grad():
         labels = ensemble(0)(torch.from_numpy(pixels).float() / 255).argmax(dim=1).numpy()

@@ -13,7 +13,7 @@ import robench
 from robench.attacks.pgd import PGD
 from robench.core.data import Data
 from robench.evaluation import api
-from robench.evaluation.subjects import Subject
+from robench.evaluation.evaluated import EvaluatedModel
 
 
 class Linear(nn.Module):
@@ -53,19 +53,19 @@ def test_a_model_is_judged_where_it_is(data: Data, monkeypatch: pytest.MonkeyPat
     assert api._device_of(nn.Identity()).type == "cpu"
     found: list[torch.device] = []
 
-    def of_model(model: Any, device: torch.device, **options: Any) -> Subject:
+    def of_model(model: Any, device: torch.device, **options: Any) -> EvaluatedModel:
         found.append(device)
         return original(model, torch.device("cpu"), **options)
 
-    original = Subject.of_model
-    monkeypatch.setattr(Subject, "of_model", of_model)
+    original = EvaluatedModel.of_model
+    monkeypatch.setattr(EvaluatedModel, "of_model", of_model)
     monkeypatch.setattr(api, "_device_of", lambda model: torch.device("cpu", 0))
     robench.evaluate(Linear(0), data, robench.Whitebox(eps=(0.1,), attacks=(PGD(steps=1),)), samples=4)
     assert found == [torch.device("cpu", 0)]
 
 
 def test_black_box_takes_subjects_made_of_modules(data: Data) -> None:
-    surrogate = robench.Subject.of_model(Linear(5), torch.device("cpu"), name="hold-out")
+    surrogate = robench.EvaluatedModel.of_model(Linear(5), torch.device("cpu"), name="hold-out")
     threat = robench.Blackbox(eps=(0.1,), attacks=(PGD(steps=2),), surrogates=(surrogate,))
     frame = robench.evaluate(Linear(0), data, threat, samples=8).frame
     assert set(frame.loc[frame["threat"] == "blackbox", "surrogate"]) == {"hold-out"}

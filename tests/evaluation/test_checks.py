@@ -23,14 +23,14 @@ from robench.core.rng import Draws
 from robench.evaluation.cells import Cell
 from robench.evaluation.checks import check, failed, kin
 from robench.evaluation.engine import Evaluator, Settings
+from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
 from robench.evaluation.rows import FolderRows
-from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Blackbox, Threat, Transfer, Whitebox
 
 CPU = torch.device("cpu")
-MakeSubject = Callable[[int], Subject]
+MakeSubject = Callable[[int], EvaluatedModel]
 
 
 def outcomes(threat: str, right: dict[float, int], total: int = 200, **changes: Any) -> Outcomes:
@@ -164,7 +164,7 @@ class Clean(Attack):
         return images
 
 
-def evaluated(data: Data, threat: Threat, target: Subject, **options: Any) -> Outcomes:
+def evaluated(data: Data, threat: Threat, target: EvaluatedModel, **options: Any) -> Outcomes:
     return Evaluator(data, Settings(CPU), **options).run([target], threat, torch.arange(40))
 
 
@@ -201,7 +201,7 @@ class Rounds(nn.Module):
 
 
 def test_a_defense_without_gradients(make_subject: MakeSubject, data: Data) -> None:
-    target = Subject.of_model(Rounds(make_subject(0).ensemble), CPU)
+    target = EvaluatedModel.of_model(Rounds(make_subject(0).ensemble), CPU)
     found = evaluated(data, Whitebox(eps=(0.03,), attacks=(PGD(steps=2),)), target)
     assert named(check(found)) == {"gradients there": "fail", "gradient true": "fail"}
 
@@ -222,7 +222,7 @@ def test_an_ordinary_result_passes(make_subject: MakeSubject, data: Data, threat
 
 def test_a_surrogate_that_is_related_is_refused_or_labels_the_result(make_subject: MakeSubject, data: Data) -> None:
     target, stranger = make_subject(0), make_subject(7)
-    twin = Subject.of_model(copy.deepcopy(target.ensemble), CPU, name="twin")
+    twin = EvaluatedModel.of_model(copy.deepcopy(target.ensemble), CPU, name="twin")
     with pytest.raises(RobenchError, match="twin and subject0 share a member"):
         evaluated(data, Blackbox(eps=(0.1,), attacks=(Clean(),), surrogates=(twin,)), target)
     assert kin([target], [stranger]).status == "pass"
@@ -242,7 +242,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
             data,
             Whitebox(eps=(0.1,), attacks=(PGD(steps=2),)),
             make_subject(0),
-            rows=lambda subject: FolderRows(tmp_path / subject.name),
+            rows=lambda model: FolderRows(tmp_path / model.name),
         )
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

@@ -19,10 +19,10 @@ from robench.core.store import content_key
 from robench.evaluation.cells import Cell, Craft
 from robench.evaluation.comparison import Measured, compare, compare_defenses, of_defense
 from robench.evaluation.engine import Evaluator, Settings
+from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
 from robench.evaluation.rows import FolderRows
 from robench.evaluation.statistics import bootstrap_difference, holm, mcnemar
-from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Blackbox, Threat, Whitebox
 
 #: (version, eps) -> verdicts by sample
@@ -167,7 +167,7 @@ def test_runs_of_a_defense_differ_in_their_seed_alone() -> None:
 
 
 def test_rows_of_the_evaluator_are_paired_by_what_crafted_them(
-    make_subject: Callable[[int], Subject], data: Data, tmp_path: Path
+    make_subject: Callable[[int], EvaluatedModel], data: Data, tmp_path: Path
 ) -> None:
     """White-box versions match across targets; black-box ones only from the same surrogate, attack and draws."""
     targets = [make_subject(0), make_subject(1)]
@@ -175,7 +175,7 @@ def test_rows_of_the_evaluator_are_paired_by_what_crafted_them(
     def read(threat: Threat, seed: int = 0, target: int = 0) -> Measured:
         folder = tmp_path / f"{threat.name}{seed}{target}{content_key(list(threat.eps))}"
         settings = Settings(torch.device("cpu"), seed=seed)
-        evaluator = Evaluator(data, settings, rows=lambda subject: FolderRows(folder / subject.name))
+        evaluator = Evaluator(data, settings, rows=lambda model: FolderRows(folder / model.name))
         evaluator.run([targets[target]], threat, torch.arange(12))
         return Measured.of(targets[target].name, FolderRows(folder / targets[target].name, repair=False).outcomes())
 

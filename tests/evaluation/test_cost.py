@@ -25,13 +25,13 @@ from robench.core.runs import Runs
 from robench.core.store import read_hashed
 from robench.defenses import DEFENSES
 from robench.evaluation import cost, engine
+from robench.evaluation.attacked import AttackedModel
 from robench.evaluation.diversity import diversity
 from robench.evaluation.engine import Evaluator, Settings, correct_for_all
+from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.images import Images
 from robench.evaluation.probe import judge
 from robench.evaluation.rows import FolderRows
-from robench.evaluation.source import Source
-from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Blackbox, Convergence, Threat, Transfer, Whitebox
 from robench.training.loop import ensure
 from robench.training.task import resolve
@@ -39,7 +39,7 @@ from robench.training.task import resolve
 CPU = torch.device("cpu")
 FEW = torch.arange(24)
 
-MakeSubject = Callable[[int], Subject]
+MakeSubject = Callable[[int], EvaluatedModel]
 
 
 class Counter:
@@ -85,7 +85,7 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Counter:
     monkeypatch.setattr(distill, "features", part)
     for name in ("examine", "changed", "attackable"):
         monkeypatch.setattr(engine, name, quiet(getattr(engine, name)))
-    monkeypatch.setattr(Source, "_alike", quiet(Source._alike))
+    monkeypatch.setattr(AttackedModel, "_alike", quiet(AttackedModel._alike))
     return made
 
 
@@ -103,11 +103,11 @@ def threats(make_subject: MakeSubject, eps: float) -> dict[str, Threat]:
 
 
 def measured(
-    evaluator: Evaluator, target: Subject, data: Data, threat: Threat, counter: Counter
+    evaluator: Evaluator, target: EvaluatedModel, data: Data, threat: Threat, counter: Counter
 ) -> tuple[float, float]:
     """Passes that are forecast, and passes that are done."""
 
-    def right(target: Subject) -> Tensor:
+    def right(target: EvaluatedModel) -> Tensor:
         return correct_for_all(target, data, data.order("first"), 16, CPU)
 
     samples = right if isinstance(threat, Transfer) else FEW
@@ -142,7 +142,7 @@ def test_black_box_is_exact_however_many_fall_and_counts_what_is_missing_alone(
     threat = threats(make_subject, 0.1)["blackbox"]
 
     def fresh() -> Evaluator:
-        folders = [lambda subject, at=at: FolderRows(tmp_path / at / subject.name) for at in ("rows", "aside")]
+        folders = [lambda model, at=at: FolderRows(tmp_path / at / model.name) for at in ("rows", "aside")]
         return Evaluator(data, Settings(CPU), rows=folders[0], aside=folders[1], images=Images(tmp_path / "images"))
 
     first = fresh().forecast([make_subject(0)], threat, FEW, timed=False)

@@ -16,11 +16,11 @@ from robench.core.errors import RobenchError
 from robench.core.rng import Stream
 from robench.core.runs import Runs
 from robench.evaluation.diversity import Tracking, diversity, measure, transfer_rate
-from robench.evaluation.subjects import Subject
+from robench.evaluation.evaluated import EvaluatedModel
 from robench.training.loop import ensure
 from robench.training.task import resolve
 
-MakeSubject = Callable[[int], Subject]
+MakeSubject = Callable[[int], EvaluatedModel]
 
 
 def test_diversity_equals_a_direct_computation(make_subject: MakeSubject, data: Data) -> None:

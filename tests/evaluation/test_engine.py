@@ -30,22 +30,22 @@ from robench.core.rng import Draws
 from robench.core.store import write_frame
 from robench.evaluation import engine
 from robench.evaluation.engine import Evaluator, Settings, correct_for_all
+from robench.evaluation.evaluated import EvaluatedModel, kinship
 from robench.evaluation.evaluations import FOLDER
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.rows import FolderRows
-from robench.evaluation.subjects import Subject, kinship
 from robench.evaluation.threats import Blackbox, Convergence, Queries, Threat, Transfer, Whitebox
 
 CPU = torch.device("cpu")
 FAST = PGD(steps=3)
 SAMPLES = torch.arange(24)
 
-MakeSubject = Callable[[int], Subject]
+MakeSubject = Callable[[int], EvaluatedModel]
 
 
 def rows(
-    data: Data, threat: Threat, targets: list[Subject], samples: Tensor = SAMPLES, **settings: Any
+    data: Data, threat: Threat, targets: list[EvaluatedModel], samples: Tensor = SAMPLES, **settings: Any
 ) -> pd.DataFrame:
     return Evaluator(data, Settings(CPU, **settings)).run(targets, threat, samples).frame
 
@@ -150,7 +150,7 @@ class _Steps(nn.Module):
 def test_a_model_without_gradients_is_judged_by_queries(make_subject: MakeSubject, data: Data) -> None:
     """Each count by itself; more of them leave no more images right."""
     ensemble = make_subject(0).ensemble
-    target = Subject.of_model([_Steps(member) for member in ensemble.members], CPU, name="steps")
+    target = EvaluatedModel.of_model([_Steps(member) for member in ensemble.members], CPU, name="steps")
     threat = Queries(eps=(0.1,), attacks=tuple(Square(queries=count, area=0.01) for count in (1, 40)))
     outcomes = Evaluator(data, Settings(CPU)).run([target], threat, SAMPLES)
     table = outcomes.where(threat="queries").accuracy(["attack"]).set_index("attack")["accuracy"]
@@ -199,7 +199,7 @@ def folder_evaluator(data: Data, folder: Path, images: bool = True, **settings: 
     return Evaluator(
         data,
         Settings(CPU, **settings),
-        rows=lambda subject: FolderRows(folder / subject.name),
+        rows=lambda model: FolderRows(folder / model.name),
         images=Images(folder / ".crafted") if images else None,
     )
 
@@ -481,7 +481,7 @@ def test_a_model_of_too_few_classes_is_named(data: Data) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(data.test.images[0].numel(), 2))
     labelled = replace(data, test=replace(data.test, labels=torch.full_like(data.test.labels, 3)))
     with pytest.raises(RobenchError, match="model returns 2 outputs and the data have 4 classes"):
-        rows(labelled, Whitebox(eps=(0.05,), attacks=(FAST,)), [Subject.of_model(model, CPU)])
+        rows(labelled, Whitebox(eps=(0.05,), attacks=(FAST,)), [EvaluatedModel.of_model(model, CPU)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -545,7 +545,7 @@ def test_an_attack_that_does_nothing_shows_in_the_rows(make_subject: MakeSubject
 
 def test_related_surrogates_are_refused(make_subject: MakeSubject, data: Data) -> None:
     target = make_subject(0)
-    child = Subject.of_model(make_subject(0).ensemble, CPU, name="copy")
+    child = EvaluatedModel.of_model(make_subject(0).ensemble, CPU, name="copy")
     for related in (target, child):
         threat = Blackbox(eps=(0.1,), attacks=(FAST,), surrogates=(related,))
         with pytest.raises(RobenchError, match="share a member"):
@@ -556,7 +556,7 @@ def test_related_surrogates_are_refused(make_subject: MakeSubject, data: Data) -
 
 def test_ancestry_is_found_by_weight_similarity(make_subject: MakeSubject, data: Data) -> None:
     target = make_subject(0)
-    descendant = Subject.of_model(make_subject(0).ensemble, CPU).ensemble
+    descendant = EvaluatedModel.of_model(make_subject(0).ensemble, CPU).ensemble
 
     descendant = copy.deepcopy(descendant)
     with torch.no_grad():
@@ -564,7 +564,7 @@ def test_ancestry_is_found_by_weight_similarity(make_subject: MakeSubject, data:
             parameter.add_(
                 parameter.std().nan_to_num() * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
             )
-    relative = Subject.of_model(descendant, CPU, name="descendant")
+    relative = EvaluatedModel.of_model(descendant, CPU, name="descendant")
     with pytest.raises(RobenchError, match="weights of cosine"):
         rows(data, Blackbox(eps=(0.1,), attacks=(FAST,), surrogates=(relative,)), [target])
 
@@ -575,7 +575,7 @@ def test_a_copy_in_another_wrapper_is_still_a_copy(make_subject: MakeSubject, da
     wrapped = nn.Sequential(nn.Identity(), copy.deepcopy(member))
     with torch.no_grad():
         next(wrapped.parameters()).add_(1e-6)  # no hash shows it
-    surrogate = Subject.of_model(wrapped, CPU, name="wrapped")
+    surrogate = EvaluatedModel.of_model(wrapped, CPU, name="wrapped")
     with pytest.raises(
         RobenchError, match=r"member 1 of wrapped and member 1 of subject0 have 10 of 10 layers in common"
     ):
@@ -608,8 +608,8 @@ def test_a_body_in_common_is_kinship_whatever_the_head_and_the_order(
         for name in shared:
             weight = target.get_submodule(name).get_parameter("weight")
             surrogate.get_submodule(name).get_parameter("weight").copy_(weight + 0.01 * torch.rand_like(weight))
-    subjects = [Subject.of_model(model, CPU, name=name) for model, name in ((surrogate, "s"), (target, "t"))]
-    found = kinship(*subjects)
+    models = [EvaluatedModel.of_model(model, CPU, name=name) for model, name in ((surrogate, "s"), (target, "t"))]
+    found = kinship(*models)
     assert (found is not None) == kin
     if found is not None:
         assert found.startswith(
@@ -631,7 +631,7 @@ def test_nan_is_an_error(data: Data) -> None:
             return images.flatten(1)[:, :4] * float("nan")
 
     with pytest.raises(RobenchError, match="NaN"):
-        rows(data, Whitebox(eps=(0.1,), attacks=(FAST,)), [Subject.of_model(Broken(), CPU)])
+        rows(data, Whitebox(eps=(0.1,), attacks=(FAST,)), [EvaluatedModel.of_model(Broken(), CPU)])
 
 
 def test_bfloat16_crafts_and_float32_judges(make_subject: MakeSubject, data: Data) -> None:
@@ -668,7 +668,7 @@ def test_a_row_says_which_part_of_an_attack_took_its_image(
     target, attack = make_subject(0), Strongest(steps=3, queries=5)
     threat = Whitebox(eps=(0.02, 0.1), attacks=(attack, FAST), restarts=1)
     store = FolderRows(tmp_path)
-    frame = Evaluator(data, Settings(CPU), rows=lambda subject: store).run([target], threat, SAMPLES).frame
+    frame = Evaluator(data, Settings(CPU), rows=lambda model: store).run([target], threat, SAMPLES).frame
     names = {f"{part.label} {part.loss}" for part in attack.parts(4)}
     own = frame["attack"] == attack.label
     assert set(frame.loc[own & ~frame["correct"], "part"]) <= names
@@ -690,7 +690,7 @@ def test_a_row_says_which_part_of_an_attack_took_its_image(
 def test_rows_of_before_parts_were_told_are_read(make_subject: MakeSubject, data: Data, tmp_path: Path) -> None:
     store = FolderRows(tmp_path)
     threat = Whitebox(eps=(0.1,), attacks=(FAST,), restarts=1)
-    frame = Evaluator(data, Settings(CPU), rows=lambda subject: store).run([make_subject(0)], threat, SAMPLES).frame
+    frame = Evaluator(data, Settings(CPU), rows=lambda model: store).run([make_subject(0)], threat, SAMPLES).frame
     (path,) = tmp_path.glob("part-*.parquet")
     old = pd.read_parquet(path).drop(columns="part")
     path.unlink()

@@ -22,19 +22,21 @@ from robench.core.rng import Draws
 from robench.evaluation import probe as module
 from robench.evaluation.checks import failed
 from robench.evaluation.engine import Evaluator, Settings
+from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.findings import Finding
 from robench.evaluation.probe import SignNoise, probe
-from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Blackbox, Convergence, Queries, Threat, Transfer, Whitebox
 
 CPU = torch.device("cpu")
-MakeSubject = Callable[[int], Subject]
+MakeSubject = Callable[[int], EvaluatedModel]
 
 SQUARE, TARGETED, MEMBERS = module.SQUARE, module.TARGETED, module.MEMBERS
 NAMES = {"a large ε takes all", "noise does not beat it", SQUARE, TARGETED, MEMBERS, "more effort changes nothing"}
 
 
-def probed(data: Data, target: Subject, attack: Attack, eps: tuple[float, ...], **options: int) -> dict[str, Finding]:
+def probed(
+    data: Data, target: EvaluatedModel, attack: Attack, eps: tuple[float, ...], **options: int
+) -> dict[str, Finding]:
     settings = Settings(CPU)
     outcomes = Evaluator(data, settings).run(
         [target], Whitebox(eps=eps, attacks=(attack,), restarts=2), torch.arange(40)
@@ -71,7 +73,7 @@ class Rounds(nn.Module):
 
 
 def test_a_defense_without_gradients_is_beaten_by_noise_and_square(make_subject: MakeSubject, data: Data) -> None:
-    target = Subject.of_model(Rounds(make_subject(0).ensemble), CPU)
+    target = EvaluatedModel.of_model(Rounds(make_subject(0).ensemble), CPU)
     checks = probed(data, target, PGD(steps=2, random_start=False), (0.1,))
     failing = {name for name, check in checks.items() if check.status == "fail"}
     # Without a gradient, ten times the steps are as good as none; APGD's random start is better.
@@ -175,7 +177,7 @@ def test_a_model_without_a_gradient_is_judged_by_queries_and_on_surrogates(
 def test_gradient_attacks_are_refused_before_anything_is_crafted(
     threat: type[Threat], make_subject: MakeSubject, data: Data
 ) -> None:
-    target = Subject.of_model(Votes(make_subject(0).ensemble), CPU, name="votes")
+    target = EvaluatedModel.of_model(Votes(make_subject(0).ensemble), CPU, name="votes")
     evaluator = Evaluator(data, Settings(CPU))
     with pytest.raises(RobenchError, match=r"'pgd' of threat .*, and votes gives none.*--threat queries.*--attacks"):
         evaluator.run([target], threat(eps=(0.1,), attacks=(Square(queries=2), PGD())), torch.arange(8))

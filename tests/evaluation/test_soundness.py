@@ -13,11 +13,11 @@ from robench import DoubtWarning, Whitebox, evaluate
 from robench.attacks import ATTACKS
 from robench.core.data import Data
 from robench.core.errors import RobenchError
+from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.soundness import examine, keyed_torch
-from robench.evaluation.subjects import Subject
 
 CPU = torch.device("cpu")
-MakeSubject = Callable[[int], Subject]
+MakeSubject = Callable[[int], EvaluatedModel]
 
 
 class Wrapped(nn.Module):
@@ -32,8 +32,8 @@ class Wrapped(nn.Module):
         return self.how(self, images)
 
 
-def wrapped(make_subject: MakeSubject, forward: Callable[[Any, Tensor], Any]) -> Subject:
-    return Subject.of_model(Wrapped(make_subject(0).ensemble, forward), CPU)
+def wrapped(make_subject: MakeSubject, forward: Callable[[Any, Tensor], Any]) -> EvaluatedModel:
+    return EvaluatedModel.of_model(Wrapped(make_subject(0).ensemble, forward), CPU)
 
 
 def counts(self: Any, images: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def test_what_cannot_be_judged_is_refused_in_a_line(name: str, make_subject: Mak
 
 def test_half_precision_is_refused_with_the_remedy(make_subject: MakeSubject, data: Data) -> None:
     with pytest.raises(RobenchError, match=r"weights are torch.float16: judge it in float32, model.float\(\)"):
-        examine(Subject.of_model(make_subject(0).ensemble.members[0].half(), CPU), data, CPU)
+        examine(EvaluatedModel.of_model(make_subject(0).ensemble.members[0].half(), CPU), data, CPU)
 
 
 class Detached(torch.autograd.Function):
@@ -165,11 +165,11 @@ def test_outputs_of_an_odd_scale_leave_cross_entropy_blind(
 
 
 def test_a_refused_model_is_left_as_it_was(make_subject: MakeSubject, data: Data) -> None:
-    subject = wrapped(make_subject, counts)
-    before = {name: value.clone() for name, value in subject.ensemble.state_dict().items()}
+    model = wrapped(make_subject, counts)
+    before = {name: value.clone() for name, value in model.ensemble.state_dict().items()}
     with pytest.raises(RobenchError, match="changes its own"):
-        examine(subject, data, CPU)
-    assert all(torch.equal(value, before[name]) for name, value in subject.ensemble.state_dict().items())
+        examine(model, data, CPU)
+    assert all(torch.equal(value, before[name]) for name, value in model.ensemble.state_dict().items())
 
 
 def test_a_function_that_changes_while_it_is_judged_is_said(make_subject: MakeSubject, data: Data) -> None:
@@ -203,7 +203,7 @@ def test_a_model_that_takes_few_images_at_once_is_refused_in_a_line(make_subject
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
 def test_a_traced_model_is_judged(make_subject: MakeSubject, data: Data) -> None:
     traced = torch.jit.trace(make_subject(0).ensemble.members[0], data.test.images[:2].float() / 255)
-    assert {check.status for check in examine(Subject.of_model(traced, CPU), data, CPU).checks} == {"pass"}
+    assert {check.status for check in examine(EvaluatedModel.of_model(traced, CPU), data, CPU).checks} == {"pass"}
 
 
 def test_torch_s_generator_is_keyed_within_and_restored() -> None:

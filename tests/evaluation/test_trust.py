@@ -19,24 +19,24 @@ from robench.core.data import Data
 from robench.core.errors import DoubtWarning, RobenchError
 from robench.core.logs import Lines, logged
 from robench.evaluation.engine import Evaluator
+from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import Outcomes
-from robench.evaluation.subjects import Subject
 from robench.evaluation.threats import Blackbox, Threat, Whitebox
 
 CPU = torch.device("cpu")
 SAMPLES = torch.arange(40)
 WHITE = Whitebox(eps=(0.02, 0.05), attacks=(PGD(steps=10),), restarts=2)
-MakeSubject = Callable[[int], Subject]
+MakeSubject = Callable[[int], EvaluatedModel]
 
 
 def judged(
-    data: Data, model: nn.Module | Subject, threat: Threat = WHITE, samples: Tensor = SAMPLES
+    data: Data, model: nn.Module | EvaluatedModel, threat: Threat = WHITE, samples: Tensor = SAMPLES
 ) -> tuple[Outcomes, list[str]]:
     lines: list[str] = []
-    subject = model if isinstance(model, Subject) else Subject.of_model(model, CPU)
+    target = model if isinstance(model, EvaluatedModel) else EvaluatedModel.of_model(model, CPU)
     with logged(Lines(lines)):
-        return Evaluator(data).run([subject], threat, samples), lines
+        return Evaluator(data).run([target], threat, samples), lines
 
 
 def verdicts(outcomes: Outcomes) -> pd.DataFrame:
@@ -164,7 +164,7 @@ def test_where_cross_entropy_is_blind_cw_is_attacked_with_too(make_subject: Make
 
 def test_a_target_that_needs_cw_changes_no_rows_of_another(make_subject: MakeSubject, data: Data) -> None:
     member = make_subject(0).ensemble.members[0]
-    other, blind = (Subject.of_model(Scaled(member, by), CPU, name=f"by {by:g}") for by in (1, 1e7))
+    other, blind = (EvaluatedModel.of_model(Scaled(member, by), CPU, name=f"by {by:g}") for by in (1, 1e7))
     alone, together = (Evaluator(data).run(targets, WHITE, SAMPLES).frame for targets in ([other], [other, blind]))
     rows = together.groupby("target")
     pd.testing.assert_frame_equal(rows.get_group(other.name).reset_index(drop=True), alone)
@@ -184,8 +184,8 @@ class Nearest(nn.Module):
         return (-4 * distance).softmax(dim=1) @ self.get_buffer("classes")
 
 
-def surrogate_check(data: Data, target: Subject, labels: Tensor, samples: Tensor = SAMPLES) -> Finding:
-    surrogate = Subject.of_model(Nearest(data, labels), CPU, name="source")
+def surrogate_check(data: Data, target: EvaluatedModel, labels: Tensor, samples: Tensor = SAMPLES) -> Finding:
+    surrogate = EvaluatedModel.of_model(Nearest(data, labels), CPU, name="source")
     threat = Blackbox(eps=(0.1,), attacks=(PGD(steps=10),), restarts=1, surrogates=(surrogate,))
     outcomes, _ = judged(data, target, threat, samples)
     assert set(outcomes.frame["threat"]) == {"clean", "blackbox"}, "a surrogate's own rows are no result"

@@ -64,7 +64,11 @@ def test_formats_hold_the_numbers() -> None:
 
 
 def test_one_description_gives_every_format() -> None:
-    cells = [document.Cell.of("a_b"), document.Cell.measured(0.5, 0.4, 0.6, best=True), document.Cell.of(float("nan"))]
+    cells = [
+        document.TableCell.of("a_b"),
+        document.TableCell.measured(0.5, 0.4, 0.6, best=True),
+        document.TableCell.of(float("nan")),
+    ]
     table = document.Table(["name", "%", "p"], [cells], "Above", "Below.")
     assert document.markdown(table) == (
         "| name | % | p |\n| --- | --: | --: |\n| a\\_b | **50.0** [40.0, 60.0] | – |\n\nBelow.\n"

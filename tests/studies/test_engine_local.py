@@ -215,7 +215,7 @@ class Script:
         return future
 
 
-def scripted(study: Path, tmp_path: Path, script: Script, **options: Any) -> tuple[Plan, engines.Result]:
+def scripted(study: Path, tmp_path: Path, script: Script, **options: Any) -> tuple[Plan, engines.RunResult]:
     plan = planned(study)
     status = StudyStatus(plan, StudyFolder(tmp_path))
     return plan, engines.run(plan, status, script, lambda key: (plan.steps[key].title,), **options)

@@ -14,8 +14,8 @@ from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.models import ModelSpec, build
 from robench.core.runs import Run, Runs
+from robench.evaluation.evaluated import EvaluatedModel, kinship
 from robench.evaluation.rows import FolderRows
-from robench.evaluation.subjects import Subject, kinship
 from robench.training.combining import combine
 
 CPU = torch.device("cpu")
@@ -53,11 +53,11 @@ def test_members_of_several_architectures_decide_together(store: Runs) -> None:
 
 def test_what_was_combined_is_no_hold_out_of_its_parts(store: Runs) -> None:
     first, second, third = (saved(store, name, (seed,)) for seed, name in enumerate(("a", "b", "c")))
-    pool = Subject.of_run(combine("pool", [first, second], store), CPU)
+    pool = EvaluatedModel.of_run(combine("pool", [first, second], store), CPU)
     for part in (first, second):
-        assert kinship(pool, Subject.of_run(part, CPU)) is not None
-        assert kinship(Subject.of_run(part, CPU), pool) is not None
-    assert kinship(pool, Subject.of_run(third, CPU)) is None
+        assert kinship(pool, EvaluatedModel.of_run(part, CPU)) is not None
+        assert kinship(EvaluatedModel.of_run(part, CPU), pool) is not None
+    assert kinship(pool, EvaluatedModel.of_run(third, CPU)) is None
     deeper = combine("deeper", [store.get("pool"), third], store)
     assert {entry["run"] for entry in deeper.manifest["ancestors"]} == {"pool", "a", "b", "c"}
 

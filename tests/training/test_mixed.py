@@ -13,7 +13,7 @@ from robench.core import data
 from robench.core.data import Split
 from robench.core.runs import Runs
 from robench.evaluation.api import evaluate
-from robench.evaluation.subjects import Subject
+from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.threats import Transfer, Whitebox
 from robench.training.loop import ensure
 from robench.training.task import resolve
@@ -31,13 +31,13 @@ def test_a_mixed_ensemble_is_trained_attacked_and_judged(tmp_path: Path) -> None
     task = resolve(few, "dverge", 3, models=MIXED, overrides=fields, init="scratch")
     run = ensure(task, few, store, device=CPU)
     assert [spec.name for spec in run.specs] == MIXED
-    subject = Subject.of_run(run, CPU)
+    model = EvaluatedModel.of_run(run, CPU)
     pgd = ATTACKS.get("pgd")(steps=5)
-    white = evaluate(subject, digits, Whitebox(eps=(0.15,), attacks=(pgd,), restarts=1), samples=40, probe=False)
+    white = evaluate(model, digits, Whitebox(eps=(0.15,), attacks=(pgd,), restarts=1), samples=40, probe=False)
     rates = white.accuracy(["threat"]).set_index("threat")["accuracy"]
     assert rates["clean"] > 0.3, "it has learnt"
     assert rates["whitebox"] < rates["clean"] - 0.1, "the attack reaches every member"
-    inside = evaluate(subject, digits, Transfer(eps=(0.3,), attacks=(pgd,), restarts=1), samples=30, probe=False).frame
+    inside = evaluate(model, digits, Transfer(eps=(0.3,), attacks=(pgd,), restarts=1), samples=30, probe=False).frame
     assert set(inside["surrogate"]) == {"1", "2", "3"}
     fooled = inside[inside["surrogate"] == inside["member"]].groupby("member")["correct"].mean()
     assert (fooled < 0.9).all(), fooled.to_dict()

@@ -27,7 +27,7 @@ SAME_GRADIENT: dict[Precision, float] = {"float32": 0.95, "bfloat16": 0.8, "floa
 
 
 @dataclass
-class Source:
+class AttackedModel:
     """The model that is attacked.
 
     Attributes:

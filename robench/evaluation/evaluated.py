@@ -18,7 +18,7 @@ from robench.core.store import content_key, tensors_hash
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """An ensemble under evaluation, or a surrogate.
 
     Attributes:
@@ -43,7 +43,7 @@ class Subject:
         return len(self.ensemble)
 
     @classmethod
-    def of_run(cls, run: Run, device: torch.device) -> Subject:
+    def of_run(cls, run: Run, device: torch.device) -> EvaluatedModel:
         ancestors = {value for entry in run.manifest["ancestors"] for value in (entry["weights"], *entry["members"])}
         return cls(
             run.name,
@@ -64,7 +64,7 @@ class Subject:
         name: str = "model",
         defense: str = "unknown",
         seed: int = 0,
-    ) -> Subject:
+    ) -> EvaluatedModel:
         """A user's own module, ensemble, or list of member modules: images in [0, 1] -> logits.
 
         The modules are used as they are, set to eval mode for the time of a call only; where they are on another
@@ -113,7 +113,7 @@ def _uncompiled(model: nn.Module) -> nn.Module:
     return inner if isinstance(inner, nn.Module) else model
 
 
-def kinship(surrogate: Subject, target: Subject, threshold: float = 0.2) -> str | None:
+def kinship(surrogate: EvaluatedModel, target: EvaluatedModel, threshold: float = 0.2) -> str | None:
     """Why a surrogate is no hold-out for a target, or None.
 
     Shared weights and shared ancestors are read off hashes. Where ancestry was not recorded it still shows: trained
