@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from robench.attacks.base import ATTACKS, Attack
 from robench.core.errors import RobenchError
+from robench.core.files import tensors_hash
 from robench.core.rng import Draws
-from robench.core.store import tensors_hash
 
 #: The prefix of these attacks: ``given/PATH.npz``.
 FAMILY = "given"

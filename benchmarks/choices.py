@@ -23,10 +23,10 @@ from robench.commands._shared import dataset_of, device_of
 from robench.core.data import load
 from robench.core.ensemble import Ensemble, mixture
 from robench.core.fast import attackable, has_bfloat16
+from robench.core.files import write_text
 from robench.core.frozen import full_float32
 from robench.core.losses import cross_entropy
-from robench.core.runs import Runs
-from robench.core.store import write_text
+from robench.store.runs import Runs
 
 
 class Stacked(nn.Module):

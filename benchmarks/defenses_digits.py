@@ -19,17 +19,17 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from robench.core.store import write_text
+from robench.core.files import write_text
 from robench.evaluation.outcomes import transferability, wilson
 from robench.evaluation.statistics import accuracy_interval, bootstrap_difference, difference_over_seeds
 from robench.evaluation.worst import verdicts
 from robench.reports import style
 from robench.reports._queries import survived
 from robench.reports.document import Table, TableCell, markdown
+from robench.session import stored
 from robench.studies.plan import expand
 from robench.studies.state import StudyFolder, StudyStatus
 from robench.studies.study import find, parse
-from robench.studies.workbench import stored
 
 TRANSFER_EPS = 0.2
 #: Columns: title, threat, ε, and how the attack's label begins where one threat has several.

@@ -21,12 +21,12 @@ import pandas as pd
 import torch
 
 from robench.core.data import Data, load, make
-from robench.core.runs import Runs
-from robench.core.store import write_text
+from robench.core.files import write_text
 from robench.evaluation import words
 from robench.evaluation.engine import Settings
 from robench.reports.document import markdown, of_frame
-from robench.studies.workbench import Workbench
+from robench.session import Session
+from robench.store.runs import Runs
 from robench.training.task import resolve
 
 TRAINED_ON = 1010
@@ -49,16 +49,16 @@ def held_out() -> Data:
     return make("npz:digits-held-out", *parts, recipe="digits")
 
 
-def judged(bench: Workbench, defense: str, overrides: dict[str, Any]) -> dict[str, float]:
+def judged(session: Session, defense: str, overrides: dict[str, Any]) -> dict[str, float]:
     """Fractions in [0, 1], of seed 0."""
     # Named by what is tried, as the recipe's own settings move with the choice.
     name = "-".join([defense, *(f"{field}{value:g}" for field, value in overrides.items())])
-    targets = bench.train([resolve(bench.data, defense, 3, overrides=overrides, name=name)])
-    transfer = bench.transfer(
+    targets = session.train([resolve(session.data, defense, 3, overrides=overrides, name=name)])
+    transfer = session.transfer(
         targets, eps=(0.2,), attacks=words.attacks("transfer", steps=20), restarts=2
     ).transferability()
     off = transfer[(transfer["member"] != "ensemble") & (transfer["member"] != transfer["source"].astype(str))]
-    white = bench.whitebox(targets, eps=(0.1,), attacks=words.attacks("whitebox", steps=20), restarts=2)
+    white = session.whitebox(targets, eps=(0.1,), attacks=words.attacks("whitebox", steps=20), restarts=2)
     found = white.accuracy(["threat"]).set_index("threat")["accuracy"]
     return {
         "accuracy clean": found["clean"],
@@ -67,12 +67,12 @@ def judged(bench: Workbench, defense: str, overrides: dict[str, Any]) -> dict[st
     }
 
 
-def rows(bench: Workbench, defense: str) -> Iterator[dict[str, Any]]:
+def rows(session: Session, defense: str) -> Iterator[dict[str, Any]]:
     """One for every setting of a defense; the chosen one says so."""
     found = []
     for overrides in TRIED[defense]:
         setting = ", ".join(f"{name} {value:g}" for name, value in overrides.items())
-        found.append({"defense": defense, "setting": setting, **judged(bench, defense, overrides)})
+        found.append({"defense": defense, "setting": setting, **judged(session, defense, overrides)})
         click.echo(found[-1], err=True)
     right = [row for row in found if row["accuracy clean"] >= CLEAN] or found
     best = max(right, key=lambda row: row["accuracy white-box .1"])
@@ -85,8 +85,8 @@ def rows(bench: Workbench, defense: str) -> Iterator[dict[str, Any]]:
 @click.option("--out", default="results/digits", show_default=True, type=click.Path(path_type=Path))
 def main(defenses: tuple[str, ...], runs: str, out: Path) -> None:
     data = held_out()
-    bench = Workbench(Runs(runs), data, Settings(torch.device("cpu"), batch_size=len(data.test)), len(data.test))
-    frame = pd.DataFrame([row for defense in defenses or TRIED for row in rows(bench, defense)])
+    session = Session(Runs(runs), data, Settings(torch.device("cpu"), batch_size=len(data.test)), len(data.test))
+    frame = pd.DataFrame([row for defense in defenses or TRIED for row in rows(session, defense)])
     text = markdown(of_frame(frame))
     if not defenses:
         write_text(out / "settings.csv", frame.to_csv(index=False))

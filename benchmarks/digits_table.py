@@ -16,13 +16,13 @@ import pandas as pd
 import torch
 
 from robench.core.data import load
-from robench.core.runs import Runs
-from robench.core.store import write_text
+from robench.core.files import write_text
 from robench.evaluation import words
 from robench.evaluation.engine import Settings
 from robench.evaluation.outcomes import Outcomes
 from robench.reports.document import Table, TableCell, markdown
-from robench.studies.workbench import Workbench
+from robench.session import Session
+from robench.store.runs import Runs
 from robench.training.task import resolve
 
 DEFENSES = ("baseline", "adp", "gal", "dverge", "advt", "dverge-advt")
@@ -38,8 +38,8 @@ EPS = (0.1, 0.2)
 @click.option("--out", default="results/digits", show_default=True, type=click.Path(path_type=Path))
 def main(craft_bn: bool, seeds: int, samples: int, runs: str, out: Path) -> None:
     data = load("digits")
-    bench = Workbench(Runs(runs), data, Settings(torch.device("cpu"), batch_size=samples), samples)
-    surrogates = bench.train(bench.surrogate_tasks((3, 5), "baseline"))
+    session = Session(Runs(runs), data, Settings(torch.device("cpu"), batch_size=samples), samples)
+    surrogates = session.train(session.surrogate_tasks((3, 5), "baseline"))
     variants: dict[str, tuple[str, dict[str, Any]]] = (
         {f"craft_bn={mode}": ("dverge", {} if mode == "train" else {"craft_bn": mode}) for mode in MODES}
         if craft_bn
@@ -48,15 +48,15 @@ def main(craft_bn: bool, seeds: int, samples: int, runs: str, out: Path) -> None
     rows = []
     for label, (defense, overrides) in variants.items():
         for seed in range(seeds):
-            targets = bench.train([resolve(data, defense, 3, seed=seed, overrides=overrides)])
-            transfer = bench.transfer(
+            targets = session.train([resolve(data, defense, 3, seed=seed, overrides=overrides)])
+            transfer = session.transfer(
                 targets, eps=(0.2,), attacks=words.attacks("transfer", steps=20), restarts=2
             ).transferability()
             off = transfer[(transfer["member"] != "ensemble") & (transfer["member"] != transfer["source"].astype(str))]
             judged = Outcomes.concat(
                 [
-                    bench.whitebox(targets, eps=EPS, attacks=words.attacks("whitebox", steps=20), restarts=2),
-                    bench.blackbox(
+                    session.whitebox(targets, eps=EPS, attacks=words.attacks("whitebox", steps=20), restarts=2),
+                    session.blackbox(
                         targets, surrogates, eps=EPS, attacks=words.attacks("blackbox", steps=20), restarts=2
                     ),
                 ]

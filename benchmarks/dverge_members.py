@@ -20,10 +20,10 @@ from robench.commands._shared import device_of
 from robench.core.data import load
 from robench.core.ensemble import Ensemble
 from robench.core.fast import Precision, widen_heads
+from robench.core.files import write_text
 from robench.core.frozen import full_float32
 from robench.core.models import build
 from robench.core.rng import Stream
-from robench.core.store import write_text
 from robench.training.loop import batches, make_optimizer, train_step
 from robench.training.task import resolve
 

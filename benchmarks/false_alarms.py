@@ -27,11 +27,11 @@ import robench
 from robench.cli import run as robench_command
 from robench.core.data import Data, load, make, to_images
 from robench.core.ensemble import Ensemble
+from robench.core.files import write_text
 from robench.core.models import build
-from robench.core.runs import Runs
-from robench.core.store import write_text
-from robench.evaluation.doctor import diagnose
-from robench.training.importing import import_weights
+from robench.store.importing import import_weights
+from robench.store.runs import Runs
+from robench.validity.doctor import diagnose
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 SIDE = 32

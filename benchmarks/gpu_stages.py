@@ -31,20 +31,20 @@ from robench.attacks import ATTACKS
 from robench.core.data import Data, load, make
 from robench.core.ensemble import Ensemble
 from robench.core.fast import Precision, attackable, compiled, has_bfloat16
+from robench.core.files import write_text
 from robench.core.frozen import full_float32
 from robench.core.logs import Lines, logged
 from robench.core.models import ModelSpec, build
 from robench.core.rng import Draws, Stream
-from robench.core.runs import Run, Runs
-from robench.core.store import write_text
 from robench.defenses import DEFENSES
 from robench.evaluation import words
 from robench.evaluation.engine import Settings
 from robench.evaluation.outcomes import wilson
 from robench.evaluation.threats import Blackbox, Convergence, Threat, Transfer, Whitebox
-from robench.studies.workbench import Workbench
+from robench.session import Session
+from robench.store.importing import import_weights
+from robench.store.runs import Run, Runs
 from robench.training.compiling import compiled_if_same
-from robench.training.importing import import_weights
 from robench.training.loop import batches, check_networks, ensure, make_optimizer, train_step
 from robench.training.task import Task, resolve
 
@@ -164,7 +164,7 @@ def works(plan: Plan) -> Rows:
         target = [known]
 
         def judged(threat: Threat, probe: bool = False, **how: Any) -> str:
-            work = Workbench(Runs(folder), digits, Settings(plan.device, **how), images)
+            work = Session(Runs(folder), digits, Settings(plan.device, **how), images)
             outcomes = work.judge(target, threat, probe=probe)
             table = outcomes.where(threat=threat.name).accuracy(["eps"])
             return f"accuracy {table['accuracy'].iloc[-1]:.1%}"
@@ -184,7 +184,7 @@ def works(plan: Plan) -> Rows:
         yield tried("survivors attacked again", partial(judged, Whitebox(eps=(0.15,), attacks=short), probe=True))
         yield tried("threat transfer", partial(judged, Transfer(eps=(0.1,), restarts=2, attacks=short)))
         attacks = tuple(replace(each, steps=3) for each in words.attacks("blackbox"))  # type: ignore[call-arg]
-        work = Workbench(store, digits, Settings(plan.device), images)
+        work = Session(store, digits, Settings(plan.device), images)
         hold_out = Blackbox(surrogates=(work.load(own),), eps=(0.1,), restarts=2, attacks=attacks)
         yield tried("threat blackbox, ten versions", partial(judged, hold_out))
         yield tried("threat convergence", partial(judged, Convergence(eps=(0.1,), attacks=short)))
@@ -364,7 +364,7 @@ def judged(plan: Plan, folder: Path, precision: Precision, samples: int) -> Iter
     store = Runs(folder)
     runs = {name: _imported(plan.data / "checkpoints" / file, store, name) for name, file in CHECKPOINTS.items()}
     targets = [runs["dverge-3"], runs["baseline-3"]]
-    work = Workbench(store, data, Settings(plan.device, precision), samples)
+    work = Session(store, data, Settings(plan.device, precision), samples)
     tiny: dict[str, Any] = {"attacks": (ATTACKS.get("pgd")(steps=50),)}
     parts: dict[str, Threat] = {
         "whitebox": Whitebox(eps=(0.01, 0.02, 0.03)),
@@ -678,7 +678,7 @@ def cifar10(plan: Plan) -> Rows:
             if not plan.tiny:
                 threats.insert(0, Transfer(eps=radii[-1:], **short))
             for threat in threats:
-                outcomes = Workbench(store, data, Settings(plan.device), samples).judge([run], threat)
+                outcomes = Session(store, data, Settings(plan.device), samples).judge([run], threat)
                 table = outcomes.where(member="ensemble").accuracy(["threat", "eps"])
                 said = ", ".join(
                     f"{each.threat} {each.eps:g}: {each.accuracy:.1%} [{each.low:.1%}, {each.high:.1%}]"

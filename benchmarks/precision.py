@@ -18,13 +18,13 @@ import pandas as pd
 from robench.commands._shared import device_of
 from robench.core.data import load
 from robench.core.fast import Precision
-from robench.core.runs import Runs
-from robench.core.store import write_text
+from robench.core.files import write_text
 from robench.evaluation import words
 from robench.evaluation.engine import Settings
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.statistics import bootstrap_difference, mcnemar
-from robench.studies.workbench import Workbench
+from robench.session import Session
+from robench.store.runs import Runs
 
 #: Points of accuracy by which a precision may differ from float32.
 ALLOWED = 0.01
@@ -60,10 +60,10 @@ def main(
     verdicts: dict[str, pd.Series] = {}
     for kind in ("float32", precision):
         settings = Settings(device_of(device), precision=kind, batch_size=batch_size)
-        bench = Workbench(store, data, settings, samples)
+        session = Session(store, data, settings, samples)
         found = [
-            bench.whitebox(targets, eps=radii, restarts=1, attacks=words.attacks("whitebox", steps=steps)),
-            bench.blackbox(
+            session.whitebox(targets, eps=radii, restarts=1, attacks=words.attacks("whitebox", steps=steps)),
+            session.blackbox(
                 targets,
                 [store.get(surrogate)],
                 eps=radii,

@@ -29,14 +29,14 @@ from robench.attacks import ATTACKS, Attack
 from robench.core.data import Data, load, to_images
 from robench.core.ensemble import Ensemble
 from robench.core.fast import attackable
-from robench.core.runs import Runs
-from robench.core.store import read_json, write_json, write_text
+from robench.core.files import read_json, write_json, write_text
 from robench.evaluation import words
 from robench.evaluation.craft import craft
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.outcomes import wilson
 from robench.evaluation.predict import predict
 from robench.reports.document import Table, TableCell, markdown
+from robench.store.runs import Runs
 
 #: The paper's, as it is reported; then those that a reviewer asks for.
 OURS: dict[str, dict[str, Any]] = {"pgd": {"steps": 50}, "mora": {}, "square": {"queries": 1000}, "strongest": {}}

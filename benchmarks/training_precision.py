@@ -16,7 +16,7 @@ import click
 import pandas as pd
 from scipy import stats
 
-from robench.core.store import read_json, write_text
+from robench.core.files import read_json, write_text
 
 CELL = ["defense", "threat", "eps"]
 

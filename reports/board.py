@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from robench.core.errors import RobenchError
-from robench.core.store import write_text
+from robench.core.files import write_text
 from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import ENSEMBLE, wilson
 from robench.evaluation.worst import worst

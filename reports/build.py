@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from robench.core.errors import RobenchError
-from robench.core.store import atomic, checked_name, write_text
+from robench.core.files import atomic, checked_name, write_text
 from robench.defenses.base import DEFENSES
 from robench.evaluation.outcomes import ENSEMBLE, left_out
 from robench.evaluation.threats import BLACKBOX

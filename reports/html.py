@@ -21,7 +21,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from robench.core.errors import RobenchError
-from robench.core.store import write_text
+from robench.core.files import write_text
 from robench.evaluation.outcomes import that_count
 from robench.evaluation.threats import BLACKBOX
 from robench.reports import against, build, document, pareto, published, style, tables, versions

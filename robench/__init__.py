@@ -10,10 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from robench.api import evaluate
     from robench.core.data import load as load_data
     from robench.core.ensemble import Ensemble
     from robench.core.errors import DoubtWarning, RobenchError
-    from robench.evaluation.api import evaluate
     from robench.evaluation.evaluated import EvaluatedModel
     from robench.evaluation.outcomes import Outcomes
     from robench.evaluation.threats import Blackbox, Transfer, Whitebox
@@ -40,7 +40,7 @@ _HOME = {
     "EvaluatedModel": "robench.evaluation.evaluated",
     "Transfer": "robench.evaluation.threats",
     "Whitebox": "robench.evaluation.threats",
-    "evaluate": "robench.evaluation.api",
+    "evaluate": "robench.api",
 }
 
 

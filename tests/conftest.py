@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from robench.core.data import Data
 from robench.core.logs import Lines, logged
+from robench.evaluation.evaluated import EvaluatedModel
+from tests.small import ensemble, noise
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +30,13 @@ def told() -> Iterator[list[str]]:
     lines: list[str] = []
     with logged(Lines(lines)):
         yield lines
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[[int], EvaluatedModel]:
+    return lambda seed: EvaluatedModel.of_model(ensemble(seed), torch.device("cpu"), name=f"model{seed}", seed=seed)
+
+
+@pytest.fixture(scope="session")
+def data() -> Data:
+    return noise()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from robench.core.store import content_key, read_frame, read_record, write_frame, write_record
+from robench.core.files import content_key, read_frame, read_record, write_frame, write_record
 from robench.evaluation.evaluations import FOLDER, Evaluation
 
 

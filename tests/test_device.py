@@ -21,10 +21,10 @@ from robench.core.frozen import full_float32
 from robench.core.losses import LOSSES
 from robench.core.models import ModelSpec, build
 from robench.core.rng import Draws, Stream
-from robench.core.runs import Run, Runs
 from robench.defenses import DEFENSES
 from robench.evaluation.engine import Settings
-from robench.studies.workbench import Workbench
+from robench.session import Session
+from robench.store.runs import Run, Runs
 from robench.training.compiling import compiled_if_same
 from robench.training.loop import batches, ensure, make_optimizer, train_step
 from robench.training.task import Task, resolve
@@ -167,6 +167,6 @@ def test_a_store_holds_rows_of_both(run: Run, digits: Data, device: torch.device
     """Rows that a GPU wrote are taken up by a CPU, not made again."""
     threat = robench.Whitebox(eps=(0.05,), restarts=1, attacks=(ATTACKS.get("pgd")(steps=2),))
     store = Runs(run.folder.parent)
-    first = Workbench(store, digits, Settings(device), 20).judge([run], threat)
-    second = Workbench(store, digits, Settings(torch.device("cpu")), 20).judge([run], threat)
+    first = Session(store, digits, Settings(device), 20).judge([run], threat)
+    second = Session(store, digits, Settings(torch.device("cpu")), 20).judge([run], threat)
     assert first.where(threat="whitebox").accuracy().equals(second.where(threat="whitebox").accuracy())

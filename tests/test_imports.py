@@ -20,15 +20,19 @@ LAYERS = {
     "robench.core": 1,
     "robench.attacks": 2,
     "robench.defenses": 3,
+    "robench.store": 3,
     "robench.training": 4,
     "robench.evaluation": 4,
     "robench.reports": 5,
-    "robench.studies": 6,
-    "robench.commands": 7,
-    "robench.cli": 8,
-    "robench.__main__": 9,
+    "robench.validity": 5,
+    "robench.api": 6,
+    "robench.session": 7,
+    "robench.studies": 8,
+    "robench.commands": 9,
+    "robench.cli": 10,
+    "robench.__main__": 11,
     # The names for Python users, imported on first use.
-    "robench": 9,
+    "robench": 11,
 }
 
 

@@ -14,14 +14,14 @@ import torch
 
 from robench.core.data import Data, load
 from robench.core.errors import RobenchError
-from robench.core.runs import Run, Runs
 from robench.evaluation.engine import Settings
 from robench.evaluation.evaluated import EvaluatedModel, kinship
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.words import attacks
 from robench.reports.against import against
-from robench.studies.workbench import Workbench
-from robench.training.importing import import_weights
+from robench.session import Session
+from robench.store.importing import import_weights
+from robench.store.runs import Run, Runs
 
 BASELINE = "baseline-3-resnet20-seed0"
 DVERGE = "dverge-3-resnet20-eps0.07-seed0"
@@ -93,8 +93,8 @@ def advoap(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     }
 
 
-def bench(run: Run, data: Data, samples: int) -> Workbench:
-    return Workbench(Runs(run.folder.parent), data, Settings(batch_size=100), samples)
+def session(run: Run, data: Data, samples: int) -> Session:
+    return Session(Runs(run.folder.parent), data, Settings(batch_size=100), samples)
 
 
 def off_diagonal(outcomes: Outcomes) -> tuple[list[float], list[float]]:
@@ -125,7 +125,7 @@ def test_clean_accuracy(runs: dict[str, Run], lossless: Data, name: str, expecte
 @pytest.mark.truth
 @pytest.mark.parametrize(("name", "low", "high"), [(BASELINE, 0.90, 1.0), (DVERGE, 0.0, 0.05)])
 def test_transferability(runs: dict[str, Run], lossless: Data, name: str, low: float, high: float) -> None:
-    outcomes = bench(runs[name], lossless, 500).transfer([runs[name]], eps=(0.03,), restarts=2)
+    outcomes = session(runs[name], lossless, 500).transfer([runs[name]], eps=(0.03,), restarts=2)
     off, own = off_diagonal(outcomes)
     print(f"\n{name}: transfer at .03 off the diagonal {min(off):.3f}-{max(off):.3f}, on it {min(own):.3f}")
     assert min(own) >= 0.995
@@ -136,7 +136,7 @@ def test_transferability(runs: dict[str, Run], lossless: Data, name: str, low: f
 @pytest.mark.truth
 def test_whitebox(runs: dict[str, Run], lossless: Data) -> None:
     radii = (0.01, 0.02, 0.03)
-    outcomes = bench(runs[DVERGE], lossless, 300).whitebox([runs[DVERGE]], eps=radii, restarts=5)
+    outcomes = session(runs[DVERGE], lossless, 300).whitebox([runs[DVERGE]], eps=radii, restarts=5)
     measured = [100 * accuracy for accuracy in accuracies(outcomes, "whitebox")]
     print(f"\n{DVERGE}: white-box at .01 .02 .03: {', '.join(f'{value:.1f}' for value in measured)} %")
     assert measured == pytest.approx([40.3, 11.0, 2.0], abs=3)
@@ -145,7 +145,7 @@ def test_whitebox(runs: dict[str, Run], lossless: Data) -> None:
 @pytest.mark.truth
 def test_blackbox_ten_versions(runs: dict[str, Run], lossless: Data) -> None:
     targets = [runs[name] for name in VERSIONS]
-    work = Workbench(Runs(targets[0].folder.parent), lossless, Settings(batch_size=100, precision="bfloat16"), 100)
+    work = Session(Runs(targets[0].folder.parent), lossless, Settings(batch_size=100, precision="bfloat16"), 100)
     outcomes = work.blackbox(targets, [runs[HOLD_OUT]], eps=(0.03,)).where(threat="blackbox")
     for name, (expected, all_ten) in VERSIONS.items():
         own = outcomes.where(target=name)
@@ -162,7 +162,7 @@ def test_advoap_as_its_record_says(advoap: dict[str, Run], lossless: Data) -> No
     logits. By the mean of softmax it decides hardly otherwise."""
     measured, pgd = {}, attacks("whitebox", ["pgd:steps=20:step_ratio=0.125"])
     for rule, run in advoap.items():
-        work = Workbench(Runs(run.folder.parent), lossless, Settings(batch_size=100, precision="bfloat16"), 300)
+        work = Session(Runs(run.folder.parent), lossless, Settings(batch_size=100, precision="bfloat16"), 300)
         outcomes = work.whitebox([run], eps=(8 / 255,), restarts=1, attacks=pgd)
         measured[rule] = accuracies(outcomes, "whitebox")[0]
         print(f"\n{run.name}: {outcomes.accuracy().round(3).to_dict('records')}")
@@ -187,7 +187,7 @@ def test_advoap_takes_images_as_they_are(advoap: dict[str, Run], lossless: Data)
 
 def test_the_published_ancestor_is_refused(runs: dict[str, Run], lossless: Data) -> None:
     with pytest.raises(RobenchError, match="is an ancestor of"):
-        bench(runs[DVERGE], lossless, 4).blackbox([runs[DVERGE]], [runs[BASELINE]], eps=(0.01,))
+        session(runs[DVERGE], lossless, 4).blackbox([runs[DVERGE]], [runs[BASELINE]], eps=(0.01,))
 
 
 def test_the_published_ancestor_shows_in_the_weights(runs: dict[str, Run]) -> None:
@@ -206,14 +206,14 @@ def test_fifty_images(runs: dict[str, Run], lossless: Data) -> None:
     found: dict[str, Sequence[float]] = {}
     for name in (BASELINE, DVERGE):
         run = runs[name]
-        outcomes = bench(run, lossless, 50).transfer(
+        outcomes = session(run, lossless, 50).transfer(
             [run], eps=(0.03,), restarts=1, attacks=attacks("transfer", steps=10)
         )
         found[name], own = off_diagonal(outcomes)
         assert min(own) >= 0.9
     assert min(found[BASELINE]) >= 0.75
     assert max(found[DVERGE]) <= 0.1
-    white = bench(runs[DVERGE], lossless, 50).whitebox(
+    white = session(runs[DVERGE], lossless, 50).whitebox(
         [runs[DVERGE]], eps=(0.01,), restarts=1, attacks=attacks("whitebox", steps=10)
     )
     assert accuracies(white, "whitebox")[0] == pytest.approx(0.407, abs=0.2)

@@ -14,8 +14,8 @@ from robench.commands._shared import dataset_of, device_of, folder_of, refuse_gi
 from robench.commands._tables import drawn
 from robench.core.data import load
 from robench.core.errors import RobenchError
-from robench.core.runs import Run, Runs
-from robench.core.store import write_json, write_text
+from robench.core.files import write_json, write_text
+from robench.store.runs import Run, Runs
 
 from . import measure, table
 

@@ -29,13 +29,13 @@ from robench.core.fast import DTYPES, Precision, attackable, has_bfloat16, widen
 from robench.core.features import depth, features
 from robench.core.frozen import full_float32, hooked
 from robench.core.models import build
-from robench.core.provenance import versions
 from robench.core.rng import Draws, Stream
 from robench.core.threads import fitting_threads
 from robench.defenses import Batch
 from robench.evaluation.engine import Evaluator, Settings
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.threats import Whitebox
+from robench.store.provenance import versions
 from robench.training.loop import batches, make_optimizer, train_step
 from robench.training.recipes import recipe_file
 from robench.training.task import Task, resolve

@@ -1,4 +1,4 @@
-"""More processes for one evaluation, which share its work through the store (`robench.core.claims`)."""
+"""More processes for one evaluation, which share its work through the store (`robench.store.claims`)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import torch
 from robench.core.errors import RobenchError
 from robench.core.logs import Lines, logged
 from robench.core.pool import Processes
-from robench.core.runs import Run
 from robench.evaluation.threats import Threat
-from robench.studies.workbench import Workbench
+from robench.session import Session
+from robench.store.runs import Run
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +37,11 @@ class Part:
         surrogates = tuple(model.name for model in options.pop("surrogates", ()))
         return cls(tuple(run.name for run in runs), type(threat), options, surrogates)
 
-    def judge(self, bench: Workbench, *, cache: bool) -> None:
+    def judge(self, session: Session, *, cache: bool) -> None:
         """Makes the rows that are missing and in nobody's hands."""
-        surrogates = [bench.store.get(name) for name in self.surrogates]
-        threat = bench.hold_out(surrogates, **self.options) if surrogates else self.kind(**self.options)
-        bench.judge([bench.store.get(name) for name in self.targets], threat, cache=cache, probe=False)
+        surrogates = [session.store.get(name) for name in self.surrogates]
+        threat = session.hold_out(surrogates, **self.options) if surrogates else self.kind(**self.options)
+        session.judge([session.store.get(name) for name in self.targets], threat, cache=cache, probe=False)
 
 
 @contextmanager

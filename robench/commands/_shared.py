@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import torch
 
     from robench.core.data import Data
-    from robench.core.runs import Run
     from robench.evaluation.outcomes import Outcomes
+    from robench.store.runs import Run
 
 
 def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -98,7 +98,7 @@ def judged(
     """
     from robench.core.data import DATASETS, at_hand, load
     from robench.core.errors import RobenchError
-    from robench.studies.workbench import stored
+    from robench.session import stored
 
     parts = stored(runs).by_data()
     found = ", ".join(sorted(parts))

@@ -15,7 +15,7 @@ from robench.commands._shared import shared
 def command(action: str, runs: str) -> int:
     """The adversarial images that are kept: list them, verify every file, or clear all."""
     from robench.evaluation.images import Images
-    from robench.studies.workbench import CRAFTED
+    from robench.session import CRAFTED
 
     images = Images(Path(runs) / CRAFTED)
     if action == "clear":

@@ -42,7 +42,7 @@ def plugin(names: tuple[str, ...], data_dir: str) -> int:
 
     A NAME is one that `robench list` shows, package.module:factory of a model, npz:PATH or folder:PATH of data.
     """
-    from robench.evaluation.conformance import examine, kinds
+    from robench.validity.conformance import examine, kinds
 
     found = []
     for kind, name in [(kind, each) for each in names for kind in kinds(each)]:
@@ -62,8 +62,8 @@ def model(what: str, dataset: str | None, model: tuple[str, ...], data_dir: str,
     from robench.core.ensemble import Ensemble
     from robench.core.errors import RobenchError
     from robench.core.models import build, import_model
-    from robench.core.runs import Runs
-    from robench.evaluation.doctor import diagnose
+    from robench.store.runs import Runs
+    from robench.validity.doctor import diagnose
 
     if ":" in what:
         refuse_given({"model", "runs"}, "has no effect for a FACTORY")

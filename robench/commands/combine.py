@@ -21,8 +21,8 @@ def command(names: tuple[str, ...], name: str, role: Any, rule: Any, runs: str) 
 
     As a pool of surrogates: robench combine r20 vgg wrn --name pool; robench eval --threat blackbox --surrogates pool.
     """
-    from robench.core.runs import Runs
-    from robench.training.combining import combine
+    from robench.store.combining import combine
+    from robench.store.runs import Runs
 
     store = Runs(runs)
     click.echo(combine(name, [store.get(each) for each in names], store, role=role, rule=rule).name)

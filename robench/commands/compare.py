@@ -10,7 +10,7 @@ from robench.commands._shared import as_text, refuse_given, shared
 from robench.commands._tables import drawn, interval
 
 if TYPE_CHECKING:
-    from robench.core.runs import Run
+    from robench.store.runs import Run
 
 
 @click.command("compare")
@@ -26,9 +26,10 @@ def command(
     first: str, second: str, threat: str, eps: str | None, defenses: bool, n: int | None, style: str, runs: str
 ) -> None:
     """Whether run A differs from run B, on the images and under the attacks that both were judged on."""
-    from robench.core.runs import Runs
-    from robench.evaluation import comparison, words
-    from robench.studies.workbench import stored
+    from robench.evaluation import words
+    from robench.session import stored
+    from robench.store.runs import Runs
+    from robench.validity import comparison
 
     if threat == "clean":
         refuse_given({"eps"}, "has no effect under --threat clean")

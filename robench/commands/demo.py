@@ -20,8 +20,8 @@ def command(context: click.Context, out: Path) -> int:
     failed = int(context.invoke(run.command, study="demo", out=out))
     if failed:
         return failed
+    from robench.session import stored
     from robench.studies.state import StudyFolder
-    from robench.studies.workbench import stored
 
     folder = StudyFolder(out)
     outcomes = stored([each for each in folder.runs.all() if each.role == "target"])

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from robench.commands._helpers import Part
     from robench.core.data import Data
     from robench.core.fast import Precision
-    from robench.core.runs import Run, Runs
     from robench.evaluation.cost import Forecast
     from robench.evaluation.findings import Finding
     from robench.evaluation.outcomes import Outcomes
     from robench.evaluation.threats import Threat
-    from robench.studies.workbench import Workbench
+    from robench.session import Session
+    from robench.store.runs import Run, Runs
 
 
 _GROUPS = (
@@ -91,39 +91,39 @@ def command(**given: Any) -> int:
     from robench.evaluation import checks, words
     from robench.evaluation.outcomes import Outcomes
     from robench.evaluation.threats import THREATS
+    from robench.session import stored
     from robench.studies.summary import objects
-    from robench.studies.workbench import stored
 
     require(asked.log_to)
     gpus = visible_gpus(asked.device)
     alone = asked.dry_run or asked.threat == "diversity"
     workers = 1 if alone else asked.workers or max(1, len(gpus))
-    chosen, bench = _bench(asked, workers)
+    chosen, session = _session(asked, workers)
     if asked.threat == "diversity":
-        return _diversity(asked, bench, chosen)
-    options = words.options(asked.threat, asked.attacked, _usual_eps(asked, bench))
+        return _diversity(asked, session, chosen)
+    options = words.options(asked.threat, asked.attacked, _usual_eps(asked, session))
     wanted = _gate.requirements(asked.require)
     _gate.refuse_unmeasured(wanted, _points(asked, options["eps"]), "this evaluation")
     found: list[Finding] = []
     trained: list[Forecast] = []
     if asked.threat == "blackbox":
-        plans, found, trained = _blackbox(asked, bench, chosen, options)
+        plans, found, trained = _blackbox(asked, session, chosen, options)
     else:
         plans = [(chosen, THREATS[asked.threat](**options))]
     cache, again = not asked.no_cache, asked.probe is not False
     if asked.dry_run:
-        bills = [bill for group, made in plans for bill in bench.forecast(group, made, cache=cache, probe=again)]
+        bills = [bill for group, made in plans for bill in session.forecast(group, made, cache=cache, probe=again)]
         click.echo(_bill([*trained, *bills]))
         return 0
     parts = [Part.of(group, made) for group, made in plans]
     with helpers(workers - 1, gpus[1:] + gpus[:1], _assist, asked, workers, parts):
-        outcomes = Outcomes.concat(bench.judge(group, made, cache=cache, probe=again) for group, made in plans)
+        outcomes = Outcomes.concat(session.judge(group, made, cache=cache, probe=again) for group, made in plans)
     log_results(chosen, asked.log_to, objects(outcomes), asked.threat)
     verdicts = _gate.judge(wanted, objects(outcomes), "this evaluation", by_low=asked.lower_bound)
     click.echo(formatted(outcomes, asked.threat, asked.style, _gate.plain(verdicts)))
     found += checks.check(outcomes, stored(chosen))
     if asked.probe:
-        found += _probed(asked, bench, chosen, outcomes, options)
+        found += _probed(asked, session, chosen, outcomes, options)
     for each in [*found, *verdicts]:
         click.echo(each, err=asked.style != "table")
     return int((asked.strict and checks.failed(found)) or not all(verdict.met for verdict in verdicts))
@@ -179,11 +179,11 @@ class _Asked:
         )
 
 
-def _bench(asked: _Asked, workers: int) -> tuple[list[Run], Workbench]:
+def _session(asked: _Asked, workers: int) -> tuple[list[Run], Session]:
     """The runs that are judged, and what judges them."""
-    from robench.core.runs import Runs
     from robench.evaluation.engine import Settings
-    from robench.studies.workbench import Workbench
+    from robench.session import Session
+    from robench.store.runs import Runs
 
     store = Runs(asked.runs)
     chosen, data = _judged(asked.names, store, asked.dataset, asked.data_dir)
@@ -191,8 +191,8 @@ def _bench(asked: _Asked, workers: int) -> tuple[list[Run], Workbench]:
     _tell(chosen, data)
     samples, subset = asked.images.samples, _subset(data, asked.images)
     how = device_of(asked.device), asked.precision, asked.batch_size, asked.seed, asked.compiling, workers
-    bench = Workbench(store, data, Settings(*how), samples, subset, bar=bar, confirm=confirm(asked.yes))
-    return chosen, bench
+    session = Session(store, data, Settings(*how), samples, subset, bar=bar, confirm=confirm(asked.yes))
+    return chosen, session
 
 
 def _assist(asked: _Asked, workers: int, parts: Sequence[Part]) -> None:
@@ -200,41 +200,41 @@ def _assist(asked: _Asked, workers: int, parts: Sequence[Part]) -> None:
     from robench.commands._helpers import silent
 
     with silent():
-        _, bench = _bench(asked, workers)
+        _, session = _session(asked, workers)
         for part in parts:
-            part.judge(bench, cache=not asked.no_cache)
+            part.judge(session, cache=not asked.no_cache)
 
 
-def _usual_eps(asked: _Asked, bench: Workbench) -> tuple[float, ...]:
+def _usual_eps(asked: _Asked, session: Session) -> tuple[float, ...]:
     from robench.training.recipes import recipe_file
 
-    return recipe_file(bench.data.recipe).evaluation.radii(asked.threat)
+    return recipe_file(session.data.recipe).evaluation.radii(asked.threat)
 
 
-def _diversity(asked: _Asked, bench: Workbench, chosen: Sequence[Run]) -> int:
+def _diversity(asked: _Asked, session: Session, chosen: Sequence[Run]) -> int:
     from robench.core.errors import RobenchError
     from robench.evaluation import words
 
     wanted = asked.attacked
-    radii = words.radii(wanted.eps) if isinstance(wanted.eps, str) else _usual_eps(asked, bench)
+    radii = words.radii(wanted.eps) if isinstance(wanted.eps, str) else _usual_eps(asked, session)
     if len(radii) > 1:
         raise RobenchError(f"expected one --eps under --threat diversity, got {wanted.eps}")
     steps = {} if wanted.steps is None else {"steps": wanted.steps}
-    click.echo(diversity(bench.diversity(chosen, eps=radii[0], **steps), asked.style))
+    click.echo(diversity(session.diversity(chosen, eps=radii[0], **steps), asked.style))
     return 0
 
 
 def _probed(
-    asked: _Asked, bench: Workbench, chosen: Sequence[Run], outcomes: Outcomes, options: dict[str, Any]
+    asked: _Asked, session: Session, chosen: Sequence[Run], outcomes: Outcomes, options: dict[str, Any]
 ) -> list[Finding]:
-    """What `robench.evaluation.probe` finds."""
-    from robench.evaluation.probe import probe
+    """What `robench.validity.probe` finds."""
+    from robench.validity.probe import probe
 
-    found, alone = [], replace(bench.settings, workers=1)
+    found, alone = [], replace(session.settings, workers=1)
     for run in chosen:
         with bar() as progress:
-            target, attacks = bench.load(run), options["attacks"]
-            found += probe(target, outcomes, bench.data, attacks, asked.attacked.restarts, alone, progress=progress)
+            target, attacks = session.load(run), options["attacks"]
+            found += probe(target, outcomes, session.data, attacks, asked.attacked.restarts, alone, progress=progress)
     return found
 
 
@@ -278,7 +278,7 @@ def _subset(data: Data, asked: schema.Samples) -> str:
 
 
 def _blackbox(
-    asked: _Asked, bench: Workbench, chosen: Sequence[Run], options: dict[str, Any]
+    asked: _Asked, session: Session, chosen: Sequence[Run], options: dict[str, Any]
 ) -> tuple[list[tuple[list[Run], Threat]], list[Finding], list[Forecast]]:
     """Who is judged on which hold-out surrogates, which are trained first where they are missing; with --dry-run these
     are untrained, and what their training takes is given instead."""
@@ -294,14 +294,14 @@ def _blackbox(
         group = [run for run in chosen if not same or run.defense == defense]
         if not sizes:
             refuse_given({"surrogate_defense"}, "is of surrogates that --surrogates gives by size")
-        tasks = bench.surrogate_tasks(sizes, defense)
-        there = bench.store.names()
+        tasks = session.surrogate_tasks(sizes, defense)
+        there = session.store.names()
         missing = [task for task in tasks if task.name not in there] if asked.dry_run and not asked.no_train else []
-        trained += bench.trainings(missing)
+        trained += session.trainings(missing)
         ready = [task for task in tasks if task not in missing]
-        runs = bench.train(ready, allowed=not asked.no_train, ask_beyond=600) + list(map(bench.store.get, others))
-        plans.append((group, bench.hold_out(runs, missing=missing, **related, **options)))
-        found.append(checks.kin(map(bench.load, group), [*map(bench.load, runs)]))
+        runs = session.train(ready, allowed=not asked.no_train, ask_beyond=600) + list(map(session.store.get, others))
+        plans.append((group, session.hold_out(runs, missing=missing, **related, **options)))
+        found.append(checks.kin(map(session.load, group), [*map(session.load, runs)]))
     return plans, found, trained
 
 

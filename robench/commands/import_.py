@@ -13,8 +13,8 @@ from robench.commands._shared import refuse_given, shared
 from robench.core.rules import RULES, USUAL
 
 if TYPE_CHECKING:
-    from robench.core.runs import Runs
-    from robench.training.sources import FetchedWeights
+    from robench.store.runs import Runs
+    from robench.store.sources import FetchedWeights
 
 
 @click.command("import")
@@ -56,9 +56,9 @@ def command(
     that robench publish wrote is taken with its rows and surrogates.
     """
     from robench.core.models import import_model
-    from robench.core.runs import Runs
-    from robench.training.importing import import_weights
-    from robench.training.sources import fetch
+    from robench.store.importing import import_weights
+    from robench.store.runs import Runs
+    from robench.store.sources import fetch
 
     store = Runs(runs)
     if len(weights) == 1 and Path(weights[0]).is_dir():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from robench.evaluation.conformance import Kind
+    from robench.validity.conformance import Kind
 
 #: The template's file and class, by what they are a plug-in of.
 _TEMPLATE = {"defense": ("noise", "Noise", "example-noise"), "attack": ("fgsm", "FGSM", "example-fgsm")}
@@ -24,7 +24,7 @@ def command(name: str, attack: bool, out: Path | None) -> None:
     from importlib.util import find_spec
 
     from robench.core.errors import RobenchError
-    from robench.evaluation.conformance import REGISTRIES
+    from robench.validity.conformance import REGISTRIES
 
     kind: Kind = "attack" if attack else "defense"
     folder, module = out or Path(name), name.replace("-", "_")

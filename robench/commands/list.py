@@ -19,8 +19,8 @@ from robench.commands._shared import shared
 def command(what: str | None, markdown: bool, runs: str) -> None:
     """What there is: defenses, attacks, models, datasets, runs."""
     from robench.core.errors import RobenchError
-    from robench.core.runs import Runs
-    from robench.evaluation.conformance import REGISTRIES, Kind
+    from robench.store.runs import Runs
+    from robench.validity.conformance import REGISTRIES, Kind
 
     if markdown and what == "runs":
         raise RobenchError("expected --markdown with defenses, attacks, models or datasets; robench show has runs")

@@ -19,7 +19,7 @@ def command(name: str, out: Path | None, runs: str) -> None:
     `robench check result`, `robench board` and `robench import` read it; the card says the numbers, hashes,
     normalisation, and the commands that train and judge it again.
     """
-    from robench.core.runs import Runs
+    from robench.store.runs import Runs
     from robench.studies.card import publish
 
     store = Runs(runs)

@@ -38,12 +38,12 @@ def command(
 ) -> None:
     """Draw what was measured on RUNs, or on all: figures as PDF and PNG, their values, tables, report.html."""
     from robench.core.errors import RobenchError
-    from robench.core.runs import Runs
     from robench.evaluation.engine import Settings
+    from robench.session import Session
+    from robench.store.runs import Runs
     from robench.studies.drawing import draw
     from robench.studies.pictures import pictures
     from robench.studies.plane import decision_regions
-    from robench.studies.workbench import Workbench
 
     if against is None:
         refuse_given({"same_data"}, "has an effect only with --against")
@@ -57,13 +57,13 @@ def command(
     chosen = [run for run in chosen if run.name in set(outcomes.frame["target"])]
     plane, seen = None, []
     if data is not None:
-        bench = Workbench(store, data, Settings(device_of(device)), bar=bar)
+        session = Session(store, data, Settings(device_of(device)), bar=bar)
         if regions is not None:
             hold_outs = [run for run in store.all() if run.role == "surrogate"]
             if not hold_outs:
                 raise RobenchError("--regions needs a surrogate run; robench eval --threat blackbox makes one")
-            plane = decision_regions(bench, chosen, hold_outs[0], resolution=regions)
-        seen = pictures(bench, outcomes, chosen, IMAGES if images is None else images)
+            plane = decision_regions(session, chosen, hold_outs[0], resolution=regions)
+        seen = pictures(session, outcomes, chosen, IMAGES if images is None else images)
     shape = None if data is None else data.test.images.shape[1:]
     files = draw(
         outcomes, chosen, out, regions=plane, pictures=seen, paper=against, same_data=same_data, shape=shape

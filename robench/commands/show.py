@@ -16,7 +16,7 @@ from robench.commands._tables import drawn, interval
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from robench.core.runs import Run, Runs
+    from robench.store.runs import Run, Runs
 
 #: Epochs of a history that the terminal shows.
 EPOCHS = 12
@@ -46,9 +46,9 @@ def command(
     import json
     from dataclasses import asdict
 
-    from robench.core.runs import Runs
     from robench.reports.style import words
-    from robench.studies.workbench import stored
+    from robench.session import stored
+    from robench.store.runs import Runs
 
     store = Runs(runs)
     run = store.get(name)
@@ -83,16 +83,16 @@ def _write(path: Path, store: Runs, run: Run, count: int, dataset: str | None, d
     from robench.evaluation.engine import Settings
     from robench.reports import build, style
     from robench.reports.pictures import sheet
+    from robench.session import Session
     from robench.studies.drawing import provenance
     from robench.studies.pictures import pictures
-    from robench.studies.workbench import Workbench
 
     if path.suffix != ".png":
         raise RobenchError(f"expected --images as the name of a .png file, got {str(path)!r}")
     outcomes, data = judged([run], dataset, data_dir, needed=True)
     assert data is not None
-    bench = Workbench(store, data, Settings(device_of(device)), bar=bar)
-    seen = pictures(bench, outcomes, [run], count)
+    session = Session(store, data, Settings(device_of(device)), bar=bar)
+    seen = pictures(session, outcomes, [run], count)
     if not seen:
         raise RobenchError(f"no image that an attack took from {run.name!r} can be shown; robench eval {run.name}")
     with style.context():
@@ -132,8 +132,8 @@ def _scores(run: Run) -> list[dict[str, Any]]:
     """One object per data set, threat and ε (of convergence, per attack); for transfer the mean over member pairs; what
     is left under all of them is called worst."""
     from robench.evaluation.outcomes import counted, left_out
+    from robench.session import stored
     from robench.studies.summary import left, objects
-    from robench.studies.workbench import stored
 
     found: list[dict[str, Any]] = []
     for data, outcomes in stored([run]).by_data().items():

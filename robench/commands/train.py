@@ -62,8 +62,8 @@ def command(
 ) -> None:
     """Train DEFENSE; run again, it resumes or says that it is complete. Prints the run's name last."""
     from robench.core.data import load
-    from robench.core.runs import Runs
     from robench.evaluation.diversity import Tracking
+    from robench.store.runs import Runs
     from robench.training.loop import ensure
     from robench.training.recipes import recipe_file
     from robench.training.task import resolve

@@ -11,7 +11,7 @@ import torch
 
 from robench.core.data import Data, DataFolder, Split, outline
 from robench.core.errors import RobenchError, unknown
-from robench.core.store import tensors_hash
+from robench.core.files import tensors_hash
 
 #: Test images of each severity; an array holds those of all, the mildest first.
 IMAGES = 10_000

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from robench.core.errors import RobenchError
+from robench.core.files import tensors_hash
 from robench.core.models import ModelSpec
 from robench.core.registry import Registry
 from robench.core.rng import Stream
-from robench.core.store import tensors_hash
 
 log = logging.getLogger(__name__)
 

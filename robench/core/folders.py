@@ -14,8 +14,8 @@ from torch import Tensor
 
 from robench.core.data import Data, DataFolder, make
 from robench.core.errors import RobenchError
+from robench.core.files import Absent, Damaged, read_hashed, write_hashed
 from robench.core.parts import read_intact
-from robench.core.store import Absent, Damaged, read_hashed, write_hashed
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from robench.core.errors import RobenchError
+from robench.core.files import content_key, read_record, write_record
 from robench.core.registry import Registry
-from robench.core.store import content_key, read_record, write_record
 
 #: Folder of a run that holds what was logged.
 FOLDER = "log"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from robench.core.errors import RobenchError
-from robench.core.store import Damaged
+from robench.core.files import Damaged
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +20,8 @@ def read_intact(path: Path, read: Callable[[Path], T], content: str, remedy: str
     """What ``path`` holds; None where it is damaged, which is told.
 
     Args:
-        read: raises `Damaged` where the file is not what was written, as `robench.core.store.read_frame` and
-            `robench.core.store.read_hashed` do.
+        read: raises `Damaged` where the file is not what was written, as `robench.core.files.read_frame` and
+            `robench.core.files.read_hashed` do.
         content, remedy: what the file holds, and what is done about it: "its rows", "are judged again".
         repair: set a damaged file aside, under a name that ends in ``.damaged``; whoever only reads leaves it there.
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from robench.core.errors import RobenchError
-from robench.core.store import checked_name, content_key, read_record, write_record
+from robench.core.files import checked_name, content_key, read_record, write_record
 
 #: Raise it when the meaning of rows changes; cells of the old version are not reused.
 ROWS_VERSION = 1

@@ -28,15 +28,15 @@ from robench.core.fast import Precision, attackable, crafting_dtype
 from robench.core.frozen import full_float32
 from robench.core.losses import LOSSES
 from robench.core.models import ModelSpec, build, parameter_count
-from robench.core.runs import Run
 from robench.core.threads import SMALL, fitting_batch, fitting_threads
 from robench.defenses import DEFENSES, Defense
 from robench.evaluation.threats import starts
+from robench.store.runs import Run
 
 #: A forward pass alone, in passes.
 FORWARD = 1 / 3
 
-#: Survivors of a white-box result that are always attacked again, see `robench.evaluation.probe.attack_again`: share of
+#: Survivors of a white-box result that are always attacked again, see `robench.validity.probe.attack_again`: share of
 #: the result's gradient steps that it may take, and steps that it may take anyhow; survivors at most; queries of each;
 #: what a query costs in gradient steps, measured on a few images.
 SHARE, FLOOR, MOST = 0.06, 1500, 100

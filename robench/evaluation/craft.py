@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from robench.attacks import ATTACKS, Attack, Crafted
 from robench.core.errors import RobenchError
+from robench.core.files import content_key
 from robench.core.plugins import construct
 from robench.core.rng import Draws
-from robench.core.store import content_key
 from robench.evaluation.cells import Cell
 from robench.evaluation.predict import Indices
 from robench.evaluation.soundness import keyed_torch

@@ -20,11 +20,11 @@ from robench.core.data import Data, to_images
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.features import depth
+from robench.core.files import content_key, read_frame, write_frame
 from robench.core.frozen import frozen
 from robench.core.parts import read_parts
 from robench.core.progress import Progress, silent
 from robench.core.rng import Draws, Stream
-from robench.core.store import content_key, read_frame, write_frame
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.predict import classes
 from robench.evaluation.schema import DIVERSITY_STEPS

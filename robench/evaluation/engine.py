@@ -19,14 +19,13 @@ from torch import Tensor, nn
 
 from robench.attacks import Attack, Crafted
 from robench.core import linf, rules
-from robench.core.claims import PAUSE, Claims
 from robench.core.data import Data
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError, out_of_memory
 from robench.core.fast import Precision, attackable, compiled, crafting_dtype, slow_precision
+from robench.core.files import content_key
 from robench.core.frozen import frozen
 from robench.core.progress import Progress, silent
-from robench.core.store import content_key
 from robench.core.threads import USUAL, fitting_batch, fitting_threads, judging_batch
 from robench.evaluation import cost
 from robench.evaluation.attacked import AttackedModel
@@ -43,6 +42,7 @@ from robench.evaluation.predict import Indices, Predictions, classes, predict
 from robench.evaluation.rows import Rows
 from robench.evaluation.soundness import GRADIENT, REPEAT, changed, examine
 from robench.evaluation.threats import Blackbox, Job, Threat
+from robench.store.claims import PAUSE, Claims
 
 log = logging.getLogger(__name__)
 
@@ -357,7 +357,7 @@ class Evaluator:
         """What `run` would do of each attack on each source, and for how long at most; writes nothing.
 
         Args:
-            again: survivors of a white-box result are attacked again, as by `robench.evaluation.probe.judge`.
+            again: survivors of a white-box result are attacked again, as by `robench.validity.probe.judge`.
             timed: False measures nothing and leaves the seconds at 0.
         """
         indices = self._open(targets, threat, samples)

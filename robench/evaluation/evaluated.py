@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
-from robench.core.runs import Run, member_hashes
-from robench.core.store import content_key, tensors_hash
+from robench.core.files import content_key, tensors_hash
+from robench.store.runs import Run, member_hashes
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from robench.core.errors import RobenchError
-from robench.core.store import content_key, read_record, write_record
+from robench.core.files import content_key, read_record, write_record
 
 #: Folder of the records, beside the rows.
 FOLDER = "evaluations"

@@ -16,11 +16,11 @@ from torch import Tensor
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.fast import ROUNDING, disagreement
+from robench.core.files import content_key, read_tensors, write_tensors
 from robench.core.frozen import frozen
 from robench.core.rng import Stream
-from robench.core.runs import Run
-from robench.core.store import content_key, read_tensors, write_tensors
 from robench.evaluation.soundness import keyed_torch
+from robench.store.runs import Run
 
 FILE = "fingerprint.safetensors"
 IMAGES = 16

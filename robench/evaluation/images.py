@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from robench.core.errors import RobenchError
+from robench.core.files import Damaged, checked_name, read_hashed, read_record, tensors_hash, write_hashed, write_record
 from robench.core.parts import read_intact, read_parts
-from robench.core.store import Damaged, checked_name, read_hashed, read_record, tensors_hash, write_hashed, write_record
 from robench.evaluation.cells import Cell
 
 #: Names of the parts of a craft, and what is told where one is damaged.

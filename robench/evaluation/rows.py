@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from robench.core.errors import RobenchError
+from robench.core.files import read_frame, read_record, write_frame, write_record
 from robench.core.parts import read_parts
-from robench.core.store import read_frame, read_record, write_frame, write_record
 from robench.evaluation.cells import Cell
 from robench.evaluation.evaluations import FOLDER, Evaluation
 from robench.evaluation.findings import Finding

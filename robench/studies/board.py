@@ -12,14 +12,14 @@ import pandas as pd
 
 from robench.core.errors import RobenchError
 from robench.core.models import build, parameter_count
-from robench.core.provenance import versions
-from robench.core.runs import Run, Runs
 from robench.defenses import DEFENSES
 from robench.evaluation import cost
 from robench.evaluation.findings import Finding
 from robench.evaluation.fingerprint import judged_identity
 from robench.evaluation.rows import FolderRows
 from robench.reports import board
+from robench.store.provenance import versions
+from robench.store.runs import Run, Runs
 from robench.studies.intact import ResultFolder
 
 log = logging.getLogger(__name__)

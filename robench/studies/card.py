@@ -13,9 +13,8 @@ from typing import Any
 
 from robench.core.data import DATASETS
 from robench.core.errors import RobenchError
+from robench.core.files import file_hash, write_text
 from robench.core.models import build, parameter_count
-from robench.core.runs import Run, Runs
-from robench.core.store import file_hash, write_text
 from robench.defenses import DEFENSES
 from robench.evaluation.cells import Cell
 from robench.evaluation.evaluations import Evaluation
@@ -23,9 +22,10 @@ from robench.evaluation.fingerprint import FILE, judged_identity
 from robench.evaluation.outcomes import Outcomes
 from robench.reports import board, document, style
 from robench.reports.document import Table, TableCell
+from robench.session import ASIDE, OUTCOMES, rows_of
+from robench.store.runs import Run, Runs
 from robench.studies.drawing import draw
 from robench.studies.intact import ResultFolder
-from robench.studies.workbench import ASIDE, OUTCOMES, rows_of
 from robench.training.recipes import recipe_file
 
 WEIGHTS = "weights.safetensors"

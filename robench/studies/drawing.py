@@ -12,15 +12,15 @@ import pandas as pd
 import torch
 
 from robench.core.errors import RobenchError
-from robench.core.provenance import versions
-from robench.core.runs import Run, Runs
-from robench.core.store import content_key
+from robench.core.files import content_key
 from robench.evaluation import cost
 from robench.evaluation.checks import check
 from robench.evaluation.outcomes import Outcomes
 from robench.reports import build, html, pareto, published
 from robench.reports.pictures import Picture
 from robench.reports.regions import Regions
+from robench.store.provenance import versions
+from robench.store.runs import Run, Runs
 
 log = logging.getLogger(__name__)
 

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TypeVar
 
 from robench.core.errors import RobenchError
-from robench.core.runs import Runs
-from robench.core.store import read_json, read_record, read_tensors, tensors_hash
+from robench.core.files import read_json, read_record, read_tensors, tensors_hash
 from robench.evaluation.checks import impossible
 from robench.evaluation.evaluations import FOLDER, Evaluation
 from robench.evaluation.findings import Finding
 from robench.evaluation.fingerprint import judged_identity
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.rows import FolderRows
+from robench.session import OUTCOMES
+from robench.store.runs import Runs
 from robench.studies.state import DRAWN
 from robench.studies.summary import objects
-from robench.studies.workbench import OUTCOMES
 
 #: The numbers of a study's report.
 SUMMARY = "report/summary.json"

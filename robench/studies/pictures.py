@@ -16,7 +16,6 @@ from torch import Tensor
 from robench.core.errors import RobenchError
 from robench.core.fast import Precision, attackable, crafting_dtype
 from robench.core.frozen import full_float32
-from robench.core.runs import Run
 from robench.core.threads import fitting_batch, fitting_threads
 from robench.evaluation.cells import Cell, Craft
 from robench.evaluation.craft import craft
@@ -25,26 +24,27 @@ from robench.evaluation.images import Images
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
 from robench.evaluation.predict import classes
 from robench.reports.pictures import Picture, choose
-from robench.studies.workbench import CRAFTED, Workbench
+from robench.session import CRAFTED, Session
+from robench.store.runs import Run
 
 log = logging.getLogger(__name__)
 
 
-def pictures(bench: Workbench, outcomes: Outcomes, runs: Sequence[Run], count: int) -> list[Picture]:
+def pictures(session: Session, outcomes: Outcomes, runs: Sequence[Run], count: int) -> list[Picture]:
     """At most ``count`` images that fell, see `robench.reports.pictures.choose`; what is left out is told.
 
     An image that no cache has is crafted again, which gives the same one up to rounding. All are judged again, and
     shown only where the prediction is that of the row.
 
     Args:
-        outcomes: rows of ``runs`` on the data of ``bench``.
+        outcomes: rows of ``runs`` on the data of ``session``.
     """
     rows = choose(outcomes.frame, count)
-    cells, cache = outcomes.cells, Images(bench.store.root / CRAFTED)
+    cells, cache = outcomes.cells, Images(session.store.root / CRAFTED)
     # What one call of an attack gives, whatever its ε values; one target judges it.
     same = rows["cell"].map({key: _craft(cells[key]).at_any_eps for key in rows["cell"].unique()})
-    numbers = bench.data.test.images[0].numel()
-    size = fitting_batch(bench.settings.device, numbers, bench.settings.batch_size)
+    numbers = session.data.test.images[0].numel()
+    size = fitting_batch(session.settings.device, numbers, session.settings.batch_size)
     groups = [
         part.iloc[start : start + size]
         for _, part in rows.groupby([same, "target", "restart"], sort=False)
@@ -52,11 +52,11 @@ def pictures(bench: Workbench, outcomes: Outcomes, runs: Sequence[Run], count: i
     ]
     found: dict[int, Picture] = {}
     left_out: Counter[str] = Counter()
-    with bench.bar() as progress, fitting_threads(bench.settings.device, size * numbers):
+    with session.bar() as progress, fitting_threads(session.settings.device, size * numbers):
         for done, part in enumerate(groups):
             progress(done, len(groups), "pictures")
             try:
-                found |= _seen(bench, part, [cells[cell] for cell in part["cell"]], cache)
+                found |= _seen(session, part, [cells[cell] for cell in part["cell"]], cache)
             except RobenchError as error:
                 left_out[str(error)] += len(part)
     missing = len(rows) - len(found) - left_out.total()
@@ -67,17 +67,17 @@ def pictures(bench: Workbench, outcomes: Outcomes, runs: Sequence[Run], count: i
     return [found[row] for row in range(len(rows)) if row in found]
 
 
-def _seen(bench: Workbench, rows: pd.DataFrame, cells: Sequence[Cell], cache: Images) -> dict[int, Picture]:
+def _seen(session: Session, rows: pd.DataFrame, cells: Sequence[Cell], cache: Images) -> dict[int, Picture]:
     """By index of ``rows``, those whose image still gets the prediction that they have."""
-    target = bench.load(bench.store.get(str(rows["target"].iloc[0])))
+    target = session.load(session.store.get(str(rows["target"].iloc[0])))
     if cells[0].identity != target.identity:
         raise RobenchError(f"the weights of run {target.name!r} are no longer those that were judged")
     precision = cast(Precision, _craft(cells[0]).precision)
-    pixels = bench.data.test.images[torch.from_numpy(rows["sample"].to_numpy(np.int64))].to(bench.settings.device)
+    pixels = session.data.test.images[torch.from_numpy(rows["sample"].to_numpy(np.int64))].to(session.settings.device)
     clean = pixels.to(crafting_dtype(precision)) / 255
     images = _cached(rows, cells, clean, cache)
     if images is None:
-        images = _crafted(bench, target, rows, cells[0], clean)
+        images = _crafted(session, target, rows, cells[0], clean)
     judge = copy.deepcopy(target.ensemble).double() if precision == "float64" else target.ensemble
     predictions = classes(judge, images, members=True).cpu()
     places = [target.n if member == ENSEMBLE else int(member) - 1 for member in rows["member"]]
@@ -87,7 +87,7 @@ def _seen(bench: Workbench, rows: pd.DataFrame, cells: Sequence[Cell], cache: Im
     for at, (index, row) in enumerate(zip(rows.index, rows.to_dict("records"), strict=True)):
         if right[at]:
             key = (row["cell"], row["member"], int(row["sample"]))
-            found[int(index)] = Picture(*key, shown[0][at], shown[1][at], _caption(row, bench.data.classes))
+            found[int(index)] = Picture(*key, shown[0][at], shown[1][at], _caption(row, session.data.classes))
     return found
 
 
@@ -104,12 +104,12 @@ def _cached(rows: pd.DataFrame, cells: Sequence[Cell], clean: Tensor, cache: Ima
     return torch.cat(loaded)
 
 
-def _crafted(bench: Workbench, target: EvaluatedModel, rows: pd.DataFrame, cell: Cell, clean: Tensor) -> Tensor:
+def _crafted(session: Session, target: EvaluatedModel, rows: pd.DataFrame, cell: Cell, clean: Tensor) -> Tensor:
     """The images, (B,C,H,W), crafted as one of their cells says."""
     made = _craft(cell)
     if made.batch is not None:
         raise RobenchError(f"images of {cell.attack} depend on the batch that they were crafted in")
-    job, precision = bench.job(target, cell), cast(Precision, made.precision)
+    job, precision = session.job(target, cell), cast(Precision, made.precision)
     with full_float32():
         model = attackable(job.source, clean[:1], precision)
     labels, samples = (rows[name].to_numpy(np.int64) for name in ("label", "sample"))

@@ -16,12 +16,13 @@ import torch
 
 from robench.core.data import DATASETS, Data, outline
 from robench.core.errors import RobenchError, unknown
+from robench.core.files import content_key
 from robench.core.models import MODELS, build
-from robench.core.runs import Role
-from robench.core.store import content_key
 from robench.core.threads import fitting_threads
 from robench.evaluation import cost, words
 from robench.evaluation.threats import versions
+from robench.session import training_passes
+from robench.store.runs import Role
 from robench.studies.study import (
     Axis,
     BlackboxOwnTable,
@@ -281,7 +282,7 @@ class _Builder:
         return tuple(made)
 
     def options(self, name: str, family: str, threat: ThreatTable) -> dict[str, Any]:
-        """What `robench.studies.workbench.Workbench` is told."""
+        """What `robench.session.Session` is told."""
         with self.at(f"threats.{name}"):
             return words.options(family, threat, self.radii(family))
 
@@ -317,11 +318,6 @@ class _Builder:
             kind, title, identity, needs=(*map(self.train, (target, *surrogates)), *needs), task=target, threat=name,
             surrogates=surrogates, options=options, samples=samples, subset=subset, passes=passes, disk=disk,
         )  # fmt: skip
-
-
-def training_passes(task: Task, data: Data) -> float:
-    """Passes of a training on ``data``, without the Baseline that it starts from."""
-    return cost.training(task.defense, task.n, len(data.train), task.epochs, task.recipe.batch_size)
 
 
 def pace(plan: Plan, device: torch.device) -> cost.Pace:

@@ -12,14 +12,14 @@ from robench.core.errors import RobenchError
 from robench.core.frozen import frozen, full_float32
 from robench.core.losses import cross_entropy
 from robench.core.rng import Draws
-from robench.core.runs import Run
 from robench.evaluation.predict import classes
 from robench.reports import regions, style
-from robench.studies.workbench import Workbench
+from robench.session import Session
+from robench.store.runs import Run
 
 
 def decision_regions(
-    bench: Workbench, runs: Sequence[Run], surrogate: Run, *, resolution: int = 1000, extent: float | None = None
+    session: Session, runs: Sequence[Run], surrogate: Run, *, resolution: int = 1000, extent: float | None = None
 ) -> regions.Regions:
     """What each run predicts around the first test image that all of them, and the surrogate, classify correctly.
 
@@ -29,8 +29,8 @@ def decision_regions(
     Raises:
         RobenchError: no test image that all get right.
     """
-    data, device = bench.data, bench.settings.device
-    models = [bench.load(run) for run in (*runs, surrogate)]
+    data, device = session.data, session.settings.device
+    models = [session.load(run) for run in (*runs, surrogate)]
     images = to_images(data.test.images[:500].to(device))
     labels = data.test.labels[:500].to(device)
     right = torch.ones(len(images), dtype=torch.bool, device=device)

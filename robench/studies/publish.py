@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robench.core.runs import Run, Runs
-from robench.core.store import write_json, write_text
+from robench.core.files import write_json, write_text
 from robench.reports import build, document
+from robench.session import Session, stored
+from robench.store.runs import Run, Runs
 from robench.studies.drawing import draw
 from robench.studies.pictures import pictures
 from robench.studies.plan import Plan, expand
@@ -17,7 +18,6 @@ from robench.studies.plane import decision_regions
 from robench.studies.state import Basis
 from robench.studies.study import find, parse
 from robench.studies.summary import objects
-from robench.studies.workbench import Workbench, stored
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ VARIED = ("clean", "whitebox", "blackbox")
 
 
 def publish(
-    plan: Plan, runs: Runs, out: Path, bench: Workbench, basis: Basis, seconds: Mapping[str, float]
+    plan: Plan, runs: Runs, out: Path, session: Session, basis: Basis, seconds: Mapping[str, float]
 ) -> list[Path]:
     """Draws what was judged in ``out``, and says how many judgements are missing; the files.
 
@@ -50,7 +50,7 @@ def publish(
     if study.report.regions and surrogate in there:
         first = [run for run in main if run.n == min(study.sizes) and run.seed == study.seeds[0]]
         plane = decision_regions(
-            bench, first, runs.get(surrogate), resolution=study.report.regions, extent=study.report.extent
+            session, first, runs.get(surrogate), resolution=study.report.regions, extent=study.report.extent
         )
     smaller = differences(plan, study.report.like) if study.report.like else []
     more = {"study": study.title}
@@ -69,13 +69,13 @@ def publish(
         shown,
         out,
         regions=plane,
-        pictures=pictures(bench, outcomes, shown, study.report.images),
+        pictures=pictures(session, outcomes, shown, study.report.images),
         paper=study.report.against,
         studies=build.Studies(
             frame[frame["threat"].isin(VARIED)], {name: values for name, values in axes.items() if values}
         ),
         more=more,
-        shape=bench.data.test.images.shape[1:],
+        shape=session.data.test.images.shape[1:],
         seconds=seconds,
     )
     rows = [*objects(everything), *basis.diversities]

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
-from robench.core.claims import alive
 from robench.core.errors import RobenchError
-from robench.core.provenance import sources
-from robench.core.runs import Runs
-from robench.core.store import content_key, file_hash, read_record, write_record, write_text
+from robench.core.files import content_key, file_hash, read_record, write_record, write_text
+from robench.store.claims import alive
+from robench.store.provenance import sources
+from robench.store.runs import Runs
 from robench.studies.plan import Plan, Step
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class StudyStatus:
         if any(self._run(name)[1] != weights for name, weights in record["weights"].items()):
             return False
         assert step.task is not None
-        from robench.studies.workbench import DIVERSITY
+        from robench.session import DIVERSITY
 
         if step.threat == "diversity":
             return any((self.folder.runs.folder(step.task.name) / DIVERSITY).glob("part-*.parquet"))
@@ -164,7 +164,7 @@ class StudyStatus:
         )
 
     def _rows_of(self, name: str) -> FolderRows:
-        from robench.studies.workbench import rows_of
+        from robench.session import rows_of
 
         if name not in self._rows:
             self._rows[name] = rows_of(self.folder.runs.get(name))

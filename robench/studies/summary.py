@@ -42,7 +42,7 @@ def left(outcomes: Outcomes) -> list[dict[str, Any]]:
 
 
 def diversities(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """One object per target of `Workbench.diversity`: target, defense, n, seed, eps, diversity (mean over images, in
+    """One object per target of `Session.diversity`: target, defense, n, seed, eps, diversity (mean over images, in
     nats), low, high (95 % t-interval), samples."""
     by = ["target", "defense", "n", "seed", "eps"]
     table = rows.groupby(by)["diversity"].agg(["mean", "sem", "size"]).reset_index()

@@ -16,8 +16,7 @@ from pydantic import InstanceOf
 from robench.attacks import ATTACKS
 from robench.core.data import DATASETS, load
 from robench.core.errors import RobenchError
-from robench.core.runs import Run, Runs
-from robench.core.store import content_key
+from robench.core.files import content_key
 from robench.evaluation.cells import Cell
 from robench.evaluation.engine import Evaluator, Settings
 from robench.evaluation.evaluated import EvaluatedModel
@@ -25,8 +24,9 @@ from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import CELL_COLUMNS, ROW_COLUMNS, Outcomes
 from robench.evaluation.schema import Count, Radii
 from robench.evaluation.threats import Job, Threat
+from robench.session import OUTCOMES, Session
+from robench.store.runs import Run, Runs
 from robench.studies.intact import SUMMARY, ResultFolder, damaged, guarded, summary
-from robench.studies.workbench import OUTCOMES, Workbench
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def verify(
         return
     chosen.sort(key=lambda pair: content_key([seed, *pair]))
     possible = _possible(store, chosen, cells)
-    benches: dict[str, Workbench] = {}
+    benches: dict[str, Session] = {}
 
     def tried(name: str, cell: str) -> Finding:
         run = store.get(name)
@@ -114,7 +114,7 @@ def verify(
         if dataset is None and label not in DATASETS.names():
             raise RobenchError(f"data set {label!r} is not a registered one; say where it is: --dataset")
         data = load(label, data_dir)
-        benches[label] = Workbench(store, data, Settings(device or torch.device("cpu")))
+        benches[label] = Session(store, data, Settings(device or torch.device("cpu")))
     for name, cell in possible:
         yield guarded(f"{name} {cell}", partial(tried, name, cell))
     if only is None and (result / SUMMARY).exists():
@@ -154,10 +154,10 @@ def _batch_dependent(store: Runs, name: str, key: str) -> str:
     return ""
 
 
-def _tried(bench: Workbench, run: Run, key: str, rows: pd.DataFrame, tolerance: float) -> Finding:
+def _tried(session: Session, run: Run, key: str, rows: pd.DataFrame, tolerance: float) -> Finding:
     cell = _cell(run, key)
     what = f"{run.name} {cell.threat} {cell.attack} {cell.loss} ε {cell.eps:g} ({key})"
-    again = _rows_again(bench, run, cell, sorted(set(rows["sample"].tolist())))
+    again = _rows_again(session, run, cell, sorted(set(rows["sample"].tolist())))
     true = again.frame[list(CELL_COLUMNS)].iloc[0].to_dict()
     wrong = [name for name in CELL_COLUMNS if getattr(cell, name) != true[name]]
     if wrong:
@@ -183,21 +183,21 @@ def _tried(bench: Workbench, run: Run, key: str, rows: pd.DataFrame, tolerance: 
     return Finding(what, "pass", f"{len(both)} rows, {int(differs.sum())} differ")
 
 
-def _rows_again(bench: Workbench, run: Run, cell: Cell, samples: list[int]) -> Outcomes:
+def _rows_again(session: Session, run: Run, cell: Cell, samples: list[int]) -> Outcomes:
     """The rows of a cell, crafted anew in memory; RobenchError where it is not of this run or these data."""
-    target = bench.load(run)
+    target = session.load(run)
     if cell.identity != target.identity:
         raise RobenchError(f"cell {cell.key} is of other weights than run {run.name!r} has")
-    if cell.data != bench.data.identity:
-        raise RobenchError(f"cell {cell.key} was judged on other data than {bench.data.name!r}; name it: --dataset")
+    if cell.data != session.data.identity:
+        raise RobenchError(f"cell {cell.key} was judged on other data than {session.data.name!r}; name it: --dataset")
     threat: Threat = _Clean()
-    settings = Settings(bench.settings.device, "float64" if cell.double else "float32")
+    settings = Settings(session.settings.device, "float64" if cell.double else "float32")
     if cell.craft is not None:
-        job = bench.job(target, cell)
+        job = session.job(target, cell)
         threat = _Again(eps=(cell.eps,), attacks=(job.attack,), job=job)
         precision: Any = cell.craft.precision
-        settings = Settings(bench.settings.device, precision, cell.craft.batch, cell.craft.seed)
-    outcomes = Evaluator(bench.data, settings).run([target], threat, torch.tensor(samples))
+        settings = Settings(session.settings.device, precision, cell.craft.batch, cell.craft.seed)
+    outcomes = Evaluator(session.data, settings).run([target], threat, torch.tensor(samples))
     if set(outcomes.frame["cell"]) != {cell.key}:
         raise RobenchError(f"cell {cell.key} is not what its manifest says, or a plug-in has another version")
     return outcomes

@@ -10,19 +10,19 @@ from typing import Any
 
 import torch
 
-from robench.core.claims import owner
 from robench.core.data import Data, load
 from robench.core.errors import RobenchError
+from robench.core.files import file_hash, write_record, write_text
 from robench.core.logs import Lines, logged
-from robench.core.store import file_hash, write_record, write_text
 from robench.evaluation.diversity import Tracking
 from robench.evaluation.engine import Settings
 from robench.evaluation.threats import THREATS
+from robench.session import Session
+from robench.store.claims import owner
 from robench.studies.plan import Plan, Step, expand, with_recipe
 from robench.studies.state import DRAWN, StudyFolder, StudyStatus
 from robench.studies.study import Study
 from robench.studies.summary import diversities
-from robench.studies.workbench import Workbench
 from robench.training.loop import ensure
 from robench.training.recipes import recipe_file
 
@@ -62,14 +62,14 @@ def perform(name: str, study: str, out: str, key: str, data_dir: str, device: st
     try:
         with logged(Lines(lines)):
             # A fresh one for every task: no process keeps the networks of all runs.
-            bench = Workbench(
+            session = Session(
                 folder.runs,
                 with_recipe(_data(plan.study.dataset, data_dir), plan.study),
                 Settings(torch.device(device), plan.study.precision, plan.study.batch_size, plan.study.seed),
                 step.samples,
                 step.subset,
             )
-            found: dict[str, Any] = {"state": "done", **_do(plan, step, folder, bench)}
+            found: dict[str, Any] = {"state": "done", **_do(plan, step, folder, session)}
     except Exception as error:
         lines.append(traceback.format_exc())
         reason = str(error) if isinstance(error, RobenchError) else f"{type(error).__name__}: {error}"
@@ -84,7 +84,7 @@ def perform(name: str, study: str, out: str, key: str, data_dir: str, device: st
     return found
 
 
-def _do(plan: Plan, step: Step, folder: StudyFolder, bench: Workbench) -> dict[str, Any]:
+def _do(plan: Plan, step: Step, folder: StudyFolder, session: Session) -> dict[str, Any]:
     """What is to be remembered of a task that is done."""
     if step.kind == "report":
         # Only one of many workers draws.
@@ -93,7 +93,7 @@ def _do(plan: Plan, step: Step, folder: StudyFolder, bench: Workbench) -> dict[s
         (folder.report / DRAWN).unlink(missing_ok=True)
         (folder.report / DRAWN).unlink(missing_ok=True)
         basis = StudyStatus(plan, folder).basis()
-        made = publish(plan, folder.runs, folder.report, bench, basis, folder.seconds(plan))
+        made = publish(plan, folder.runs, folder.report, session, basis, folder.seconds(plan))
         files = {path.name: file_hash(path) for path in made}
         shown = {"step": step.key, "basis": basis.key, "evaluations": basis.evaluations, "files": files}
         write_record(folder.report / DRAWN, shown)
@@ -104,21 +104,21 @@ def _do(plan: Plan, step: Step, folder: StudyFolder, bench: Workbench) -> dict[s
         asked = plan.study.track
         if asked is not None and step.task.name in plan.main and step.task.defense.name in asked.defenses:
             every = asked.every
-            usual = recipe_file(bench.data.recipe).evaluation.diversity_eps
+            usual = recipe_file(session.data.recipe).evaluation.diversity_eps
             fields = {"diversity_eps": usual, **asked.model_dump(exclude={"defenses", "every"}, exclude_none=True)}
-            track = Tracking(**fields).on(bench.data, bench.settings.device) if step.task.n > 1 else None
+            track = Tracking(**fields).on(session.data, session.settings.device) if step.task.n > 1 else None
         run = ensure(
-            step.task, bench.data, bench.store, device=bench.settings.device, track=track, track_every=every,
+            step.task, session.data, session.store, device=session.settings.device, track=track, track_every=every,
         )  # fmt: skip
         return {"weights": {run.name: run.weights}}
-    target = bench.store.get(step.task.name)
-    surrogates = [bench.store.get(task.name) for task in step.surrogates]
+    target = session.store.get(step.task.name)
+    surrogates = [session.store.get(task.name) for task in step.surrogates]
     kept = {"weights": {run.name: run.weights for run in (target, *surrogates)}}
     if step.threat == "diversity":
-        return {**kept, "diversities": diversities(bench.diversity([target], **step.options))}
+        return {**kept, "diversities": diversities(session.diversity([target], **step.options))}
     if surrogates:
-        outcomes = bench.blackbox([target], surrogates, part=step.kind == "craft", **step.options)
+        outcomes = session.blackbox([target], surrogates, part=step.kind == "craft", **step.options)
     else:
-        outcomes = bench.judge([target], THREATS[step.threat](**step.options))
+        outcomes = session.judge([target], THREATS[step.threat](**step.options))
     (evaluation,) = outcomes.evaluations
     return {**kept, "evaluation": evaluation.key}

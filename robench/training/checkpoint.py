@@ -14,8 +14,8 @@ from torch import Tensor
 
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
+from robench.core.files import Absent, content_key, read_hashed, tensors_hash, write_hashed
 from robench.core.parts import read_intact
-from robench.core.store import Absent, content_key, read_hashed, tensors_hash, write_hashed
 
 
 @dataclass

@@ -25,9 +25,9 @@ from robench.core.logbook import opened, require
 from robench.core.models import build
 from robench.core.progress import Progress, silent
 from robench.core.rng import Stream
-from robench.core.runs import Run, Runs, lineage, load_state
 from robench.core.threads import fitting_threads
 from robench.defenses import Batch, Terms
+from robench.store.runs import Run, Runs, lineage, load_state
 from robench.training import parallel
 from robench.training.checkpoint import Checkpoint, State
 from robench.training.compiling import COMPARED, begin_step, compiled_if_same

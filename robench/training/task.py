@@ -9,11 +9,11 @@ from typing import Any
 
 from robench.core.data import Data
 from robench.core.errors import RobenchError
+from robench.core.files import checked_name, content_key
 from robench.core.models import MODELS, ModelSpec
 from robench.core.rules import USUAL, Rule, checked
-from robench.core.runs import Role
-from robench.core.store import checked_name, content_key
 from robench.defenses import Defense
+from robench.store.runs import Role
 from robench.training.recipes import Recipe, recipe_file
 
 

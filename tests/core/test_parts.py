@@ -13,15 +13,15 @@ import torch
 
 from robench.core import folders
 from robench.core.errors import RobenchError
+from robench.core.files import Absent, read_frame, tensors_hash, write_frame, write_hashed
 from robench.core.parts import read_intact, read_parts
-from robench.core.store import Absent, read_frame, tensors_hash, write_frame, write_hashed
 from robench.evaluation import diversity
 from robench.evaluation.cells import Cell, Craft
 from robench.evaluation.images import Images
 from robench.evaluation.rows import FolderRows
 from robench.training.checkpoint import Checkpoint, State
-from tests.evaluation.conftest import ensemble as networks
-from tests.evaluation.conftest import noise
+from tests.small import ensemble as networks
+from tests.small import noise
 from tests.training.test_checkpoint import made
 
 ROWS = pd.DataFrame(

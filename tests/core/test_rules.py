@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robench.api import evaluate
 from robench.attacks import ATTACKS
 from robench.core import data, rules
 from robench.core.ensemble import Ensemble, decided, followed
 from robench.core.errors import RobenchError
 from robench.core.fast import attackable, rule_of
 from robench.core.models import build
-from robench.core.runs import Runs
-from robench.evaluation.api import evaluate
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.predict import classes, predict
 from robench.evaluation.threats import Whitebox
+from robench.store.runs import Runs
 from robench.studies.plan import expand
 from robench.studies.study import parse
 from robench.training.loop import ensure

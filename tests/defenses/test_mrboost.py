@@ -14,8 +14,8 @@ from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.models import build
 from robench.core.rng import Stream
-from robench.core.runs import Runs
 from robench.defenses import DEFENSES, Batch
+from robench.store.runs import Runs
 from robench.training.loop import ensure
 from robench.training.task import resolve
 from tests.defenses.parity import AGREEMENT, of_terms, smooth

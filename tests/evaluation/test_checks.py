@@ -168,8 +168,8 @@ def evaluated(data: Data, threat: Threat, target: EvaluatedModel, **options: Any
     return Evaluator(data, Settings(CPU), **options).run([target], threat, torch.arange(40))
 
 
-def test_an_attack_that_returns_clean_images(make_subject: MakeSubject, data: Data) -> None:
-    checks = check(evaluated(data, Whitebox(eps=(0.1, 0.2), attacks=(Clean(),)), make_subject(0)))
+def test_an_attack_that_returns_clean_images(make_model: MakeSubject, data: Data) -> None:
+    checks = check(evaluated(data, Whitebox(eps=(0.1, 0.2), attacks=(Clean(),)), make_model(0)))
     assert named(checks) == {"images moved": "fail", "accuracy falls with ε": "warn"}
     (unmoved,) = (str(each) for each in checks if each.name == "images moved")
     assert unmoved.startswith("fail  images moved: 40 of 40 samples still right less than 0.5 ε away")
@@ -200,48 +200,46 @@ class Rounds(nn.Module):
         return self.model((images * 15).round() / 15)  # type: ignore[no-any-return]
 
 
-def test_a_defense_without_gradients(make_subject: MakeSubject, data: Data) -> None:
-    target = EvaluatedModel.of_model(Rounds(make_subject(0).ensemble), CPU)
+def test_a_defense_without_gradients(make_model: MakeSubject, data: Data) -> None:
+    target = EvaluatedModel.of_model(Rounds(make_model(0).ensemble), CPU)
     found = evaluated(data, Whitebox(eps=(0.03,), attacks=(PGD(steps=2),)), target)
     assert named(check(found)) == {"gradients there": "fail", "gradient true": "fail"}
 
 
 @pytest.mark.parametrize("threat", ["transfer", "blackbox", "whitebox"])
-def test_an_ordinary_result_passes(make_subject: MakeSubject, data: Data, threat: str) -> None:
+def test_an_ordinary_result_passes(make_model: MakeSubject, data: Data, threat: str) -> None:
     kinds: dict[str, Threat] = {
         "transfer": Transfer(eps=(0.05,), attacks=(PGD(steps=5),)),
         "whitebox": Whitebox(eps=(0.02, 0.05), attacks=(PGD(steps=5),)),
-        "blackbox": Blackbox(
-            eps=(0.05,), attacks=(PGD(steps=5), PGD(steps=5, loss="cw")), surrogates=(make_subject(7),)
-        ),
+        "blackbox": Blackbox(eps=(0.05,), attacks=(PGD(steps=5), PGD(steps=5, loss="cw")), surrogates=(make_model(7),)),
     }
     # The surrogate is a random network.
-    doubts = {"surrogate subject7": "fail"} if threat == "blackbox" else {}
-    assert named(check(evaluated(data, kinds[threat], make_subject(0)))) == doubts
+    doubts = {"surrogate model7": "fail"} if threat == "blackbox" else {}
+    assert named(check(evaluated(data, kinds[threat], make_model(0)))) == doubts
 
 
-def test_a_surrogate_that_is_related_is_refused_or_labels_the_result(make_subject: MakeSubject, data: Data) -> None:
-    target, stranger = make_subject(0), make_subject(7)
+def test_a_surrogate_that_is_related_is_refused_or_labels_the_result(make_model: MakeSubject, data: Data) -> None:
+    target, stranger = make_model(0), make_model(7)
     twin = EvaluatedModel.of_model(copy.deepcopy(target.ensemble), CPU, name="twin")
-    with pytest.raises(RobenchError, match="twin and subject0 share a member"):
+    with pytest.raises(RobenchError, match="twin and model0 share a member"):
         evaluated(data, Blackbox(eps=(0.1,), attacks=(Clean(),), surrogates=(twin,)), target)
     assert kin([target], [stranger]).status == "pass"
     label = kin([target], [stranger, twin])
-    assert str(label) == "warn  surrogates unrelated: no black-box result, for twin and subject0 share a member"
+    assert str(label) == "warn  surrogates unrelated: no black-box result, for twin and model0 share a member"
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(
-    make_subject: MakeSubject, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_model: MakeSubject, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("robench.core.store.os.fsync", full)
+    monkeypatch.setattr("robench.core.files.os.fsync", full)
     with pytest.raises(RobenchError, match=r"^cannot write .* \(No space left on device\); [^\n]*$"):
         evaluated(
             data,
             Whitebox(eps=(0.1,), attacks=(PGD(steps=2),)),
-            make_subject(0),
+            make_model(0),
             rows=lambda model: FolderRows(tmp_path / model.name),
         )
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -23,13 +23,13 @@ import torch
 from robench.cli import run
 from robench.commands import _helpers
 from robench.core.data import Data, load
+from robench.core.files import read_record
 from robench.core.pool import Processes
-from robench.core.runs import Runs
-from robench.core.store import read_record
 from robench.evaluation.engine import Evaluator
+from robench.store.runs import Runs
 from tests import forged
 from tests.core import chores
-from tests.evaluation.conftest import SPEC, ensemble
+from tests.small import SPEC, ensemble
 
 EVAL = ["--dataset", "npz:noise.npz", "--samples", "24", "--steps", "3", "--restarts", "2", "--device", "cpu"]
 

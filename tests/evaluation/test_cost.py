@@ -20,9 +20,8 @@ from robench.attacks.sgm import SGM
 from robench.attacks.square import Square
 from robench.core.data import Data, load
 from robench.core.features import features
+from robench.core.files import read_hashed
 from robench.core.models import Normalized
-from robench.core.runs import Runs
-from robench.core.store import read_hashed
 from robench.defenses import DEFENSES
 from robench.evaluation import cost, engine
 from robench.evaluation.attacked import AttackedModel
@@ -30,11 +29,12 @@ from robench.evaluation.diversity import diversity
 from robench.evaluation.engine import Evaluator, Settings, correct_for_all
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.images import Images
-from robench.evaluation.probe import judge
 from robench.evaluation.rows import FolderRows
 from robench.evaluation.threats import Blackbox, Convergence, Threat, Transfer, Whitebox
+from robench.store.runs import Runs
 from robench.training.loop import ensure
 from robench.training.task import resolve
+from robench.validity.probe import judge
 
 CPU = torch.device("cpu")
 FEW = torch.arange(24)
@@ -89,7 +89,7 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Counter:
     return made
 
 
-def threats(make_subject: MakeSubject, eps: float) -> dict[str, Threat]:
+def threats(make_model: MakeSubject, eps: float) -> dict[str, Threat]:
     steps = PGD(steps=3)
     several = (PGD(steps=3, momentum=1.0), MDI2(steps=2), SGM(steps=2, loss="cw"), Square(queries=5))
     return {
@@ -97,7 +97,7 @@ def threats(make_subject: MakeSubject, eps: float) -> dict[str, Threat]:
         "convergence": Convergence(eps=(eps,), attacks=(FGSM(), steps)),
         "transfer": Transfer(eps=(eps,), attacks=(steps,), restarts=2),
         "blackbox": Blackbox(
-            eps=(eps, 2 * eps), attacks=several, restarts=2, surrogates=(make_subject(7), make_subject(8))
+            eps=(eps, 2 * eps), attacks=several, restarts=2, surrogates=(make_model(7), make_model(8))
         ),
     }
 
@@ -119,50 +119,50 @@ def measured(
 
 @pytest.mark.parametrize("name", ["whitebox", "convergence", "transfer", "blackbox"])
 def test_the_forecast_is_exact_where_no_image_falls_early(
-    make_subject: MakeSubject, data: Data, counter: Counter, name: str
+    make_model: MakeSubject, data: Data, counter: Counter, name: str
 ) -> None:
-    threat = threats(make_subject, 1e-6)[name]
-    forecast, done = measured(Evaluator(data, Settings(CPU)), make_subject(0), data, threat, counter)
+    threat = threats(make_model, 1e-6)[name]
+    forecast, done = measured(Evaluator(data, Settings(CPU)), make_model(0), data, threat, counter)
     assert done == pytest.approx(forecast)
 
 
 @pytest.mark.parametrize("name", ["whitebox", "transfer"])
 def test_the_forecast_is_an_upper_bound_where_images_fall(
-    make_subject: MakeSubject, data: Data, counter: Counter, name: str
+    make_model: MakeSubject, data: Data, counter: Counter, name: str
 ) -> None:
-    threat = threats(make_subject, 0.2)[name]
-    forecast, done = measured(Evaluator(data, Settings(CPU)), make_subject(0), data, threat, counter)
+    threat = threats(make_model, 0.2)[name]
+    forecast, done = measured(Evaluator(data, Settings(CPU)), make_model(0), data, threat, counter)
     assert forecast / 3 < done < 0.98 * forecast
 
 
 def test_black_box_is_exact_however_many_fall_and_counts_what_is_missing_alone(
-    make_subject: MakeSubject, data: Data, counter: Counter, tmp_path: Path
+    make_model: MakeSubject, data: Data, counter: Counter, tmp_path: Path
 ) -> None:
     """The second target crafts nothing, the first again nothing at all."""
-    threat = threats(make_subject, 0.1)["blackbox"]
+    threat = threats(make_model, 0.1)["blackbox"]
 
     def fresh() -> Evaluator:
         folders = [lambda model, at=at: FolderRows(tmp_path / at / model.name) for at in ("rows", "aside")]
         return Evaluator(data, Settings(CPU), rows=folders[0], aside=folders[1], images=Images(tmp_path / "images"))
 
-    first = fresh().forecast([make_subject(0)], threat, FEW, timed=False)
-    forecast, done = measured(fresh(), make_subject(0), data, threat, counter)
+    first = fresh().forecast([make_model(0)], threat, FEW, timed=False)
+    forecast, done = measured(fresh(), make_model(0), data, threat, counter)
     assert done == pytest.approx(forecast)
     parts = (tmp_path / "images").glob("*/part*")
     kept = sum(tensors["images"].nbytes for tensors in (read_hashed(part)[0] for part in parts))
     assert sum(part.disk for part in first) == kept > 0
-    second, done = measured(fresh(), make_subject(1), data, threat, counter)
+    second, done = measured(fresh(), make_model(1), data, threat, counter)
     assert done == pytest.approx(second)
     assert second < 0.2 * forecast
-    assert measured(fresh(), make_subject(0), data, threat, counter) == (0, 0)
+    assert measured(fresh(), make_model(0), data, threat, counter) == (0, 0)
 
 
-def test_progress_ends_at_the_forecast(make_subject: MakeSubject, data: Data) -> None:
+def test_progress_ends_at_the_forecast(make_model: MakeSubject, data: Data) -> None:
     told: list[tuple[int, int]] = []
-    threat = threats(make_subject, 0.03)["whitebox"]
+    threat = threats(make_model, 0.03)["whitebox"]
     evaluator = Evaluator(data, Settings(CPU), progress=lambda done, total, what: told.append((done, total)))
-    parts = evaluator.forecast([make_subject(0)], threat, FEW, timed=False)
-    evaluator.run([make_subject(0)], threat, FEW)
+    parts = evaluator.forecast([make_model(0)], threat, FEW, timed=False)
+    evaluator.run([make_model(0)], threat, FEW)
     total = round(sum(part.passes for part in parts if part.cells))
     assert told[-1] == (total, total)
     assert {each for _, each in told} == {total}
@@ -185,16 +185,16 @@ def test_a_training_takes_the_passes_that_are_forecast(
     assert counter.passes - fixed == pytest.approx(forecast, rel=0.01 if exact else 0.5)
 
 
-def test_the_diversity_takes_no_more_than_is_forecast(make_subject: MakeSubject, data: Data, counter: Counter) -> None:
+def test_the_diversity_takes_no_more_than_is_forecast(make_model: MakeSubject, data: Data, counter: Counter) -> None:
     images, labels = data.test.images[:20].float() / 255, data.test.labels[:20]
-    diversity(make_subject(0).ensemble, images, labels, eps=0.05, steps=3)
+    diversity(make_model(0).ensemble, images, labels, eps=0.05, steps=3)
     forecast = cost.diversity(2, 20, 3, 0)
     assert 0.5 * forecast < counter.passes <= forecast + 2
 
 
-def test_seconds_are_passes_times_what_a_pass_takes(make_subject: MakeSubject, data: Data) -> None:
-    target = make_subject(0)
-    parts = Evaluator(data, Settings(CPU)).forecast([target], threats(make_subject, 0.03)["whitebox"], FEW, again=True)
+def test_seconds_are_passes_times_what_a_pass_takes(make_model: MakeSubject, data: Data) -> None:
+    target = make_model(0)
+    parts = Evaluator(data, Settings(CPU)).forecast([target], threats(make_model, 0.03)["whitebox"], FEW, again=True)
     paces = {round(part.seconds / part.passes, 12) for part in parts}
     assert len(paces) == 1
     assert 1e-6 < paces.pop() < 0.1

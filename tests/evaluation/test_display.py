@@ -19,7 +19,7 @@ from robench.core.errors import RobenchError
 from robench.evaluation import display
 from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import Outcomes
-from tests.evaluation.conftest import ensemble
+from tests.small import ensemble
 
 mpl.use("agg")
 

@@ -14,17 +14,17 @@ from robench.attacks.distill import distill
 from robench.core.data import Data, to_images
 from robench.core.errors import RobenchError
 from robench.core.rng import Stream
-from robench.core.runs import Runs
 from robench.evaluation.diversity import Tracking, diversity, measure, transfer_rate
 from robench.evaluation.evaluated import EvaluatedModel
+from robench.store.runs import Runs
 from robench.training.loop import ensure
 from robench.training.task import resolve
 
 MakeSubject = Callable[[int], EvaluatedModel]
 
 
-def test_diversity_equals_a_direct_computation(make_subject: MakeSubject, data: Data) -> None:
-    ensemble = make_subject(0).ensemble
+def test_diversity_equals_a_direct_computation(make_model: MakeSubject, data: Data) -> None:
+    ensemble = make_model(0).ensemble
     images, labels = to_images(data.test.images[:4]), data.test.labels[:4]
     found = diversity(ensemble, images, labels, eps=0.1, steps=3)
     order = Stream(("diversity", 0)).permutation(4).tolist()
@@ -41,9 +41,9 @@ def test_diversity_equals_a_direct_computation(make_subject: MakeSubject, data: 
 
 
 def test_measured_on_a_run_it_is_kept_resumed_and_repaired(
-    make_subject: MakeSubject, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
+    make_model: MakeSubject, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
 ) -> None:
-    target = make_subject(0)
+    target = make_model(0)
     options: dict[str, Any] = {"eps": 0.1, "steps": 2, "device": torch.device("cpu")}
     monkeypatch.setattr("robench.evaluation.diversity.GROUP", 2)
     samples = torch.arange(30).flip(0)
@@ -79,18 +79,18 @@ def test_measured_on_a_run_it_is_kept_resumed_and_repaired(
     assert len(other) == 6
 
 
-def test_one_member_has_no_diversity(make_subject: MakeSubject, data: Data) -> None:
+def test_one_member_has_no_diversity(make_model: MakeSubject, data: Data) -> None:
     from robench.core.ensemble import Ensemble
 
-    alone = Ensemble([make_subject(0).ensemble.members[0]])
+    alone = Ensemble([make_model(0).ensemble.members[0]])
     with pytest.raises(RobenchError, match="at least 2 members"):
         diversity(alone, to_images(data.test.images[:4]), data.test.labels[:4])
 
 
-def test_identical_members_fall_together(make_subject: MakeSubject, data: Data) -> None:
+def test_identical_members_fall_together(make_model: MakeSubject, data: Data) -> None:
     from robench.core.ensemble import Ensemble
 
-    member = make_subject(0).ensemble.members[0]
+    member = make_model(0).ensemble.members[0]
     images = to_images(data.test.images[:16])
     with torch.no_grad():
         labels = member(images).argmax(dim=1)

@@ -22,12 +22,11 @@ from robench.attacks.pgd import PGD
 from robench.attacks.square import Square
 from robench.attacks.strongest import Strongest
 from robench.core import threads as cpu
-from robench.core.claims import Claims
 from robench.core.data import Data
 from robench.core.errors import RobenchError
+from robench.core.files import write_frame
 from robench.core.frozen import frozen
 from robench.core.rng import Draws
-from robench.core.store import write_frame
 from robench.evaluation import engine
 from robench.evaluation.engine import Evaluator, Settings, correct_for_all
 from robench.evaluation.evaluated import EvaluatedModel, kinship
@@ -36,6 +35,7 @@ from robench.evaluation.images import Images
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.rows import FolderRows
 from robench.evaluation.threats import Blackbox, Convergence, Queries, Threat, Transfer, Whitebox
+from robench.store.claims import Claims
 
 CPU = torch.device("cpu")
 FAST = PGD(steps=3)
@@ -59,8 +59,8 @@ def assert_same(first: pd.DataFrame, second: pd.DataFrame, tolerance: float) -> 
         np.testing.assert_allclose(first[name], second[name], atol=tolerance)
 
 
-def threats(make_subject: MakeSubject) -> list[Threat]:
-    surrogate = make_subject(7)
+def threats(make_model: MakeSubject) -> list[Threat]:
+    surrogate = make_model(7)
     return [
         Whitebox(eps=(0.02, 0.1), attacks=(FAST,), restarts=3),
         Transfer(eps=(0.05,), attacks=(FAST,), restarts=2),
@@ -69,9 +69,9 @@ def threats(make_subject: MakeSubject) -> list[Threat]:
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_batch_size_and_order_change_no_verdict_in_float64(make_subject: MakeSubject, data: Data, which: int) -> None:
-    threat = threats(make_subject)[which]
-    target = make_subject(0)
+def test_batch_size_and_order_change_no_verdict_in_float64(make_model: MakeSubject, data: Data, which: int) -> None:
+    threat = threats(make_model)[which]
+    target = make_model(0)
     whole = rows(data, threat, [target], precision="float64", batch_size=512)
     assert 0 < whole["correct"].mean() < 1
     for size in (16, 5):
@@ -79,8 +79,8 @@ def test_batch_size_and_order_change_no_verdict_in_float64(make_subject: MakeSub
         assert_same(whole, small, 1e-6)
 
 
-def test_survivors_only_equals_all_restarts(make_subject: MakeSubject, data: Data) -> None:
-    target = make_subject(0)
+def test_survivors_only_equals_all_restarts(make_model: MakeSubject, data: Data) -> None:
+    target = make_model(0)
     pooled = rows(data, Whitebox(eps=(0.03,), attacks=(FAST,), restarts=4), [target])
     images = data.test.images[SAMPLES].float() / 255
     labels = data.test.labels[SAMPLES]
@@ -96,26 +96,26 @@ def test_survivors_only_equals_all_restarts(make_subject: MakeSubject, data: Dat
     assert 0 < (fallen > 0).sum() < len(SAMPLES)
 
 
-def test_clean_rows_and_columns(make_subject: MakeSubject, data: Data) -> None:
-    frame = rows(data, threats(make_subject)[2], [make_subject(0)])
+def test_clean_rows_and_columns(make_model: MakeSubject, data: Data) -> None:
+    frame = rows(data, threats(make_model)[2], [make_model(0)])
     clean = frame[frame["threat"] == "clean"]
     assert clean["correct"].all()
     assert len(clean) == len(SAMPLES)
     attacked = frame[frame["threat"] == "blackbox"]
     assert len(attacked) == len(SAMPLES) * 2 * 2 * 2
-    assert set(attacked["surrogate"]) == {"subject7"}
+    assert set(attacked["surrogate"]) == {"model7"}
     assert (attacked["linf"] <= attacked["eps"] + 1e-6).all()
     assert ((attacked["prediction"] == attacked["label"]) == attacked["correct"]).all()
     assert ((attacked["margin"] > 0) == attacked["correct"]).all()
 
 
-def test_transfer_judges_every_member_and_the_ensemble(make_subject: MakeSubject, data: Data) -> None:
-    target = make_subject(0)
+def test_transfer_judges_every_member_and_the_ensemble(make_model: MakeSubject, data: Data) -> None:
+    target = make_model(0)
     chosen = correct_for_all(target, data, data.order("first"), 10, CPU)
     with torch.no_grad():
         predictions = target.ensemble.logits(data.test.images[chosen].float() / 255).argmax(dim=2)
     assert (predictions == data.test.labels[chosen]).all()
-    frame = rows(data, threats(make_subject)[1], [target], chosen)
+    frame = rows(data, threats(make_model)[1], [target], chosen)
     transfer = frame[frame["threat"] == "transfer"]
     assert sorted(transfer["member"].unique()) == ["1", "2", "ensemble"]
     assert len(transfer) == 2 * 3 * len(chosen)
@@ -124,9 +124,9 @@ def test_transfer_judges_every_member_and_the_ensemble(make_subject: MakeSubject
     assert table["success"].between(0, 1).all()
 
 
-def test_convergence_judges_every_attack_by_itself(make_subject: MakeSubject, data: Data) -> None:
+def test_convergence_judges_every_attack_by_itself(make_model: MakeSubject, data: Data) -> None:
     attacks = (FGSM(), PGD(steps=2), PGD(steps=6))
-    frame = rows(data, Convergence(eps=(0.03,), attacks=attacks), [make_subject(0)])
+    frame = rows(data, Convergence(eps=(0.03,), attacks=attacks), [make_model(0)])
     attacked = frame[frame["threat"] == "convergence"]
     assert attacked["attack"].value_counts().to_dict() == dict.fromkeys(
         ["fgsm", "pgd:steps=2", "pgd:steps=6"], len(SAMPLES)
@@ -147,9 +147,9 @@ class _Steps(nn.Module):
             return self.model(images)  # type: ignore[no-any-return]
 
 
-def test_a_model_without_gradients_is_judged_by_queries(make_subject: MakeSubject, data: Data) -> None:
+def test_a_model_without_gradients_is_judged_by_queries(make_model: MakeSubject, data: Data) -> None:
     """Each count by itself; more of them leave no more images right."""
-    ensemble = make_subject(0).ensemble
+    ensemble = make_model(0).ensemble
     target = EvaluatedModel.of_model([_Steps(member) for member in ensemble.members], CPU, name="steps")
     threat = Queries(eps=(0.1,), attacks=tuple(Square(queries=count, area=0.01) for count in (1, 40)))
     outcomes = Evaluator(data, Settings(CPU)).run([target], threat, SAMPLES)
@@ -158,23 +158,21 @@ def test_a_model_without_gradients_is_judged_by_queries(make_subject: MakeSubjec
     assert not [each for each in outcomes.checks if "gradient" in each.name and each.status == "fail"]
 
 
-def test_surrogates_of_the_target_s_own_defense_are_a_threat_of_their_own(
-    make_subject: MakeSubject, data: Data
-) -> None:
-    targets = [replace(make_subject(0), defense="dverge"), replace(make_subject(1), defense="baseline")]
-    surrogates = (replace(make_subject(7), defense="baseline"), replace(make_subject(8), defense="dverge"))
+def test_surrogates_of_the_target_s_own_defense_are_a_threat_of_their_own(make_model: MakeSubject, data: Data) -> None:
+    targets = [replace(make_model(0), defense="dverge"), replace(make_model(1), defense="baseline")]
+    surrogates = (replace(make_model(7), defense="baseline"), replace(make_model(8), defense="dverge"))
     frame = rows(data, Blackbox(eps=(0.05,), attacks=(FAST,), surrogates=surrogates), targets)
     pairs = frame[["target", "surrogate", "threat"]].drop_duplicates().itertuples(index=False)
     assert {tuple(pair) for pair in pairs if pair.threat != "clean"} == {
-        ("subject0", "subject7", "blackbox"),
-        ("subject0", "subject8", "blackbox-own"),
-        ("subject1", "subject7", "blackbox"),
-        ("subject1", "subject8", "blackbox"),
+        ("model0", "model7", "blackbox"),
+        ("model0", "model8", "blackbox-own"),
+        ("model1", "model7", "blackbox"),
+        ("model1", "model8", "blackbox"),
     }
 
 
-def test_a_single_sample_is_never_crafted_alone(make_subject: MakeSubject, data: Data) -> None:
-    target = make_subject(0)
+def test_a_single_sample_is_never_crafted_alone(make_model: MakeSubject, data: Data) -> None:
+    target = make_model(0)
     threat = Whitebox(eps=(0.05,), attacks=(FAST,), restarts=1)
     alone = rows(data, threat, [target], SAMPLES[3:4])
     together = rows(data, threat, [target])
@@ -204,12 +202,12 @@ def folder_evaluator(data: Data, folder: Path, images: bool = True, **settings: 
     )
 
 
-def test_nothing_is_computed_twice(make_subject: MakeSubject, data: Data, tmp_path: Path, monkeypatch: Any) -> None:
+def test_nothing_is_computed_twice(make_model: MakeSubject, data: Data, tmp_path: Path, monkeypatch: Any) -> None:
     crafted = []
     original = engine.craft
     monkeypatch.setattr(engine, "craft", lambda *a, **o: crafted.append(len(a[4])) or original(*a, **o))
-    threat = threats(make_subject)[2]
-    target = make_subject(0)
+    threat = threats(make_model)[2]
+    target = make_model(0)
     first = folder_evaluator(data, tmp_path).run([target], threat, SAMPLES[:16]).frame
     assert sum(crafted) == 16 * 2 * 2 * 2
     crafted.clear()
@@ -222,10 +220,10 @@ def test_nothing_is_computed_twice(make_subject: MakeSubject, data: Data, tmp_pa
 
 
 def test_a_second_target_crafts_nothing_and_gets_the_same_rows(
-    make_subject: MakeSubject, data: Data, tmp_path: Path, monkeypatch: Any
+    make_model: MakeSubject, data: Data, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    threat = threats(make_subject)[2]
-    first, second = make_subject(0), make_subject(1)
+    threat = threats(make_model)[2]
+    first, second = make_model(0), make_model(1)
     folder_evaluator(data, tmp_path).run([first], threat, SAMPLES)
     from_memory = rows(data, threat, [second])
     monkeypatch.setattr(engine, "craft", lambda *a, **o: pytest.fail("crafted again"))
@@ -234,11 +232,11 @@ def test_a_second_target_crafts_nothing_and_gets_the_same_rows(
 
 
 def test_damaged_rows_and_images_are_named_and_made_again(
-    make_subject: MakeSubject, data: Data, tmp_path: Path, told: list[str]
+    make_model: MakeSubject, data: Data, tmp_path: Path, told: list[str]
 ) -> None:
-    threat, target = threats(make_subject)[2], make_subject(0)
+    threat, target = threats(make_model)[2], make_model(0)
     before = folder_evaluator(data, tmp_path).run([target], threat, SAMPLES).frame
-    for pattern in ("subject0/part-*.parquet", ".crafted/*/part-*.safetensors"):
+    for pattern in ("model0/part-*.parquet", ".crafted/*/part-*.safetensors"):
         path = sorted(tmp_path.glob(pattern))[0]
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
@@ -251,7 +249,7 @@ def test_damaged_rows_and_images_are_named_and_made_again(
 
 
 def test_a_long_wait_for_others_is_told(
-    make_subject: MakeSubject, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_model: MakeSubject, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs, freed = Claims(tmp_path / "claims"), threading.Event()
 
@@ -274,35 +272,35 @@ def test_a_long_wait_for_others_is_told(
 
     monkeypatch.setattr(Claims, "take", busy)
     evaluator = Evaluator(data, Settings(CPU), claims=theirs)
-    found = evaluator.run([make_subject(0)], Whitebox(eps=(0.05,), attacks=(FAST,)), SAMPLES).frame
+    found = evaluator.run([make_model(0)], Whitebox(eps=(0.05,), attacks=(FAST,)), SAMPLES).frame
     assert taken
     assert said == [f"waiting for what other processes have in hand ({theirs.terms})"]
     assert len(found) == 2 * len(SAMPLES)
 
 
 def test_rows_of_replaced_weights_are_left_out_and_told(
-    make_subject: MakeSubject, data: Data, tmp_path: Path, told: list[str]
+    make_model: MakeSubject, data: Data, tmp_path: Path, told: list[str]
 ) -> None:
-    threat = threats(make_subject)[0]
-    old, new = make_subject(0), replace(make_subject(1), name="subject0")
+    threat = threats(make_model)[0]
+    old, new = make_model(0), replace(make_model(1), name="model0")
     wanted = folder_evaluator(data, tmp_path / "other").run([new], threat, SAMPLES).frame
     for target in (old, new):
         folder_evaluator(data, tmp_path).run([target], threat, SAMPLES)
     told.clear()
-    found = FolderRows(tmp_path / "subject0", repair=False)
+    found = FolderRows(tmp_path / "model0", repair=False)
     cells = len(threat.eps) + 1
     pd.testing.assert_frame_equal(found.outcomes(new.identity).frame, Outcomes(wanted).frame)
-    assert told == [f"{cells} of {2 * cells} cells in {tmp_path / 'subject0'} are of other weights: left out"]
+    assert told == [f"{cells} of {2 * cells} cells in {tmp_path / 'model0'} are of other weights: left out"]
 
 
 def test_whoever_only_reads_leaves_damaged_rows_where_they_are(
-    make_subject: MakeSubject, data: Data, tmp_path: Path, told: list[str]
+    make_model: MakeSubject, data: Data, tmp_path: Path, told: list[str]
 ) -> None:
-    folder_evaluator(data, tmp_path).run([make_subject(0)], threats(make_subject)[0], SAMPLES)
-    (path,) = (tmp_path / "subject0").glob("part-*.parquet")
+    folder_evaluator(data, tmp_path).run([make_model(0)], threats(make_model)[0], SAMPLES)
+    (path,) = (tmp_path / "model0").glob("part-*.parquet")
     path.write_bytes(path.read_bytes() + b"x")
     told.clear()
-    assert FolderRows(tmp_path / "subject0", repair=False).outcomes().frame.empty
+    assert FolderRows(tmp_path / "model0", repair=False).outcomes().frame.empty
     assert path.exists()
     damaged, lost = told
     assert damaged == f"{path} is damaged: its rows do not count here"
@@ -310,10 +308,8 @@ def test_whoever_only_reads_leaves_damaged_rows_where_they_are(
     assert " is incomplete: " in lost
 
 
-def test_an_interruption_changes_no_row(
-    make_subject: MakeSubject, data: Data, tmp_path: Path, monkeypatch: Any
-) -> None:
-    threat, target = threats(make_subject)[0], make_subject(0)
+def test_an_interruption_changes_no_row(make_model: MakeSubject, data: Data, tmp_path: Path, monkeypatch: Any) -> None:
+    threat, target = threats(make_model)[0], make_model(0)
     whole = rows(data, threat, [target], batch_size=5)
     original = engine.craft
     calls = 0
@@ -328,7 +324,7 @@ def test_an_interruption_changes_no_row(
     monkeypatch.setattr(engine, "craft", failing)
     with pytest.raises(KeyboardInterrupt):
         folder_evaluator(data, tmp_path, batch_size=5).run([target], threat, SAMPLES)
-    kept = FolderRows(tmp_path / "subject0")
+    kept = FolderRows(tmp_path / "model0")
     assert 0 < (kept.everything().frame["threat"] == "whitebox").sum() < 48
     assert kept.outcomes().frame.empty, "no number rests on an evaluation that was cut off"
     monkeypatch.setattr(engine, "craft", original)
@@ -337,10 +333,10 @@ def test_an_interruption_changes_no_row(
 
 
 def test_no_number_rests_on_some_of_the_versions_that_were_asked_for(
-    make_subject: MakeSubject, data: Data, tmp_path: Path, monkeypatch: Any, told: list[str]
+    make_model: MakeSubject, data: Data, tmp_path: Path, monkeypatch: Any, told: list[str]
 ) -> None:
     """All-or-nothing over the versions that were done when an evaluation was killed would be too high."""
-    threat, target = threats(make_subject)[2], make_subject(0)
+    threat, target = threats(make_model)[2], make_model(0)
     original = Evaluator._share
 
     def killed(self: Evaluator, works: Any, *rest: Any) -> Any:
@@ -350,7 +346,7 @@ def test_no_number_rests_on_some_of_the_versions_that_were_asked_for(
     monkeypatch.setattr(Evaluator, "_share", killed)
     with pytest.raises(KeyboardInterrupt):
         folder_evaluator(data, tmp_path).run([target], threat, SAMPLES)
-    kept = FolderRows(tmp_path / "subject0", repair=False)
+    kept = FolderRows(tmp_path / "model0", repair=False)
     part = kept.everything().where(threat="blackbox")
     assert part.frame.groupby("cell")["sample"].nunique().tolist() == [len(SAMPLES)] * len(threat.eps), "whole cells"
     told.clear()
@@ -361,63 +357,63 @@ def test_no_number_rests_on_some_of_the_versions_that_were_asked_for(
     monkeypatch.setattr(Evaluator, "_share", original)
     whole = folder_evaluator(data, tmp_path).run([target], threat, SAMPLES)
     told.clear()
-    read = FolderRows(tmp_path / "subject0", repair=False).outcomes(target.identity)
+    read = FolderRows(tmp_path / "model0", repair=False).outcomes(target.identity)
     pd.testing.assert_frame_equal(read.frame, whole.frame)
     assert [each.key for each in read.evaluations] == [each.key for each in whole.evaluations]
     assert not told
 
 
 def test_rows_that_belong_to_no_evaluation_count_in_no_number(
-    make_subject: MakeSubject, data: Data, tmp_path: Path, told: list[str]
+    make_model: MakeSubject, data: Data, tmp_path: Path, told: list[str]
 ) -> None:
-    threat, target = threats(make_subject)[0], make_subject(0)
+    threat, target = threats(make_model)[0], make_model(0)
     folder_evaluator(data, tmp_path).run([target], threat, SAMPLES)
-    (record,) = (tmp_path / "subject0" / FOLDER).glob("*.json")
+    (record,) = (tmp_path / "model0" / FOLDER).glob("*.json")
     text = record.read_text()
     record.write_text(text.replace('"whitebox"', '"transfer"'))
     told.clear()
-    assert FolderRows(tmp_path / "subject0", repair=False).outcomes().frame.empty
+    assert FolderRows(tmp_path / "model0", repair=False).outcomes().frame.empty
     assert len(told) == 2
     assert "was changed after it was written" in told[0]
     cells = len(threat.eps) + 1
-    assert told[1].startswith(f"{cells} of {cells} cells in {tmp_path / 'subject0'} belong to no evaluation")
+    assert told[1].startswith(f"{cells} of {cells} cells in {tmp_path / 'model0'} belong to no evaluation")
     folder_evaluator(data, tmp_path).run([target], threat, SAMPLES)
     assert record.read_text() == text
-    assert len(FolderRows(tmp_path / "subject0").outcomes().frame) == (1 + len(threat.eps)) * len(SAMPLES)
+    assert len(FolderRows(tmp_path / "model0").outcomes().frame) == (1 + len(threat.eps)) * len(SAMPLES)
 
 
 def test_fewer_images_of_the_same_cells_are_an_evaluation_of_their_own(
-    make_subject: MakeSubject, data: Data, tmp_path: Path
+    make_model: MakeSubject, data: Data, tmp_path: Path
 ) -> None:
-    threat, target = threats(make_subject)[0], make_subject(0)
+    threat, target = threats(make_model)[0], make_model(0)
     few = folder_evaluator(data, tmp_path).run([target], threat, SAMPLES[:8])
     many = folder_evaluator(data, tmp_path).run([target], threat, SAMPLES)
-    kept = FolderRows(tmp_path / "subject0")
+    kept = FolderRows(tmp_path / "model0")
     (own,) = few.evaluations
     pd.testing.assert_frame_equal(kept.outcomes(only=[own.key]).frame, few.frame)
     pd.testing.assert_frame_equal(kept.outcomes().frame, many.frame)
 
 
 def test_a_part_of_an_evaluation_counts_in_no_number(
-    make_subject: MakeSubject, data: Data, tmp_path: Path, told: list[str]
+    make_model: MakeSubject, data: Data, tmp_path: Path, told: list[str]
 ) -> None:
     """A study makes the images of each attack by itself, before it judges all of them together."""
-    threat, target = threats(make_subject)[2], make_subject(0)
+    threat, target = threats(make_model)[2], make_model(0)
     one = threat.model_copy(update={"attacks": threat.attacks[:1]})
     part = folder_evaluator(data, tmp_path).run([target], one, SAMPLES, part=True)
     assert [each.part for each in part.evaluations] == [True]
     told.clear()
-    assert FolderRows(tmp_path / "subject0", repair=False).outcomes(target.identity).frame.empty
+    assert FolderRows(tmp_path / "model0", repair=False).outcomes(target.identity).frame.empty
     assert " belong to no evaluation: left out" in told[0]
     whole = folder_evaluator(data, tmp_path).run([target], threat, SAMPLES)
     told.clear()
-    kept = FolderRows(tmp_path / "subject0", repair=False).outcomes(target.identity)
+    kept = FolderRows(tmp_path / "model0", repair=False).outcomes(target.identity)
     pd.testing.assert_frame_equal(kept.frame, whole.frame)
     assert not told
 
 
-def test_no_more_images_are_looked_at_than_it_takes(make_subject: MakeSubject, data: Data) -> None:
-    target = make_subject(0)
+def test_no_more_images_are_looked_at_than_it_takes(make_model: MakeSubject, data: Data) -> None:
+    target = make_model(0)
     counting = _Counting(target.ensemble.members[0])
     target.ensemble.members[0] = counting
     order = data.order("first")
@@ -429,10 +425,8 @@ def test_no_more_images_are_looked_at_than_it_takes(make_subject: MakeSubject, d
     assert set(few.tolist()) <= set(everything.tolist())
 
 
-def test_out_of_memory_halves_the_batch(
-    make_subject: MakeSubject, data: Data, monkeypatch: Any, told: list[str]
-) -> None:
-    threat, target = threats(make_subject)[0], make_subject(0)
+def test_out_of_memory_halves_the_batch(make_model: MakeSubject, data: Data, monkeypatch: Any, told: list[str]) -> None:
+    threat, target = threats(make_model)[0], make_model(0)
     whole = rows(data, threat, [target])
     original = engine.craft
 
@@ -458,7 +452,7 @@ def test_out_of_memory_in_the_model_reaches_the_evaluator() -> None:
 
 
 def test_a_batch_that_images_depend_on_is_not_halved(
-    make_subject: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch
+    make_model: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its rows would not be what their key says."""
     original, sizes = engine.craft, []
@@ -471,9 +465,9 @@ def test_a_batch_that_images_depend_on_is_not_halved(
 
     monkeypatch.setattr(engine, "craft", small_machine)
     with pytest.raises(RobenchError, match="smaller --batch-size"):
-        rows(data, Whitebox(eps=(0.05,), attacks=(FAST, _Mixing())), [make_subject(0)], batch_size=24)
+        rows(data, Whitebox(eps=(0.05,), attacks=(FAST, _Mixing())), [make_model(0)], batch_size=24)
     assert sizes, "the other attack was halved"
-    rows(data, Whitebox(eps=(0.05,), attacks=(_Mixing(),), restarts=1), [make_subject(0)], batch_size=12)
+    rows(data, Whitebox(eps=(0.05,), attacks=(_Mixing(),), restarts=1), [make_model(0)], batch_size=12)
     assert sizes[-2:] == [12, 12]
 
 
@@ -503,7 +497,7 @@ class _Mixing(_Clean):
 
 @pytest.mark.parametrize(("attack", "expected"), [(FAST, [12, 12]), (_Mixing(), [24])])
 def test_a_cpu_is_given_as_many_large_images_as_its_caches_hold(
-    make_subject: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch, attack: Attack, expected: list[int]
+    make_model: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch, attack: Attack, expected: list[int]
 ) -> None:
     """And in equal parts: a small rest takes longer by the image."""
     sizes: list[int] = []
@@ -515,12 +509,12 @@ def test_a_cpu_is_given_as_many_large_images_as_its_caches_hold(
 
     monkeypatch.setattr(engine, "craft", recording)
     monkeypatch.setattr(cpu, "CACHED", 20 * data.test.images[0].numel())
-    rows(data, Transfer(eps=(0.05,), attacks=(attack,)), [make_subject(0)], batch_size=24)
+    rows(data, Transfer(eps=(0.05,), attacks=(attack,)), [make_model(0)], batch_size=24)
     assert sizes[: len(expected)] == expected
 
 
 def test_clean_images_are_judged_within_the_batch_size(
-    make_subject: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch
+    make_model: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
     original = engine.predict
@@ -530,22 +524,22 @@ def test_clean_images_are_judged_within_the_batch_size(
         return original(judge, images, *rest, **options)
 
     monkeypatch.setattr(engine, "predict", recording)
-    rows(data, Whitebox(eps=(0.05,), attacks=(FAST,)), [make_subject(0)], batch_size=7)
+    rows(data, Whitebox(eps=(0.05,), attacks=(FAST,)), [make_model(0)], batch_size=7)
     assert max(sizes) == 7
     assert cpu.judging_batch(3 * 32 * 32) == 500
     assert cpu.judging_batch(3 * 224 * 224) == 27
     assert cpu.judging_batch(3 * 224 * 224, 2) == 2
 
 
-def test_an_attack_that_does_nothing_shows_in_the_rows(make_subject: MakeSubject, data: Data) -> None:
-    frame = rows(data, Whitebox(eps=(0.1,), attacks=(_Clean(),)), [make_subject(0)])
+def test_an_attack_that_does_nothing_shows_in_the_rows(make_model: MakeSubject, data: Data) -> None:
+    frame = rows(data, Whitebox(eps=(0.1,), attacks=(_Clean(),)), [make_model(0)])
     attacked = frame[frame["threat"] == "whitebox"]
     assert (attacked["linf"] == 0).all()
 
 
-def test_related_surrogates_are_refused(make_subject: MakeSubject, data: Data) -> None:
-    target = make_subject(0)
-    child = EvaluatedModel.of_model(make_subject(0).ensemble, CPU, name="copy")
+def test_related_surrogates_are_refused(make_model: MakeSubject, data: Data) -> None:
+    target = make_model(0)
+    child = EvaluatedModel.of_model(make_model(0).ensemble, CPU, name="copy")
     for related in (target, child):
         threat = Blackbox(eps=(0.1,), attacks=(FAST,), surrogates=(related,))
         with pytest.raises(RobenchError, match="share a member"):
@@ -554,9 +548,9 @@ def test_related_surrogates_are_refused(make_subject: MakeSubject, data: Data) -
     assert set(rows(data, allowed, [target])["threat"]) == {"clean", "blackbox-related"}
 
 
-def test_ancestry_is_found_by_weight_similarity(make_subject: MakeSubject, data: Data) -> None:
-    target = make_subject(0)
-    descendant = EvaluatedModel.of_model(make_subject(0).ensemble, CPU).ensemble
+def test_ancestry_is_found_by_weight_similarity(make_model: MakeSubject, data: Data) -> None:
+    target = make_model(0)
+    descendant = EvaluatedModel.of_model(make_model(0).ensemble, CPU).ensemble
 
     descendant = copy.deepcopy(descendant)
     with torch.no_grad():
@@ -569,15 +563,15 @@ def test_ancestry_is_found_by_weight_similarity(make_subject: MakeSubject, data:
         rows(data, Blackbox(eps=(0.1,), attacks=(FAST,), surrogates=(relative,)), [target])
 
 
-def test_a_copy_in_another_wrapper_is_still_a_copy(make_subject: MakeSubject, data: Data) -> None:
-    target = make_subject(0)
+def test_a_copy_in_another_wrapper_is_still_a_copy(make_model: MakeSubject, data: Data) -> None:
+    target = make_model(0)
     member = target.ensemble.members[0]
     wrapped = nn.Sequential(nn.Identity(), copy.deepcopy(member))
     with torch.no_grad():
         next(wrapped.parameters()).add_(1e-6)  # no hash shows it
     surrogate = EvaluatedModel.of_model(wrapped, CPU, name="wrapped")
     with pytest.raises(
-        RobenchError, match=r"member 1 of wrapped and member 1 of subject0 have 10 of 10 layers in common"
+        RobenchError, match=r"member 1 of wrapped and member 1 of model0 have 10 of 10 layers in common"
     ):
         rows(data, Blackbox(eps=(0.1,), attacks=(FAST,), surrogates=(surrogate,)), [target])
 
@@ -617,11 +611,11 @@ def test_a_body_in_common_is_kinship_whatever_the_head_and_the_order(
         )
 
 
-def test_where_no_image_is_right_nothing_is_transferred(make_subject: MakeSubject, data: Data) -> None:
-    target = make_subject(0)
+def test_where_no_image_is_right_nothing_is_transferred(make_model: MakeSubject, data: Data) -> None:
+    target = make_model(0)
     never = replace(data.test, labels=(data.test.labels + 1) % 4)
     wrong = replace(data, test=never)
-    with pytest.raises(RobenchError, match="no image of npz:noise is classified right by every member of 'subject0'"):
+    with pytest.raises(RobenchError, match="no image of npz:noise is classified right by every member of 'model0'"):
         correct_for_all(target, wrong, wrong.order("first", 0), 10, CPU)
 
 
@@ -634,14 +628,14 @@ def test_nan_is_an_error(data: Data) -> None:
         rows(data, Whitebox(eps=(0.1,), attacks=(FAST,)), [EvaluatedModel.of_model(Broken(), CPU)])
 
 
-def test_bfloat16_crafts_and_float32_judges(make_subject: MakeSubject, data: Data) -> None:
-    frame = rows(data, Whitebox(eps=(0.1,), attacks=(FAST,)), [make_subject(0)], precision="bfloat16")
+def test_bfloat16_crafts_and_float32_judges(make_model: MakeSubject, data: Data) -> None:
+    frame = rows(data, Whitebox(eps=(0.1,), attacks=(FAST,)), [make_model(0)], precision="bfloat16")
     attacked = frame[frame["threat"] == "whitebox"]
     assert 0 < attacked["correct"].mean() < 1
 
 
 def test_what_hooks_modules_is_not_compiled_and_a_failure_is_told_once(
-    make_subject: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch, told: list[str]
+    make_model: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch, told: list[str]
 ) -> None:
     class Hooking(PGD):
         hooks = True
@@ -655,17 +649,15 @@ def test_what_hooks_modules_is_not_compiled_and_a_failure_is_told_once(
 
     monkeypatch.setattr(engine, "compiled", compiled)
     evaluator = Evaluator(data, Settings(CPU, compile=True))
-    evaluator.run([make_subject(0)], Whitebox(eps=(0.1,), attacks=(Hooking(steps=2),)), SAMPLES)
+    evaluator.run([make_model(0)], Whitebox(eps=(0.1,), attacks=(Hooking(steps=2),)), SAMPLES)
     assert not asked
-    evaluator.run([make_subject(0), make_subject(1)], Whitebox(eps=(0.1,), attacks=(FAST,)), SAMPLES)
+    evaluator.run([make_model(0), make_model(1)], Whitebox(eps=(0.1,), attacks=(FAST,)), SAMPLES)
     assert len(asked) == 2
     assert told == ["torch.compile failed, going on without: no compiler"]
 
 
-def test_a_row_says_which_part_of_an_attack_took_its_image(
-    make_subject: MakeSubject, data: Data, tmp_path: Path
-) -> None:
-    target, attack = make_subject(0), Strongest(steps=3, queries=5)
+def test_a_row_says_which_part_of_an_attack_took_its_image(make_model: MakeSubject, data: Data, tmp_path: Path) -> None:
+    target, attack = make_model(0), Strongest(steps=3, queries=5)
     threat = Whitebox(eps=(0.02, 0.1), attacks=(attack, FAST), restarts=1)
     store = FolderRows(tmp_path)
     frame = Evaluator(data, Settings(CPU), rows=lambda model: store).run([target], threat, SAMPLES).frame
@@ -687,10 +679,10 @@ def test_a_row_says_which_part_of_an_attack_took_its_image(
     assert FolderRows(tmp_path).everything().frame["part"].tolist() == frame["part"].tolist()
 
 
-def test_rows_of_before_parts_were_told_are_read(make_subject: MakeSubject, data: Data, tmp_path: Path) -> None:
+def test_rows_of_before_parts_were_told_are_read(make_model: MakeSubject, data: Data, tmp_path: Path) -> None:
     store = FolderRows(tmp_path)
     threat = Whitebox(eps=(0.1,), attacks=(FAST,), restarts=1)
-    frame = Evaluator(data, Settings(CPU), rows=lambda model: store).run([make_subject(0)], threat, SAMPLES).frame
+    frame = Evaluator(data, Settings(CPU), rows=lambda model: store).run([make_model(0)], threat, SAMPLES).frame
     (path,) = tmp_path.glob("part-*.parquet")
     old = pd.read_parquet(path).drop(columns="part")
     path.unlink()

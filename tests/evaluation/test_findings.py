@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from robench.core.store import read_record, write_record
+from robench.core.files import read_record, write_record
 from robench.evaluation.findings import Finding
 from robench.evaluation.rows import FolderRows
 

@@ -14,11 +14,11 @@ from robench.core.data import Data
 from robench.core.ensemble import Ensemble
 from robench.core.logs import Lines, logged
 from robench.core.models import ModelSpec, build, import_model
-from robench.core.runs import Run, Runs
 from robench.evaluation.engine import Settings
 from robench.evaluation.fingerprint import FILE, fixed_images, judged_identity, recognise
 from robench.evaluation.threats import Whitebox
-from robench.studies.workbench import Workbench, stored
+from robench.session import Session, stored
+from robench.store.runs import Run, Runs
 
 CPU = torch.device("cpu")
 SHAPE = torch.Size((1, 8, 8))
@@ -66,10 +66,10 @@ def run(tmp_path: Path, written: Callable[[str], None]) -> Run:
 
 def judged(run: Run, data: Data) -> tuple[list[float], list[str]]:
     lines: list[str] = []
-    bench = Workbench(Runs(run.folder.parent), data, Settings(CPU), 16)
+    session = Session(Runs(run.folder.parent), data, Settings(CPU), 16)
     import_model("fingerprinted:make")
     with logged(Lines(lines)):
-        found = bench.judge([run], WHITE, probe=False)
+        found = session.judge([run], WHITE, probe=False)
     return found.where(threat="clean").frame["margin"].tolist(), lines
 
 

@@ -32,8 +32,8 @@ class Wrapped(nn.Module):
         return self.how(self, images)
 
 
-def wrapped(make_subject: MakeSubject, forward: Callable[[Any, Tensor], Any]) -> EvaluatedModel:
-    return EvaluatedModel.of_model(Wrapped(make_subject(0).ensemble, forward), CPU)
+def wrapped(make_model: MakeSubject, forward: Callable[[Any, Tensor], Any]) -> EvaluatedModel:
+    return EvaluatedModel.of_model(Wrapped(make_model(0).ensemble, forward), CPU)
 
 
 def counts(self: Any, images: Tensor) -> Tensor:
@@ -74,16 +74,16 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_judged_is_refused_in_a_line(name: str, make_subject: MakeSubject, data: Data) -> None:
+def test_what_cannot_be_judged_is_refused_in_a_line(name: str, make_model: MakeSubject, data: Data) -> None:
     forward, says = REFUSED[name]
     with pytest.raises(RobenchError, match=says) as error:
-        examine(wrapped(make_subject, forward), data, CPU)
+        examine(wrapped(make_model, forward), data, CPU)
     assert "\n" not in str(error.value)
 
 
-def test_half_precision_is_refused_with_the_remedy(make_subject: MakeSubject, data: Data) -> None:
+def test_half_precision_is_refused_with_the_remedy(make_model: MakeSubject, data: Data) -> None:
     with pytest.raises(RobenchError, match=r"weights are torch.float16: judge it in float32, model.float\(\)"):
-        examine(EvaluatedModel.of_model(make_subject(0).ensemble.members[0].half(), CPU), data, CPU)
+        examine(EvaluatedModel.of_model(make_model(0).ensemble.members[0].half(), CPU), data, CPU)
 
 
 class Detached(torch.autograd.Function):
@@ -114,9 +114,9 @@ DOUBTED: dict[str, tuple[Callable[[Any, Tensor], Any], str, str]] = {
 
 
 @pytest.mark.parametrize("name", DOUBTED)
-def test_what_misleads_an_attack_is_said(name: str, make_subject: MakeSubject, data: Data) -> None:
+def test_what_misleads_an_attack_is_said(name: str, make_model: MakeSubject, data: Data) -> None:
     forward, check, status = DOUBTED[name]
-    found = {each.name: each.status for each in examine(wrapped(make_subject, forward), data, CPU).checks}
+    found = {each.name: each.status for each in examine(wrapped(make_model, forward), data, CPU).checks}
     assert found[check] == status
 
 
@@ -138,9 +138,9 @@ SOUND: dict[str, Callable[[Any, Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("name", SOUND)
-def test_sound_models_pass(name: str, make_subject: MakeSubject, data: Data) -> None:
+def test_sound_models_pass(name: str, make_model: MakeSubject, data: Data) -> None:
     before = torch.random.get_rng_state()
-    found = examine(wrapped(make_subject, SOUND[name]), data, CPU)
+    found = examine(wrapped(make_model, SOUND[name]), data, CPU)
     assert {check.status for check in found.checks} == {"pass"}, list(map(str, found.checks))
     assert not found.draws
     assert not found.blind
@@ -156,30 +156,30 @@ def test_sound_models_pass(name: str, make_subject: MakeSubject, data: Data) -> 
     ],
 )
 def test_outputs_of_an_odd_scale_leave_cross_entropy_blind(
-    scale: float, status: str, says: str, make_subject: MakeSubject, data: Data
+    scale: float, status: str, says: str, make_model: MakeSubject, data: Data
 ) -> None:
-    found = examine(wrapped(make_subject, lambda self, x: self.model(x) * scale), data, CPU).blind
+    found = examine(wrapped(make_model, lambda self, x: self.model(x) * scale), data, CPU).blind
     assert found is not None
     assert found.status == status
     assert says in found.said
 
 
-def test_a_refused_model_is_left_as_it_was(make_subject: MakeSubject, data: Data) -> None:
-    model = wrapped(make_subject, counts)
+def test_a_refused_model_is_left_as_it_was(make_model: MakeSubject, data: Data) -> None:
+    model = wrapped(make_model, counts)
     before = {name: value.clone() for name, value in model.ensemble.state_dict().items()}
     with pytest.raises(RobenchError, match="changes its own"):
         examine(model, data, CPU)
     assert all(torch.equal(value, before[name]) for name, value in model.ensemble.state_dict().items())
 
 
-def test_a_function_that_changes_while_it_is_judged_is_said(make_subject: MakeSubject, data: Data) -> None:
+def test_a_function_that_changes_while_it_is_judged_is_said(make_model: MakeSubject, data: Data) -> None:
     calls = []
 
     def late(self: Any, images: Tensor) -> Tensor:
         calls.append(len(images))
         return self.model(images if len(calls) < 60 else images.flip(-1))  # type: ignore[no-any-return]
 
-    model = wrapped(make_subject, late).ensemble.members[0]
+    model = wrapped(make_model, late).ensemble.members[0]
     calls.clear()
     threat = Whitebox(eps=(0.05,), restarts=2, attacks=(ATTACKS.get("pgd")(steps=40),))
     with pytest.warns(DoubtWarning, match="gives the same images other outputs than before"):
@@ -189,20 +189,20 @@ def test_a_function_that_changes_while_it_is_judged_is_said(make_subject: MakeSu
     assert [check.status for check in repeat] == ["fail"]
 
 
-def test_a_model_that_takes_few_images_at_once_is_refused_in_a_line(make_subject: MakeSubject, data: Data) -> None:
+def test_a_model_that_takes_few_images_at_once_is_refused_in_a_line(make_model: MakeSubject, data: Data) -> None:
     def few(self: Any, images: Tensor) -> Tensor:
         if len(images) > 16:
             raise ValueError("too many\nimages")
         return self.model(images)  # type: ignore[no-any-return]
 
-    model = wrapped(make_subject, few).ensemble.members[0]
+    model = wrapped(make_model, few).ensemble.members[0]
     with pytest.raises(RobenchError, match=r"not \d+ at once \(ValueError: too many images\).*--batch-size"):
         evaluate(model, data, Whitebox(eps=(0.05,), attacks=(ATTACKS.get("pgd")(steps=2),)))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
-def test_a_traced_model_is_judged(make_subject: MakeSubject, data: Data) -> None:
-    traced = torch.jit.trace(make_subject(0).ensemble.members[0], data.test.images[:2].float() / 255)
+def test_a_traced_model_is_judged(make_model: MakeSubject, data: Data) -> None:
+    traced = torch.jit.trace(make_model(0).ensemble.members[0], data.test.images[:2].float() / 255)
     assert {check.status for check in examine(EvaluatedModel.of_model(traced, CPU), data, CPU).checks} == {"pass"}
 
 

@@ -108,13 +108,13 @@ def scaled(model: nn.Module) -> nn.Module:
     return model
 
 
-def test_a_copy_that_differs_at_every_image_is_an_error(make_subject: MakeSubject, data: Data) -> None:
+def test_a_copy_that_differs_at_every_image_is_an_error(make_model: MakeSubject, data: Data) -> None:
     with pytest.raises(RobenchError, match="model is another function where it is attacked than where it is judged"):
-        judged(data, Copied(make_subject(0).ensemble, scaled, 99))
+        judged(data, Copied(make_model(0).ensemble, scaled, 99))
 
 
 def test_the_gradient_of_the_copy_is_compared_too(
-    make_subject: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch
+    make_model: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from robench.evaluation import engine
 
@@ -124,9 +124,9 @@ def test_the_gradient_of_the_copy_is_compared_too(
         made = original(model, *arguments, plain=plain)
         return made if plain else Misled(made)
 
-    sound, _ = judged(data, make_subject(0))
+    sound, _ = judged(data, make_model(0))
     monkeypatch.setattr(engine, "attackable", misled)
-    found, (line,) = judged(data, make_subject(0))
+    found, (line,) = judged(data, make_model(0))
     assert "gradients have a cosine of" in line
     pd.testing.assert_frame_equal(verdicts(found), verdicts(sound))
 
@@ -141,8 +141,8 @@ class Scaled(nn.Module):
 
 
 @pytest.mark.parametrize("factor", [1e-6, 1e-3, 1e3])
-def test_outputs_of_any_size_are_judged_alike(make_subject: MakeSubject, data: Data, factor: float) -> None:
-    member = make_subject(0).ensemble.members[0]
+def test_outputs_of_any_size_are_judged_alike(make_model: MakeSubject, data: Data, factor: float) -> None:
+    member = make_model(0).ensemble.members[0]
     usual, _ = judged(data, Scaled(member, 1))
     found, _ = judged(data, Scaled(member, factor))
     clean = [each.where(threat="clean").frame["prediction"].tolist() for each in (usual, found)]
@@ -151,8 +151,8 @@ def test_outputs_of_any_size_are_judged_alike(make_subject: MakeSubject, data: D
     np.testing.assert_allclose(accuracies[1], accuracies[0], atol=0.1)
 
 
-def test_where_cross_entropy_is_blind_cw_is_attacked_with_too(make_subject: MakeSubject, data: Data) -> None:
-    member = make_subject(0).ensemble.members[0]
+def test_where_cross_entropy_is_blind_cw_is_attacked_with_too(make_model: MakeSubject, data: Data) -> None:
+    member = make_model(0).ensemble.members[0]
     usual, _ = judged(data, Scaled(member, 1))
     found, lines = judged(data, Scaled(member, 1e7))
     assert lines == ["the outputs of model are so large that cross-entropy has no gradient: attacking with CW too"]
@@ -162,8 +162,8 @@ def test_where_cross_entropy_is_blind_cw_is_attacked_with_too(make_subject: Make
     assert [check.status for check in found.checks if check.name == "cross-entropy sees"] == ["warn"]
 
 
-def test_a_target_that_needs_cw_changes_no_rows_of_another(make_subject: MakeSubject, data: Data) -> None:
-    member = make_subject(0).ensemble.members[0]
+def test_a_target_that_needs_cw_changes_no_rows_of_another(make_model: MakeSubject, data: Data) -> None:
+    member = make_model(0).ensemble.members[0]
     other, blind = (EvaluatedModel.of_model(Scaled(member, by), CPU, name=f"by {by:g}") for by in (1, 1e7))
     alone, together = (Evaluator(data).run(targets, WHITE, SAMPLES).frame for targets in ([other], [other, blind]))
     rows = together.groupby("target")
@@ -193,40 +193,40 @@ def surrogate_check(data: Data, target: EvaluatedModel, labels: Tensor, samples:
     return check
 
 
-def test_a_surrogate_is_judged_beside_what_it_took(make_subject: MakeSubject, data: Data) -> None:
+def test_a_surrogate_is_judged_beside_what_it_took(make_model: MakeSubject, data: Data) -> None:
     labels = data.test.labels
-    check = surrogate_check(data, make_subject(0), labels)
+    check = surrogate_check(data, make_model(0), labels)
     assert check.status == "pass"
     assert check.evidence.startswith(
         "source gets 100.0% of 40 images right; what was crafted on it at ε 0.1 fools itself"
     )
-    renamed = surrogate_check(data, make_subject(0), (labels + 1) % 4)
+    renamed = surrogate_check(data, make_model(0), (labels + 1) % 4)
     assert renamed.status == "fail"
     assert "it knows no more of the data than chance, 25.0%, so that this is no black-box result" in renamed.evidence
     weak = torch.where(torch.arange(40) % 3 == 0, labels, (labels + 1) % 4)
     weak[::2] = labels[::2]
-    warned = surrogate_check(data, make_subject(0), weak)
+    warned = surrogate_check(data, make_model(0), weak)
     assert warned.status == "warn"
     assert "a weak attacker makes a target look robust" in warned.evidence
 
 
-def test_from_python_what_does_not_pass_is_a_warning(data: Data, make_subject: MakeSubject) -> None:
-    untrained = make_subject(3).ensemble
+def test_from_python_what_does_not_pass_is_a_warning(data: Data, make_model: MakeSubject) -> None:
+    untrained = make_model(3).ensemble
     with pytest.warns(DoubtWarning, match="clean above chance"):
         outcomes = robench.evaluate(untrained, data, WHITE)
     assert {check.name for check in outcomes.checks} >= {"rows possible", "survivors attacked again", "gradient true"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         both = Whitebox(eps=(0.02, 0.05), attacks=(PGD(), PGD(loss="cw")))
-        sound = robench.evaluate(make_subject(0).ensemble, data, both)
+        sound = robench.evaluate(make_model(0).ensemble, data, both)
     assert {check.status for check in sound.checks} == {"pass"}
 
 
-def test_what_draws_is_said_and_its_verdicts_do_not_hang_on_torch_s_seed(make_subject: MakeSubject, data: Data) -> None:
+def test_what_draws_is_said_and_its_verdicts_do_not_hang_on_torch_s_seed(make_model: MakeSubject, data: Data) -> None:
     class Noisy(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = make_subject(0).ensemble
+            self.model = make_model(0).ensemble
 
         def forward(self, images: Tensor) -> Tensor:
             return self.model(images + 0.2 * torch.rand_like(images))  # type: ignore[no-any-return]

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from robench.core.data import load
-from robench.core.runs import Runs
 from robench.evaluation.engine import Settings
 from robench.evaluation.words import attacks
-from robench.studies.workbench import Workbench
-from tests.evaluation.conftest import SPEC, ensemble
+from robench.session import Session
+from robench.store.runs import Runs
+from tests.small import SPEC, ensemble
 
 SAMPLES = 16
 
@@ -35,25 +35,25 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
             name, ensemble(number), members=[SPEC] * 2, defense={"name": "baseline"}, seed=number,
             role="target" if role == "target" else "surrogate", data=None, more={"dataset": "cifar10"},
         )  # fmt: skip
-    judge(_bench(folder))
+    judge(_session(folder))
     return folder
 
 
 @pytest.fixture
-def judged(original: Path, tmp_path: Path) -> Workbench:
+def judged(original: Path, tmp_path: Path) -> Session:
     """A copy of `original`, to spoil."""
     shutil.copytree(original, tmp_path, dirs_exist_ok=True)
-    return _bench(tmp_path)
+    return _session(tmp_path)
 
 
-def _bench(folder: Path) -> Workbench:
+def _session(folder: Path) -> Session:
     data = load(f"npz:{folder / 'noise.npz'}")
-    return Workbench(Runs(folder / "runs"), data, Settings(torch.device("cpu"), batch_size=8), SAMPLES)
+    return Session(Runs(folder / "runs"), data, Settings(torch.device("cpu"), batch_size=8), SAMPLES)
 
 
-def judge(bench: Workbench) -> None:
-    run, sub = bench.store.get("base"), bench.store.get("sub")
+def judge(session: Session) -> None:
+    run, sub = session.store.get("base"), session.store.get("sub")
     options = {"eps": (0.1, 0.3), "restarts": 2}
-    bench.whitebox([run], attacks=attacks("whitebox", steps=2), **options)
-    bench.transfer([run], eps=(0.3,), attacks=attacks("transfer", steps=2), restarts=2)
-    bench.blackbox([run], [sub], attacks=attacks("blackbox", ["pgd", "mdi2"], ["ce"], steps=2), **options)
+    session.whitebox([run], attacks=attacks("whitebox", steps=2), **options)
+    session.transfer([run], eps=(0.3,), attacks=attacks("transfer", steps=2), restarts=2)
+    session.blackbox([run], [sub], attacks=attacks("blackbox", ["pgd", "mdi2"], ["ce"], steps=2), **options)

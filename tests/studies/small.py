@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from robench.core.runs import Runs
-from robench.studies.workbench import stored
+from robench.session import stored
+from robench.store.runs import Runs
 
 STUDY = """
 title = "Small"

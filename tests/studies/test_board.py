@@ -13,17 +13,17 @@ import pandas as pd
 import pytest
 
 from robench.cli import run
-from robench.core.store import read_frame, write_frame
+from robench.core.files import read_frame, write_frame
 from robench.evaluation.worst import worst
 from robench.reports import board as page_of
 from robench.reports import html
+from robench.session import OUTCOMES, Session, stored
 from robench.studies.intact import ResultFolder
-from robench.studies.workbench import OUTCOMES, Workbench, stored
 from tests.reports.test_build import CHROMIUM, browse
 
 
 @pytest.fixture
-def folders(judged: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folders(judged: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`alice` and `bob`, the same result, in the working folder."""
     for name in ("alice", "bob"):
         shutil.copytree(judged.store.root, tmp_path / name / "runs")
@@ -55,7 +55,7 @@ def rounded(frame: pd.DataFrame) -> set[str]:
     return {f"{100 * a:.1f} [{100 * b:.1f}, {100 * c:.1f}]" for a, b, c in left[["accuracy", "low", "high"]].values}
 
 
-def test_numbers_are_the_worst_of_each_threat_and_of_all(folders: Path, judged: Workbench) -> None:
+def test_numbers_are_the_worst_of_each_threat_and_of_all(folders: Path, judged: Session) -> None:
     assert run(["board", "alice", "--out", "out.html"]) == 0
     found = lines(folders / "out.html")
     outcomes = stored([judged.store.get("base")])

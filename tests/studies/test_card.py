@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from robench.cli import run
-from robench.core.runs import Runs
-from robench.core.store import file_hash
-from robench.studies.workbench import OUTCOMES, Workbench, stored
+from robench.core.files import file_hash
+from robench.session import OUTCOMES, Session, stored
+from robench.store.runs import Runs
 
 TRAIN = ["train", "dverge", "--dataset", "digits", "--n", "2", "--epochs", "1", "--set", "steps=1"]
 JUDGE = ["eval", "mine", "--eps", "0.1", "--samples", "8", "--device", "cpu", "--steps", "2", "--restarts", "2"]
@@ -82,7 +82,7 @@ def test_it_verifies_is_read_by_a_board_and_comes_back(
     assert taken.load().rule == "softmax"
 
 
-def test_surrogates_come_along(judged: Workbench, tmp_path: Path) -> None:
+def test_surrogates_come_along(judged: Session, tmp_path: Path) -> None:
     runs = ["--runs", str(judged.store.root)]
     assert run(["publish", "base", "--out", str(tmp_path / "card"), *runs]) == 0
     assert sorted(path.name for path in (tmp_path / "card/runs").iterdir()) == ["base", "sub"]
@@ -95,7 +95,7 @@ def test_surrogates_come_along(judged: Workbench, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_given_or_taken_is_one_line(
-    judged: Workbench, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    judged: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
@@ -123,7 +123,7 @@ def test_what_cannot_be_given_or_taken_is_one_line(
 
 
 def test_another_run_of_the_name_is_left_alone(
-    judged: Workbench, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    judged: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(["publish", "base", "--out", "card"]) == 0

@@ -21,8 +21,8 @@ import pytest
 import torch
 
 from robench.cli import run
-from robench.core.runs import Runs
-from robench.studies.workbench import stored
+from robench.session import stored
+from robench.store.runs import Runs
 
 
 @pytest.fixture(scope="module")

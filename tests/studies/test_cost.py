@@ -13,8 +13,8 @@ import torch
 from robench.cli import run
 from robench.core.data import load
 from robench.core.models import ModelSpec
-from robench.core.runs import Run, Runs
 from robench.evaluation import cost
+from robench.store.runs import Run, Runs
 from robench.studies.drawing import costs
 from robench.studies.plan import Plan, expand
 from robench.studies.study import find, parse

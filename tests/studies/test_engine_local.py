@@ -19,16 +19,16 @@ import pytest
 
 from robench.cli import run
 from robench.commands import run as command
-from robench.core.runs import Runs
-from robench.core.store import read_record, write_record
+from robench.core.files import read_record, write_record
 from robench.evaluation import words
 from robench.evaluation.cost import Pace
 from robench.evaluation.engine import Settings
+from robench.session import Session
+from robench.store.runs import Runs
 from robench.studies import engines
 from robench.studies.plan import Plan, expand
 from robench.studies.state import StudyFolder, StudyStatus
 from robench.studies.study import find, parse
-from robench.studies.workbench import Workbench
 from tests.studies import small
 
 
@@ -89,15 +89,15 @@ def test_rows_are_those_of_the_eval_command(complete: Path, study: Path, tmp_pat
     """The runs of the study, judged again by the words of `robench eval`: every cell has the same key and rows."""
     shutil.copytree(complete / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("outcomes", ".*"))
     plan = planned(study)
-    bench = Workbench(Runs(tmp_path / "runs"), plan.data, Settings(batch_size=16), samples=8)
-    main = [bench.store.get(name) for name in plan.main]
-    surrogates = bench.train(
-        bench.surrogate_tasks((1, 2), "baseline", models=["resnet8"], overrides={"epochs": 8, "batch_size": 16})
+    session = Session(Runs(tmp_path / "runs"), plan.data, Settings(batch_size=16), samples=8)
+    main = [session.store.get(name) for name in plan.main]
+    surrogates = session.train(
+        session.surrogate_tasks((1, 2), "baseline", models=["resnet8"], overrides={"epochs": 8, "batch_size": 16})
     )
     black = words.attacks("blackbox", ["pgd", "mdi2"], ["ce"], 1)
-    bench.blackbox(main, surrogates, eps=(0.3,), attacks=black, restarts=1)
-    bench.transfer(main, eps=(0.3,), attacks=words.attacks("transfer", steps=1), restarts=1)
-    bench.whitebox(main, eps=(0.1, 0.3), attacks=words.attacks("whitebox", steps=2), restarts=2)
+    session.blackbox(main, surrogates, eps=(0.3,), attacks=black, restarts=1)
+    session.transfer(main, eps=(0.3,), attacks=words.attacks("transfer", steps=1), restarts=1)
+    session.whitebox(main, eps=(0.1, 0.3), attacks=words.attacks("whitebox", steps=2), restarts=2)
     theirs = small.rows(complete)
     theirs = theirs[theirs["target"].isin(plan.main)].reset_index(drop=True)
     pd.testing.assert_frame_equal(small.rows(tmp_path), theirs)

@@ -14,11 +14,11 @@ import pytest
 from robench.cli import run
 from robench.commands import _gate
 from robench.core.errors import RobenchError
-from robench.studies.workbench import Workbench
+from robench.session import Session
 
 
 @pytest.fixture
-def shown(judged: Workbench, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
+def shown(judged: Session, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
     """`robench show base --require ...`: exit code, and what is said."""
     before = Path.cwd()
     os.chdir(judged.store.root.parent)

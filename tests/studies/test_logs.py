@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from robench.cli import run
+from robench.session import Session, stored
 from robench.studies.summary import objects
-from robench.studies.workbench import Workbench, stored
 
 
-def lines(judged: Workbench) -> list[dict[str, float]]:
+def lines(judged: Session) -> list[dict[str, float]]:
     path = judged.store.folder("base") / "log" / "jsonl" / "eval" / "log.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -22,7 +22,7 @@ def judge(folder: Path, *more: str) -> int:
     return run(["eval", "base", *data, "--samples", "16", "--restarts", "2", "--steps", "2", *more])
 
 
-def test_accuracies_are_logged_and_not_twice(judged: Workbench, tmp_path: Path) -> None:
+def test_accuracies_are_logged_and_not_twice(judged: Session, tmp_path: Path) -> None:
     for _ in range(2):
         assert judge(tmp_path, "--threat", "whitebox", "--eps", "0.1,0.3", "--log-to", "jsonl") == 0
     (line,) = lines(judged)
@@ -32,7 +32,7 @@ def test_accuracies_are_logged_and_not_twice(judged: Workbench, tmp_path: Path) 
     assert len(line) == 1 + 3 * len(rows)
 
 
-def test_success_between_members_is_logged(judged: Workbench, tmp_path: Path) -> None:
+def test_success_between_members_is_logged(judged: Session, tmp_path: Path) -> None:
     assert judge(tmp_path, "--threat", "transfer", "--eps", "0.3", "--log-to", "jsonl") == 0
     (line,) = lines(judged)
     assert {name for name in line if name != "step"} == {
@@ -49,7 +49,7 @@ def test_success_between_members_is_logged(judged: Workbench, tmp_path: Path) ->
     ],
 )
 def test_wrong_words_are_one_line(
-    judged: Workbench, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], said: str
+    judged: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], said: str
 ) -> None:
     data = ["--dataset", f"npz:{tmp_path / 'noise.npz'}", "--runs", str(tmp_path / "runs"), "--device", "cpu"]
     assert run(["eval", "base", *data, "--samples", "16", *more]) == 2

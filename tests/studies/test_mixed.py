@@ -12,8 +12,8 @@ import pytest
 from torch import nn
 
 from robench.cli import run
-from robench.core.runs import Runs
-from robench.studies.workbench import stored
+from robench.session import stored
+from robench.store.runs import Runs
 
 
 @pytest.fixture

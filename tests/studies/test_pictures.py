@@ -12,25 +12,25 @@ import torch
 
 from robench.attacks.pgd import PGD
 from robench.core.data import to_images
+from robench.core.files import read_record
 from robench.core.logs import Lines, logged
-from robench.core.store import read_record
 from robench.evaluation.engine import Settings
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
 from robench.reports.pictures import Picture
+from robench.session import CRAFTED, OUTCOMES, Session, stored
 from robench.studies.pictures import pictures
-from robench.studies.workbench import CRAFTED, OUTCOMES, Workbench, stored
 from tests import forged
 from tests.studies.conftest import judge
 
 
-def seen(bench: Workbench, outcomes: Outcomes | None = None, count: int = 1000) -> tuple[list[Picture], list[str]]:
+def seen(session: Session, outcomes: Outcomes | None = None, count: int = 1000) -> tuple[list[Picture], list[str]]:
     lines: list[str] = []
-    run = bench.store.get("base")
+    run = session.store.get("base")
     with logged(Lines(lines)):
-        return pictures(bench, outcomes or stored([run]), [run], count), lines
+        return pictures(session, outcomes or stored([run]), [run], count), lines
 
 
-def test_a_picture_is_what_its_row_says(judged: Workbench) -> None:
+def test_a_picture_is_what_its_row_says(judged: Session) -> None:
     frame = stored([judged.store.get("base")]).frame.set_index(["cell", "member", "sample"])
     found, lines = seen(judged)
     assert lines == []
@@ -51,7 +51,7 @@ def test_a_picture_is_what_its_row_says(judged: Workbench) -> None:
         assert f"{row['attack']} ce, restart {row['restart']}" in picture.caption
 
 
-def test_the_cache_and_crafting_again_give_the_same(judged: Workbench) -> None:
+def test_the_cache_and_crafting_again_give_the_same(judged: Session) -> None:
     kept, _ = seen(judged)
     for part in (judged.store.root / CRAFTED).glob("*/part-*"):
         part.write_bytes(b"damaged")
@@ -62,17 +62,17 @@ def test_the_cache_and_crafting_again_give_the_same(judged: Workbench) -> None:
         np.testing.assert_allclose(one.adversarial, other.adversarial, atol=1e-6)
 
 
-def test_double_precision(judged: Workbench) -> None:
+def test_double_precision(judged: Session) -> None:
     shutil.rmtree(judged.store.root / "base" / OUTCOMES)
     double = Settings(torch.device("cpu"), precision="float64", batch_size=8)
-    judge(Workbench(judged.store, judged.data, double, 16))
-    # The bench that draws need not be set up as the one that judged.
+    judge(Session(judged.store, judged.data, double, 16))
+    # The session that draws need not be set up as the one that judged.
     found, lines = seen(judged)
     assert lines == []
     assert len(found) > 10
 
 
-def test_another_prediction_is_left_out(judged: Workbench) -> None:
+def test_another_prediction_is_left_out(judged: Session) -> None:
     measured = stored([judged.store.get("base")])
     frame = measured.frame
     lie = (frame["threat"] == "whitebox") & ~frame["correct"]
@@ -84,7 +84,7 @@ def test_another_prediction_is_left_out(judged: Workbench) -> None:
     assert "another prediction than their rows have" in line
 
 
-def test_what_cannot_be_made_again_is_told(judged: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_made_again_is_told(judged: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = seen(judged)
     monkeypatch.setattr(PGD, "version", PGD.version + 1)
     found, lines = seen(judged)
@@ -102,7 +102,7 @@ def test_what_cannot_be_made_again_is_told(judged: Workbench, monkeypatch: pytes
     assert any("depend on the batch" in text for text in seen(judged)[1])
 
 
-def test_replaced_weights_are_noticed(judged: Workbench) -> None:
+def test_replaced_weights_are_noticed(judged: Session) -> None:
     shutil.rmtree(judged.store.root / CRAFTED)
     replace(judged.store.root / "sub", judged.store.root / "base")
     found, lines = seen(judged)

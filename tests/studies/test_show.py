@@ -16,13 +16,13 @@ from PIL import Image
 from robench.cli import run
 from robench.core.data import Data, at_hand, load
 from robench.evaluation.words import attacks
-from robench.studies.workbench import OUTCOMES, Workbench, stored
+from robench.session import OUTCOMES, Session, stored
 from tests import forged
 from tests.studies.conftest import judge
 
 
 @pytest.fixture
-def place(judged: Workbench) -> Iterator[Path]:
+def place(judged: Session) -> Iterator[Path]:
     """The folder with `runs` and `noise.npz`, as the working directory."""
     before = Path.cwd()
     os.chdir(judged.store.root.parent)
@@ -31,7 +31,7 @@ def place(judged: Workbench) -> Iterator[Path]:
 
 
 @pytest.fixture
-def others(judged: Workbench) -> Data:
+def others(judged: Session) -> Data:
     """A second data set, on which the run is judged too."""
     with np.load(judged.store.root.parent / "noise.npz") as arrays:
         changed = {**arrays, "x_test": 255 - arrays["x_test"]}
@@ -49,7 +49,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> 
     return printed.err if code else printed.out
 
 
-def test_show_as_json_is_what_was_recorded(place: Path, judged: Workbench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_as_json_is_what_was_recorded(place: Path, judged: Session, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = place / "runs" / "base" / "manifest.json"
     history = [
         {"epoch": 1, "lr": 0.1, "terms": {"ce": 2.0}, "track": {"diversity": 1.5, "every": 1}},
@@ -145,7 +145,7 @@ def test_a_report_shows_what_fell_where_the_data_are_there(place: Path, capsys: 
 
 
 def test_verdicts_beside_the_paper_depend_on_what_was_judged(
-    place: Path, judged: Workbench, capsys: pytest.CaptureFixture[str]
+    place: Path, judged: Session, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The run says cifar10, as an import does for its classes; the images are noise.
     out = ["report", "--images", "0", "--out", "figures", "--against", "dverge2020"]
@@ -170,9 +170,9 @@ def test_verdicts_beside_the_paper_depend_on_what_was_judged(
 
 
 def test_rows_on_two_data_sets_are_never_mixed(
-    place: Path, judged: Workbench, others: Data, capsys: pytest.CaptureFixture[str]
+    place: Path, judged: Session, others: Data, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    judge(Workbench(judged.store, others, judged.settings, 16))
+    judge(Session(judged.store, others, judged.settings, 16))
     assert "several data sets" in said(capsys, "report", "--images", "0", code=2)
     said(capsys, "report", "--out", "figures", "--images", "0", "--dataset", "npz:others.npz")
     facts = json.loads((place / "figures" / "fig4_accuracy.provenance.json").read_text())
@@ -191,7 +191,7 @@ def test_only_what_needs_no_download_is_at_hand(tmp_path: Path) -> None:
 
 
 def test_a_trial_on_a_few_images_changes_no_score(
-    place: Path, judged: Workbench, capsys: pytest.CaptureFixture[str]
+    place: Path, judged: Session, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = json.loads(said(capsys, "show", "base", "--format", "json"))["scores"]
     few = replace(judged, samples=4)

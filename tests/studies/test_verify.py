@@ -12,12 +12,12 @@ import pytest
 
 from robench.cli import run
 from robench.core.errors import RobenchError
-from robench.core.runs import Runs
-from robench.core.store import content_key, read_frame, write_frame, write_json
+from robench.core.files import content_key, read_frame, write_frame, write_json
 from robench.evaluation.findings import Finding
+from robench.session import OUTCOMES
+from robench.store.runs import Runs
 from robench.studies.intact import SUMMARY
 from robench.studies.verify import verify
-from robench.studies.workbench import OUTCOMES
 from tests.studies import small
 
 #: More cells than the study has.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from robench.core.data import Data, load, make
-from robench.core.runs import Run, Runs
+from robench.store.runs import Run, Runs
 from robench.training import loop
 from robench.training.loop import ensure
 from robench.training.task import Task, resolve

@@ -14,8 +14,8 @@ from torch import nn
 
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
+from robench.core.files import read_tensors, tensors_hash, write_tensors
 from robench.core.logs import Lines, logged
-from robench.core.store import read_tensors, tensors_hash, write_tensors
 from robench.training.checkpoint import Checkpoint, State
 from robench.training.loop import make_optimizer
 from robench.training.recipes import Recipe

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robench.core import features
 from robench.core.ensemble import Ensemble
 from robench.core.frozen import batchnorm
-from robench.core.runs import Run, Runs
+from robench.store.runs import Run, Runs
 from robench.training.task import Task
 
 Small = Callable[..., Task]

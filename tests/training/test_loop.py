@@ -23,15 +23,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robench.core import claims
 from robench.core.data import Data, to_images
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
+from robench.core.files import read_record, read_tensors, tensors_hash
 from robench.core.models import build
 from robench.core.rng import Stream
-from robench.core.runs import Run, Runs
-from robench.core.store import read_record, read_tensors, tensors_hash
 from robench.defenses import Batch
+from robench.store import claims
+from robench.store.runs import Run, Runs
 from robench.training import loop, parallel
 from robench.training.loop import augment, batches, make_optimizer, noisy, train_step
 from robench.training.recipes import Recipe
@@ -446,7 +446,7 @@ import torch
 import torch._dynamo  # the first optimiser would import it, once more in every process
 torch.set_num_threads(1)
 from robench.core.data import load
-from robench.core.runs import Runs
+from robench.store.runs import Runs
 from robench.training import loop
 from robench.training.task import resolve
 

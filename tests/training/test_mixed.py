@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from robench.api import evaluate
 from robench.attacks import ATTACKS
 from robench.core import data
 from robench.core.data import Split
-from robench.core.runs import Runs
-from robench.evaluation.api import evaluate
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.threats import Transfer, Whitebox
+from robench.store.runs import Runs
 from robench.training.loop import ensure
 from robench.training.task import resolve
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from robench.core.errors import RobenchError
+from robench.core.files import read_tensors
 from robench.core.rng import Stream
-from robench.core.runs import Runs
-from robench.core.store import read_tensors
 from robench.defenses import Batch
+from robench.store.runs import Runs
 from robench.training import loop, parallel
 from tests.training import two_processes
 

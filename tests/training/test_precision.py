@@ -14,8 +14,8 @@ from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.models import build
 from robench.core.rng import Stream
-from robench.core.runs import Run, Runs
 from robench.defenses import DEFENSES
+from robench.store.runs import Run, Runs
 from robench.training.loop import batches, make_optimizer, train_step
 from robench.training.recipes import Recipe
 from robench.training.task import Task

@@ -13,11 +13,11 @@ import torch
 
 from robench.core.data import Data, load, make
 from robench.core.ensemble import Ensemble
+from robench.core.files import write_tensors
 from robench.core.models import build
 from robench.core.rng import Stream
-from robench.core.runs import Runs
-from robench.core.store import write_tensors
 from robench.defenses import Batch
+from robench.store.runs import Runs
 from robench.training import parallel
 from robench.training.loop import ensure, make_optimizer, train_step
 from robench.training.task import Task, resolve

@@ -18,9 +18,9 @@ from robench.core.data import Data, load, make, to_images
 from robench.core.errors import RobenchError
 from robench.core.logs import Lines, logged
 from robench.core.models import MODELS
-from robench.core.runs import Run, Runs
-from robench.training.importing import import_weights, read_states
-from robench.training.normalisation import _candidates
+from robench.store.importing import import_weights, read_states
+from robench.store.normalisation import _candidates
+from robench.store.runs import Run, Runs
 
 Save = Callable[[str, Any], Path]
 STATE = {"fc.weight": torch.arange(6.0).view(2, 3), "fc.bias": torch.ones(2)}

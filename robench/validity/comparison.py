@@ -13,7 +13,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from robench.core.errors import RobenchError, unknown
-from robench.core.runs import Run
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes, robust, wilson
 from robench.evaluation.statistics import (
     LEVEL,
@@ -23,6 +22,7 @@ from robench.evaluation.statistics import (
     mcnemar,
     over_seeds,
 )
+from robench.store.runs import Run
 
 log = logging.getLogger(__name__)
 

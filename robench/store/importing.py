@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from robench.core.data import at_hand, load, outline
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
+from robench.core.files import read_tensors
 from robench.core.models import ModelSpec, build
 from robench.core.rules import USUAL
-from robench.core.runs import Role, Run, Runs, lineage, load_state
-from robench.core.store import read_tensors
-from robench.training.normalisation import better, find
-from robench.training.sources import refuse_page
+from robench.store.normalisation import better, find
+from robench.store.runs import Role, Run, Runs, lineage, load_state
+from robench.store.sources import refuse_page
 
 log = logging.getLogger(__name__)
 
@@ -168,10 +168,10 @@ def import_weights(
         parent: the run that these weights were trained from.
         key: which of several state dicts in each file.
         normalisation: mean and standard deviation per channel; (0, …) and (1, …) for none. By default the file's own,
-            or what `robench.training.normalisation.find` finds on the data.
+            or what `robench.store.normalisation.find` finds on the data.
         rule: how the ensemble decides, see `robench.core.rules`.
         whose: who says ``normalisation``, in words.
-        origins: where each file is from (`robench.training.sources.FetchedWeights.origin`), for the manifest.
+        origins: where each file is from (`robench.store.sources.FetchedWeights.origin`), for the manifest.
 
     Raises:
         RobenchError: unreadable files, weights that do not fit the architecture, a name that is taken, a normalisation

@@ -16,9 +16,9 @@ from robench.evaluation.checks import check
 from robench.evaluation.engine import Evaluator, Settings, correct_for_all
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.outcomes import Outcomes
-from robench.evaluation.probe import judge
 from robench.evaluation.schema import SAMPLES
 from robench.evaluation.threats import Threat, Transfer
+from robench.validity.probe import judge
 
 
 def evaluate(
@@ -45,7 +45,7 @@ def evaluate(
         device: by default the model's own; the model is moved to another one that is named.
         samples: how many test images; for `Transfer`, of those that every member classifies correctly.
         subset: which, by default the first ones or, of data that are ordered by class, random ones.
-        probe: attack a few survivors of `Whitebox` in ways that are not part of it, see `robench.evaluation.probe`.
+        probe: attack a few survivors of `Whitebox` in ways that are not part of it, see `robench.validity.probe`.
 
     Returns:
         `Outcomes`; ``outcomes.accuracy()`` is the table of strict accuracies with intervals, ``outcomes.checks`` says

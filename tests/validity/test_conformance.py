@@ -23,7 +23,7 @@ from robench.core.errors import RobenchError
 from robench.core.models import MODELS
 from robench.core.rng import Draws
 from robench.defenses import DEFENSES, Batch, Defense, Terms
-from robench.evaluation.conformance import Kind, examine, kinds, titles
+from robench.validity.conformance import Kind, examine, kinds, titles
 
 PLUGINS: dict[Kind, list[str]] = {
     "attack": ATTACKS.names(),

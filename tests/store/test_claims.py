@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from robench.core import claims
-from robench.core.claims import Claims, alive, owner
+from robench.store import claims
+from robench.store.claims import Claims, alive, owner
 
 #: Holds a unit until it is killed, and says so.
 HOLDER = """
 import sys, time
 from pathlib import Path
-from robench.core.claims import Claims, owner
+from robench.store.claims import Claims, owner
 with Claims(Path(sys.argv[1])).take("unit") as granted:
     print(granted, owner()["began"], flush=True)
     time.sleep(100)

@@ -8,7 +8,7 @@ from typing import Any
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.rules import USUAL, Rule
-from robench.core.runs import Role, Run, Runs, lineage
+from robench.store.runs import Role, Run, Runs, lineage
 
 
 def combine(name: str, parts: Sequence[Run], store: Runs, *, role: Role = "surrogate", rule: Rule = USUAL) -> Run:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-import pytest
 import torch
 
 from robench.core.data import Data, make
 from robench.core.ensemble import Ensemble
 from robench.core.models import ModelSpec, build
-from robench.evaluation.evaluated import EvaluatedModel
 
 SPEC = ModelSpec(name="resnet8", num_classes=4, in_channels=1, mean=(0.5,), std=(0.25,))
 
@@ -23,16 +19,6 @@ def ensemble(seed: int, members: int = 2) -> Ensemble:
         for member in made.members:
             member.model.fc.weight.mul_(8)
     return made
-
-
-@pytest.fixture(scope="session")
-def make_subject() -> Callable[[int], EvaluatedModel]:
-    return lambda seed: EvaluatedModel.of_model(ensemble(seed), torch.device("cpu"), name=f"model{seed}", seed=seed)
-
-
-@pytest.fixture(scope="session")
-def data() -> Data:
-    return noise()
 
 
 def noise() -> Data:

@@ -17,7 +17,7 @@ from urllib.error import URLError
 from urllib.parse import urlsplit
 
 from robench.core.errors import RobenchError
-from robench.core.store import file_hash, write_tensors
+from robench.core.files import file_hash, write_tensors
 
 Values = tuple[float, ...]
 

@@ -19,13 +19,13 @@ from robench.core.data import Data
 from robench.core.errors import RobenchError
 from robench.core.logs import Lines, logged
 from robench.core.rng import Draws
-from robench.evaluation import probe as module
 from robench.evaluation.checks import failed
 from robench.evaluation.engine import Evaluator, Settings
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.findings import Finding
-from robench.evaluation.probe import SignNoise, probe
 from robench.evaluation.threats import Blackbox, Convergence, Queries, Threat, Transfer, Whitebox
+from robench.validity import probe as module
+from robench.validity.probe import SignNoise, probe
 
 CPU = torch.device("cpu")
 MakeSubject = Callable[[int], EvaluatedModel]
@@ -55,8 +55,8 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, few)
 
 
-def test_a_sound_attack_stands(make_subject: MakeSubject, data: Data) -> None:
-    checks = probed(data, make_subject(0), PGD(steps=20), (0.01, 0.02, 0.1), limit=6)
+def test_a_sound_attack_stands(make_model: MakeSubject, data: Data) -> None:
+    checks = probed(data, make_model(0), PGD(steps=20), (0.01, 0.02, 0.1), limit=6)
     assert set(checks) == NAMES
     assert not failed(checks.values()), list(map(str, checks.values()))
 
@@ -72,8 +72,8 @@ class Rounds(nn.Module):
         return self.model((images * 31).round() / 31)  # type: ignore[no-any-return]
 
 
-def test_a_defense_without_gradients_is_beaten_by_noise_and_square(make_subject: MakeSubject, data: Data) -> None:
-    target = EvaluatedModel.of_model(Rounds(make_subject(0).ensemble), CPU)
+def test_a_defense_without_gradients_is_beaten_by_noise_and_square(make_model: MakeSubject, data: Data) -> None:
+    target = EvaluatedModel.of_model(Rounds(make_model(0).ensemble), CPU)
     checks = probed(data, target, PGD(steps=2, random_start=False), (0.1,))
     failing = {name for name, check in checks.items() if check.status == "fail"}
     # Without a gradient, ten times the steps are as good as none; APGD's random start is better.
@@ -81,8 +81,8 @@ def test_a_defense_without_gradients_is_beaten_by_noise_and_square(make_subject:
     assert "points of accuracy" in checks["noise does not beat it"].evidence
 
 
-def test_too_few_steps_are_found(make_subject: MakeSubject, data: Data) -> None:
-    checks = probed(data, make_subject(0), PGD(steps=1, step_ratio=0.2, random_start=False), (0.03,))
+def test_too_few_steps_are_found(make_model: MakeSubject, data: Data) -> None:
+    checks = probed(data, make_model(0), PGD(steps=1, step_ratio=0.2, random_start=False), (0.03,))
     assert checks["more effort changes nothing"].status == "fail"
     assert "--steps 10" in checks["more effort changes nothing"].evidence
 
@@ -102,8 +102,8 @@ class OneWay(PGD):
         return ascend(gap, images, eps, steps=self.steps, step_ratio=self.step_ratio)
 
 
-def test_a_loss_that_misses_classes_is_found_by_targets(make_subject: MakeSubject, data: Data) -> None:
-    checks = probed(data, make_subject(0), OneWay(steps=20), (0.03,))
+def test_a_loss_that_misses_classes_is_found_by_targets(make_model: MakeSubject, data: Data) -> None:
+    checks = probed(data, make_model(0), OneWay(steps=20), (0.03,))
     assert checks["more effort changes nothing"].status == "pass"
     assert checks[TARGETED].status == "fail"
     assert "--attacks apgd:steps=10:objective=dlr:targets=3 " in checks[TARGETED].evidence
@@ -118,11 +118,11 @@ def test_a_single_network_of_three_classes_is_attacked_as_it_can_be() -> None:
     assert targeted.loss == "cw"
 
 
-def test_where_nothing_survives_there_is_nothing_to_probe(make_subject: MakeSubject, data: Data) -> None:
-    target, attack = make_subject(0), PGD(steps=10)
+def test_where_nothing_survives_there_is_nothing_to_probe(make_model: MakeSubject, data: Data) -> None:
+    target, attack = make_model(0), PGD(steps=10)
     outcomes = Evaluator(data).run([target], Whitebox(eps=(0.5,), attacks=(attack,)), torch.arange(8))
     assert [str(check) for check in probe(target, outcomes, data, [attack])] == [
-        "pass  probe: nothing of subject0 survives, so that there is nothing to probe"
+        "pass  probe: nothing of model0 survives, so that there is nothing to probe"
     ]
 
 
@@ -159,14 +159,14 @@ class Remote(Votes):
 @pytest.mark.filterwarnings("ignore::robench.DoubtWarning")
 @pytest.mark.parametrize("kind", [Votes, Remote])
 def test_a_model_without_a_gradient_is_judged_by_queries_and_on_surrogates(
-    kind: type[Votes], make_subject: MakeSubject, data: Data
+    kind: type[Votes], make_model: MakeSubject, data: Data
 ) -> None:
-    model = kind(make_subject(0).ensemble)
+    model = kind(make_model(0).ensemble)
     square, eps = Square(queries=30), (0.1,)
     for threat in (
         Whitebox(eps=eps, attacks=(square,), restarts=1),
         Queries(eps=eps, attacks=(square,)),
-        Blackbox(eps=eps, attacks=(PGD(steps=3),), restarts=1, surrogates=(make_subject(7),)),
+        Blackbox(eps=eps, attacks=(PGD(steps=3),), restarts=1, surrogates=(make_model(7),)),
     ):
         found = robench.evaluate(model, data, threat, samples=24)
         assert 0 < found.accuracy()["accuracy"].min() < 1, threat.name
@@ -175,20 +175,20 @@ def test_a_model_without_a_gradient_is_judged_by_queries_and_on_surrogates(
 
 @pytest.mark.parametrize("threat", [Whitebox, Convergence, Transfer])
 def test_gradient_attacks_are_refused_before_anything_is_crafted(
-    threat: type[Threat], make_subject: MakeSubject, data: Data
+    threat: type[Threat], make_model: MakeSubject, data: Data
 ) -> None:
-    target = EvaluatedModel.of_model(Votes(make_subject(0).ensemble), CPU, name="votes")
+    target = EvaluatedModel.of_model(Votes(make_model(0).ensemble), CPU, name="votes")
     evaluator = Evaluator(data, Settings(CPU))
     with pytest.raises(RobenchError, match=r"'pgd' of threat .*, and votes gives none.*--threat queries.*--attacks"):
         evaluator.run([target], threat(eps=(0.1,), attacks=(Square(queries=2), PGD())), torch.arange(8))
     surrogate = Blackbox(eps=(0.1,), attacks=(PGD(),), surrogates=(target,))
     with pytest.raises(RobenchError, match=r"votes gives none.*choose another surrogate"):
-        evaluator.run([make_subject(7)], surrogate, torch.arange(8))
+        evaluator.run([make_model(7)], surrogate, torch.arange(8))
 
 
 @pytest.mark.filterwarnings("ignore::robench.DoubtWarning")
-def test_one_member_with_a_gradient_is_enough(make_subject: MakeSubject, data: Data) -> None:
-    members = make_subject(0).ensemble.members
+def test_one_member_with_a_gradient_is_enough(make_model: MakeSubject, data: Data) -> None:
+    members = make_model(0).ensemble.members
     mixed = [members[0], Remote(members[1])]
     found = robench.evaluate(mixed, data, Whitebox(eps=(0.1,), attacks=(PGD(steps=3),), restarts=1), samples=24)
     assert found.accuracy()["accuracy"].min() < 1

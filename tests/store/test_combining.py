@@ -13,10 +13,10 @@ from robench.cli import run as robench
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.models import ModelSpec, build
-from robench.core.runs import Run, Runs
 from robench.evaluation.evaluated import EvaluatedModel, kinship
 from robench.evaluation.rows import FolderRows
-from robench.training.combining import combine
+from robench.store.combining import combine
+from robench.store.runs import Run, Runs
 
 CPU = torch.device("cpu")
 RESNET = ModelSpec(name="resnet8", num_classes=4, in_channels=1, mean=(0.5,), std=(0.25,))

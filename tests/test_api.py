@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import robench
+from robench import api
 from robench.attacks.pgd import PGD
 from robench.core.data import Data
-from robench.evaluation import api
 from robench.evaluation.evaluated import EvaluatedModel
 
 

@@ -13,10 +13,10 @@ from torch import nn
 
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
+from robench.core.files import read_tensors, tensors_hash, write_tensors
 from robench.core.models import ModelSpec, build
-from robench.core.provenance import versions
-from robench.core.runs import FORMAT, Run, Runs, lineage, load_state, member_hashes
-from robench.core.store import read_tensors, tensors_hash, write_tensors
+from robench.store.provenance import versions
+from robench.store.runs import FORMAT, Run, Runs, lineage, load_state, member_hashes
 
 SPECS = [
     ModelSpec(name=name, num_classes=4, in_channels=1, mean=(0.5,), std=(0.25,), negative_slope=slope)
@@ -80,7 +80,7 @@ def test_weights_come_first_and_the_manifest_last(runs: Runs, monkeypatch: pytes
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("robench.core.runs.write_record", killed)
+        patch.setattr("robench.store.runs.write_record", killed)
         with pytest.raises(KeyboardInterrupt):
             save(runs)
     assert (runs.folder("mine") / "weights.safetensors").exists()

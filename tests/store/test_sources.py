@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from robench.cli import run
 from robench.core.errors import RobenchError
 from robench.core.models import MODELS
-from robench.core.runs import Run, Runs
-from robench.training import sources
-from robench.training.importing import read_states
-from robench.training.sources import fetch
+from robench.store import sources
+from robench.store.importing import read_states
+from robench.store.runs import Run, Runs
+from robench.store.sources import fetch
 
 PAGE = b"<!DOCTYPE html><html><title>Sign in</title></html>"
 

@@ -14,16 +14,16 @@ import torch
 from robench.attacks.pgd import PGD
 from robench.core.data import Data
 from robench.core.errors import RobenchError
-from robench.core.runs import Run
-from robench.core.store import content_key
+from robench.core.files import content_key
 from robench.evaluation.cells import Cell, Craft
-from robench.evaluation.comparison import Measured, compare, compare_defenses, of_defense
 from robench.evaluation.engine import Evaluator, Settings
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
 from robench.evaluation.rows import FolderRows
 from robench.evaluation.statistics import bootstrap_difference, holm, mcnemar
 from robench.evaluation.threats import Blackbox, Threat, Whitebox
+from robench.store.runs import Run
+from robench.validity.comparison import Measured, compare, compare_defenses, of_defense
 
 #: (version, eps) -> verdicts by sample
 Verdicts = dict[tuple[str, float], Sequence[bool]]
@@ -167,10 +167,10 @@ def test_runs_of_a_defense_differ_in_their_seed_alone() -> None:
 
 
 def test_rows_of_the_evaluator_are_paired_by_what_crafted_them(
-    make_subject: Callable[[int], EvaluatedModel], data: Data, tmp_path: Path
+    make_model: Callable[[int], EvaluatedModel], data: Data, tmp_path: Path
 ) -> None:
     """White-box versions match across targets; black-box ones only from the same surrogate, attack and draws."""
-    targets = [make_subject(0), make_subject(1)]
+    targets = [make_model(0), make_model(1)]
 
     def read(threat: Threat, seed: int = 0, target: int = 0) -> Measured:
         folder = tmp_path / f"{threat.name}{seed}{target}{content_key(list(threat.eps))}"
@@ -185,7 +185,7 @@ def test_rows_of_the_evaluator_are_paired_by_what_crafted_them(
     assert [(row["eps"], row["samples"], row["versions"]) for row in rows] == [(0.05, 12, 1), (0.1, 12, 1)]
     (clean,) = compare(read(white), read(white, target=1), "clean")
     assert clean["accuracy_a"] == 1
-    black = Blackbox(eps=(0.1,), attacks=(attack,), restarts=2, surrogates=(make_subject(7),))
+    black = Blackbox(eps=(0.1,), attacks=(attack,), restarts=2, surrogates=(make_model(7),))
     (row,) = compare(read(black), read(black, target=1), "blackbox")
     assert row["versions"] == 2
     for other in (read(black, seed=1, target=1), read(Whitebox(eps=(0.1,), attacks=(attack,)), target=1)):

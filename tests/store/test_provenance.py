@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from robench.core import provenance
+from robench.store import provenance
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")

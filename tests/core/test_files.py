@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robench.core.errors import RobenchError
-from robench.core.store import (
+from robench.core.files import (
     Damaged,
     atomic,
     checked_name,

@@ -11,13 +11,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
-from robench.core.claims import Claims
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError, unknown
-from robench.core.models import ModelSpec, build
-from robench.core.provenance import versions
-from robench.core.rules import USUAL, Rule
-from robench.core.store import (
+from robench.core.files import (
     checked_name,
     content_key,
     read_record,
@@ -26,6 +22,10 @@ from robench.core.store import (
     write_record,
     write_tensors,
 )
+from robench.core.models import ModelSpec, build
+from robench.core.rules import USUAL, Rule
+from robench.store.claims import Claims
+from robench.store.provenance import versions
 
 Role = Literal["target", "surrogate"]
 

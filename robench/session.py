@@ -10,15 +10,14 @@ from typing import Any
 
 import pandas as pd
 
+from robench.api import chosen_samples
 from robench.core.data import Data
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.models import build
 from robench.core.progress import Progress, duration, silent
-from robench.core.runs import Run, Runs
 from robench.core.threads import fitting_threads
 from robench.evaluation import cost
-from robench.evaluation.api import chosen_samples
 from robench.evaluation.cells import Cell
 from robench.evaluation.cost import Forecast
 from robench.evaluation.craft import attack_of
@@ -28,13 +27,13 @@ from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.fingerprint import Recognised, judged_identity, recognise
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import Outcomes
-from robench.evaluation.probe import judge
 from robench.evaluation.rows import FolderRows
 from robench.evaluation.schema import DIVERSITY_STEPS, SAMPLES
 from robench.evaluation.threats import BLACKBOX, Blackbox, Job, Threat, Transfer, Whitebox
-from robench.studies.plan import training_passes
+from robench.store.runs import Run, Runs
 from robench.training.loop import Track, ensure
 from robench.training.task import Task, resolve
+from robench.validity.probe import judge
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +50,13 @@ LARGE = 100_000_000
 Bar = Callable[[], AbstractContextManager[Progress]]
 
 
+def training_passes(task: Task, data: Data) -> float:
+    """Passes of a training on ``data``, without the Baseline that it starts from."""
+    return cost.training(task.defense, task.n, len(data.train), task.epochs, task.recipe.batch_size)
+
+
 @dataclass
-class Workbench:
+class Session:
     """A store of runs, a data set, and how to compute.
 
     Attributes:

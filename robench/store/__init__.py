@@ -1,0 +1,1 @@
+"""What stays on disk: runs, who works on them, where their weights are from."""

@@ -1,0 +1,1 @@
+"""Whether a plug-in, a model or a number can be believed."""
