@@ -19,7 +19,7 @@ from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.threats import Blackbox, Convergence, Transfer, Whitebox
 from robench.reports import build
-from tests.evaluation import conftest
+from tests import small
 
 FOLDER = Path(__file__).with_name("golden")
 ROWS = FOLDER / "rows.csv.gz"
@@ -29,12 +29,12 @@ SORTED = ["target", "threat", "surrogate", "attack", "loss", "eps", "restart", "
 
 def made() -> Outcomes:
     """Every threat on two ensembles that differ in size, in float64."""
-    data: Data = conftest.noise()
+    data: Data = small.noise()
     targets = [
-        EvaluatedModel.of_model(conftest.ensemble(0, members), CPU, name=f"{defense}-{members}", defense=defense)
+        EvaluatedModel.of_model(small.ensemble(0, members), CPU, name=f"{defense}-{members}", defense=defense)
         for defense, members in (("baseline", 2), ("dverge", 3))
     ]
-    surrogate = EvaluatedModel.of_model(conftest.ensemble(7), CPU, name="hold-out", defense="baseline")
+    surrogate = EvaluatedModel.of_model(small.ensemble(7), CPU, name="hold-out", defense="baseline")
     black = tuple(
         attack
         for loss in ("ce", "cw")

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,8 @@ from robench.core.files import content_key, read_frame, write_frame
 from robench.core.frozen import frozen
 from robench.core.parts import read_parts
 from robench.core.progress import Progress, silent
-from robench.core.rng import Draws, Stream
+from robench.core.rng import Stream
+from robench.evaluation.craft import craft
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.predict import classes
 from robench.evaluation.schema import DIVERSITY_STEPS
@@ -135,13 +137,12 @@ def transfer_rate(
     ensemble: Ensemble, images: Tensor, labels: Tensor, *, eps: float, steps: int, restarts: int, seed: int = 0
 ) -> float:
     """Mean off-diagonal success of PGD between members, in [0, 1]; images as for `diversity`."""
-    attack = PGD(steps=steps)
-    count = len(ensemble)
+    attack, count = PGD(steps=steps), len(ensemble)
+    samples, radii, known = np.arange(len(images)), np.full(len(images), eps), labels.cpu().numpy()
     fooled = torch.zeros(count, count, len(images), dtype=torch.bool, device=images.device)
     for i, member in enumerate(ensemble.members):
         for restart in range(restarts):
-            draws = Draws.of(range(len(images)), seed=seed, restart=restart)
-            crafted = attack(member, images, labels, eps, draws).images
+            crafted = craft(member, attack, images, known, samples, radii, seed=seed, restart=restart).images
             fooled[i] |= classes(ensemble, crafted, members=True)[:-1] != labels
     off = ~torch.eye(count, dtype=torch.bool, device=images.device)
     return float(fooled[off].float().mean())
