@@ -261,13 +261,14 @@ def _regions(images: regions.Regions) -> Sheet:
 
 def _trend(history: pd.DataFrame) -> Sheet:
     figure = style.figure(style.TEXT, 2.1)
-    axes = figure.subplots(1, 2)
-    for ax, quantity in zip(axes, ("diversity", "transferability"), strict=True):
+    drawn = trend.there(history)
+    for ax, quantity in zip(figure.subplots(1, len(drawn)), drawn, strict=True):
         trend.trend(history, ax, quantity=quantity)
     style.legend(figure, history["defense"], history["n"], loc="outside lower center", ncols=6)
     return Sheet(
         "fig2_trend", "Diversity and transferability along training", figure, trend.values(history),
-        "Rolling means over epochs: diversity on the left, transferability within the ensemble on the right.",
+        "Rolling means over epochs: diversity, transferability within the ensemble and, where it was recorded, clean "
+        "accuracy.",
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Figure 2: diversity and transferability along training."""
+"""Figure 2: diversity, transferability and clean accuracy along training."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from robench.core.errors import RobenchError
 from robench.evaluation.outcomes import intervals
 from robench.reports.lines import by_defense, lines
 
-TITLES = {"diversity": "Diversity", "transferability": "Transferability"}
-UNITS = {"diversity": "cross-entropy", "transferability": "success rate, %"}
+TITLES = {"diversity": "Diversity", "transferability": "Transferability", "clean": "Clean accuracy"}
+UNITS = {"diversity": "cross-entropy", "transferability": "success rate, %", "clean": "accuracy, %"}
+#: Rates in [0, 1], and the column that says of how many images.
+COUNTS = {"transferability": "images", "clean": "clean_images"}
 #: Part of a training that the rolling mean spans: 30 of the paper's 200 epochs.
 SHARE = 0.15
 
@@ -25,7 +27,7 @@ def values(history: pd.DataFrame, share: float = SHARE) -> pd.DataFrame:
 
     Args:
         history: columns run, defense, n, seed, epoch, diversity and transferability (a rate in [0, 1]); where there,
-            diversity_eps and transferability_eps name the radii.
+            diversity_eps and transferability_eps name the radii, and clean is the ensemble's accuracy, a rate.
 
     Raises:
         RobenchError: a column is missing, or there are no rows.
@@ -36,32 +38,32 @@ def values(history: pd.DataFrame, share: float = SHARE) -> pd.DataFrame:
     if history.empty:
         raise RobenchError("expected a training history with rows, got none")
     rows = history.sort_values(["run", "epoch"], kind="stable").reset_index(drop=True)
-    for quantity in TITLES:
+    for quantity in there(rows):
         rows[quantity] = rows.groupby("run", observed=True)[quantity].transform(
             lambda run: run.rolling(max(1, round(share * len(run))), min_periods=1).mean()
         )
-    means = {
-        "diversity": ("diversity", "mean"),
-        "transferability": ("transferability", "mean"),
-        "seeds": ("run", "nunique"),
-    }
-    if "images" in rows:
-        means["images"] = ("images", "min")
+    means = {**{quantity: (quantity, "mean") for quantity in there(rows)}, "seeds": ("run", "nunique")}
+    means |= {name: (name, "min") for name in COUNTS.values() if name in rows and rows[name].notna().any()}
     return rows.groupby(["defense", "n", "epoch"], observed=True).agg(**means).reset_index()
 
 
+def there(history: pd.DataFrame) -> list[str]:
+    """The quantities that were recorded, in the order in which they are drawn."""
+    return [quantity for quantity in TITLES if quantity in history and history[quantity].notna().any()]
+
+
 def trend(history: pd.DataFrame, ax: Axes, *, quantity: str, share: float = SHARE) -> Axes:
-    """The rolling mean of ``quantity`` ("diversity" or "transferability", the latter in percent) by epoch.
+    """The rolling mean of ``quantity`` ("diversity", or in percent "transferability" or "clean") by epoch.
 
     The band is the 95 % interval of a rate of as many images as one record has, where the history says how many.
     """
     if quantity not in TITLES:
         raise RobenchError(f"expected `quantity` of {', '.join(TITLES)}, got {quantity!r}")
-    points = values(history, share)
+    points = values(history, share).dropna(subset=quantity)
     looks = by_defense(points)
-    if quantity == "transferability" and "images" in points:
-        points["low"], points["high"] = intervals(points[quantity], points["images"])
-    scale, every = (100 if quantity == "transferability" else 1), max(1, points["epoch"].nunique() // 8)
+    if COUNTS.get(quantity) in points:
+        points["low"], points["high"] = intervals(points[quantity], points[COUNTS[quantity]])
+    scale, every = (100 if quantity in COUNTS else 1), max(1, points["epoch"].nunique() // 8)
     lines(points, ax, x="epoch", y=quantity, looks=looks, scale=scale, markevery=every)
     radii = sorted(history[f"{quantity}_eps"].unique()) if f"{quantity}_eps" in history.columns else []
     ax.set_xlabel("epoch")

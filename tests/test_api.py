@@ -64,7 +64,7 @@ def test_a_model_is_judged_where_it_is(data: Data, monkeypatch: pytest.MonkeyPat
     assert found == [torch.device("cpu", 0)]
 
 
-def test_black_box_takes_subjects_made_of_modules(data: Data) -> None:
+def test_black_box_takes_models_made_of_modules(data: Data) -> None:
     surrogate = robench.EvaluatedModel.of_model(Linear(5), torch.device("cpu"), name="hold-out")
     threat = robench.Blackbox(eps=(0.1,), attacks=(PGD(steps=2),), surrogates=(surrogate,))
     frame = robench.evaluate(Linear(0), data, threat, samples=8).frame

@@ -168,17 +168,21 @@ class Tracking:
 
     def on(self, data: Data, device: torch.device) -> Callable[[Ensemble], dict[str, float]]:
         """A function that measures an ensemble on the first test images, or random ones of data that are ordered by
-        class, that all its members classify correctly."""
+        class: its clean accuracy, and diversity and transferability on those that all its members classify correctly.
+        """
         chosen = data.order(data.resolved("auto", 2 * self.images))[: 2 * self.images]
         pixels, truth = data.test.images[chosen].to(device), data.test.labels[chosen].to(device)
 
         def measure(ensemble: Ensemble) -> dict[str, float]:
             images = to_images(pixels)
-            right = (classes(ensemble, images, members=True)[:-1] == truth).all(dim=0)
-            images, labels = images[right][: self.images], truth[right][: self.images]
+            right = classes(ensemble, images, members=True) == truth
+            clean = {"clean": float(right[-1].float().mean()), "clean_images": float(len(images))}
+            by_all = right[:-1].all(dim=0)
+            images, labels = images[by_all][: self.images], truth[by_all][: self.images]
             if len(images) < 2:
-                return {"images": float(len(images))}
+                return {**clean, "images": float(len(images))}
             return {
+                **clean,
                 "diversity": float(diversity(ensemble, images, labels, eps=self.diversity_eps).mean()),
                 "transferability": transfer_rate(
                     ensemble, images, labels, eps=self.transfer_eps, steps=self.steps, restarts=self.restarts

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 #: What a tracked training records, see `robench.evaluation.diversity.Tracking`.
 TRACKED = ("diversity", "diversity_eps", "transferability", "transferability_eps", "images")
+#: Not in what earlier versions tracked.
+CLEAN = ("clean", "clean_images")
 
 
 def draw(
@@ -116,7 +118,7 @@ def costs(runs: Sequence[Run], shape: torch.Size | None, seconds: Mapping[str, f
 
 
 def tracked(runs: Sequence[Run]) -> pd.DataFrame:
-    """Diversity and transferability along training, of the runs that tracked them: one row per run and epoch."""
+    """What was tracked along training, of the runs that tracked diversity: one row per run and epoch."""
     rows = [
         {
             "run": run.name,
@@ -125,9 +127,10 @@ def tracked(runs: Sequence[Run]) -> pd.DataFrame:
             "seed": run.seed,
             "epoch": entry["epoch"],
             **{name: entry["track"][name] for name in TRACKED},
+            **{name: entry["track"].get(name) for name in CLEAN},
         }
         for run in runs
         for entry in run.manifest.get("history", ())
         if "diversity" in entry.get("track", {})
     ]
-    return pd.DataFrame(rows, columns=["run", "defense", "n", "seed", "epoch", *TRACKED])
+    return pd.DataFrame(rows, columns=["run", "defense", "n", "seed", "epoch", *TRACKED, *CLEAN])

@@ -30,7 +30,7 @@ from robench.evaluation.rows import FolderRows
 from robench.evaluation.threats import Blackbox, Threat, Transfer, Whitebox
 
 CPU = torch.device("cpu")
-MakeSubject = Callable[[int], EvaluatedModel]
+MakeModel = Callable[[int], EvaluatedModel]
 
 
 def outcomes(threat: str, right: dict[float, int], total: int = 200, **changes: Any) -> Outcomes:
@@ -168,7 +168,7 @@ def evaluated(data: Data, threat: Threat, target: EvaluatedModel, **options: Any
     return Evaluator(data, Settings(CPU), **options).run([target], threat, torch.arange(40))
 
 
-def test_an_attack_that_returns_clean_images(make_model: MakeSubject, data: Data) -> None:
+def test_an_attack_that_returns_clean_images(make_model: MakeModel, data: Data) -> None:
     checks = check(evaluated(data, Whitebox(eps=(0.1, 0.2), attacks=(Clean(),)), make_model(0)))
     assert named(checks) == {"images moved": "fail", "accuracy falls with ε": "warn"}
     (unmoved,) = (str(each) for each in checks if each.name == "images moved")
@@ -200,14 +200,14 @@ class Rounds(nn.Module):
         return self.model((images * 15).round() / 15)  # type: ignore[no-any-return]
 
 
-def test_a_defense_without_gradients(make_model: MakeSubject, data: Data) -> None:
+def test_a_defense_without_gradients(make_model: MakeModel, data: Data) -> None:
     target = EvaluatedModel.of_model(Rounds(make_model(0).ensemble), CPU)
     found = evaluated(data, Whitebox(eps=(0.03,), attacks=(PGD(steps=2),)), target)
     assert named(check(found)) == {"gradients there": "fail", "gradient true": "fail"}
 
 
 @pytest.mark.parametrize("threat", ["transfer", "blackbox", "whitebox"])
-def test_an_ordinary_result_passes(make_model: MakeSubject, data: Data, threat: str) -> None:
+def test_an_ordinary_result_passes(make_model: MakeModel, data: Data, threat: str) -> None:
     kinds: dict[str, Threat] = {
         "transfer": Transfer(eps=(0.05,), attacks=(PGD(steps=5),)),
         "whitebox": Whitebox(eps=(0.02, 0.05), attacks=(PGD(steps=5),)),
@@ -218,7 +218,7 @@ def test_an_ordinary_result_passes(make_model: MakeSubject, data: Data, threat: 
     assert named(check(evaluated(data, kinds[threat], make_model(0)))) == doubts
 
 
-def test_a_surrogate_that_is_related_is_refused_or_labels_the_result(make_model: MakeSubject, data: Data) -> None:
+def test_a_surrogate_that_is_related_is_refused_or_labels_the_result(make_model: MakeModel, data: Data) -> None:
     target, stranger = make_model(0), make_model(7)
     twin = EvaluatedModel.of_model(copy.deepcopy(target.ensemble), CPU, name="twin")
     with pytest.raises(RobenchError, match="twin and model0 share a member"):
@@ -229,7 +229,7 @@ def test_a_surrogate_that_is_related_is_refused_or_labels_the_result(make_model:
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(
-    make_model: MakeSubject, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_model: MakeModel, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

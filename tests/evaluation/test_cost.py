@@ -39,7 +39,7 @@ from robench.validity.probe import judge
 CPU = torch.device("cpu")
 FEW = torch.arange(24)
 
-MakeSubject = Callable[[int], EvaluatedModel]
+MakeModel = Callable[[int], EvaluatedModel]
 
 
 class Counter:
@@ -89,7 +89,7 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Counter:
     return made
 
 
-def threats(make_model: MakeSubject, eps: float) -> dict[str, Threat]:
+def threats(make_model: MakeModel, eps: float) -> dict[str, Threat]:
     steps = PGD(steps=3)
     several = (PGD(steps=3, momentum=1.0), MDI2(steps=2), SGM(steps=2, loss="cw"), Square(queries=5))
     return {
@@ -119,7 +119,7 @@ def measured(
 
 @pytest.mark.parametrize("name", ["whitebox", "convergence", "transfer", "blackbox"])
 def test_the_forecast_is_exact_where_no_image_falls_early(
-    make_model: MakeSubject, data: Data, counter: Counter, name: str
+    make_model: MakeModel, data: Data, counter: Counter, name: str
 ) -> None:
     threat = threats(make_model, 1e-6)[name]
     forecast, done = measured(Evaluator(data, Settings(CPU)), make_model(0), data, threat, counter)
@@ -128,7 +128,7 @@ def test_the_forecast_is_exact_where_no_image_falls_early(
 
 @pytest.mark.parametrize("name", ["whitebox", "transfer"])
 def test_the_forecast_is_an_upper_bound_where_images_fall(
-    make_model: MakeSubject, data: Data, counter: Counter, name: str
+    make_model: MakeModel, data: Data, counter: Counter, name: str
 ) -> None:
     threat = threats(make_model, 0.2)[name]
     forecast, done = measured(Evaluator(data, Settings(CPU)), make_model(0), data, threat, counter)
@@ -136,7 +136,7 @@ def test_the_forecast_is_an_upper_bound_where_images_fall(
 
 
 def test_black_box_is_exact_however_many_fall_and_counts_what_is_missing_alone(
-    make_model: MakeSubject, data: Data, counter: Counter, tmp_path: Path
+    make_model: MakeModel, data: Data, counter: Counter, tmp_path: Path
 ) -> None:
     """The second target crafts nothing, the first again nothing at all."""
     threat = threats(make_model, 0.1)["blackbox"]
@@ -157,7 +157,7 @@ def test_black_box_is_exact_however_many_fall_and_counts_what_is_missing_alone(
     assert measured(fresh(), make_model(0), data, threat, counter) == (0, 0)
 
 
-def test_progress_ends_at_the_forecast(make_model: MakeSubject, data: Data) -> None:
+def test_progress_ends_at_the_forecast(make_model: MakeModel, data: Data) -> None:
     told: list[tuple[int, int]] = []
     threat = threats(make_model, 0.03)["whitebox"]
     evaluator = Evaluator(data, Settings(CPU), progress=lambda done, total, what: told.append((done, total)))
@@ -185,14 +185,14 @@ def test_a_training_takes_the_passes_that_are_forecast(
     assert counter.passes - fixed == pytest.approx(forecast, rel=0.01 if exact else 0.5)
 
 
-def test_the_diversity_takes_no_more_than_is_forecast(make_model: MakeSubject, data: Data, counter: Counter) -> None:
+def test_the_diversity_takes_no_more_than_is_forecast(make_model: MakeModel, data: Data, counter: Counter) -> None:
     images, labels = data.test.images[:20].float() / 255, data.test.labels[:20]
     diversity(make_model(0).ensemble, images, labels, eps=0.05, steps=3)
     forecast = cost.diversity(2, 20, 3, 0)
     assert 0.5 * forecast < counter.passes <= forecast + 2
 
 
-def test_seconds_are_passes_times_what_a_pass_takes(make_model: MakeSubject, data: Data) -> None:
+def test_seconds_are_passes_times_what_a_pass_takes(make_model: MakeModel, data: Data) -> None:
     target = make_model(0)
     parts = Evaluator(data, Settings(CPU)).forecast([target], threats(make_model, 0.03)["whitebox"], FEW, again=True)
     paces = {round(part.seconds / part.passes, 12) for part in parts}

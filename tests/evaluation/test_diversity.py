@@ -16,14 +16,15 @@ from robench.core.errors import RobenchError
 from robench.core.rng import Stream
 from robench.evaluation.diversity import Tracking, diversity, measure, transfer_rate
 from robench.evaluation.evaluated import EvaluatedModel
+from robench.evaluation.predict import classes
 from robench.store.runs import Runs
 from robench.training.loop import ensure
 from robench.training.task import resolve
 
-MakeSubject = Callable[[int], EvaluatedModel]
+MakeModel = Callable[[int], EvaluatedModel]
 
 
-def test_diversity_equals_a_direct_computation(make_model: MakeSubject, data: Data) -> None:
+def test_diversity_equals_a_direct_computation(make_model: MakeModel, data: Data) -> None:
     ensemble = make_model(0).ensemble
     images, labels = to_images(data.test.images[:4]), data.test.labels[:4]
     found = diversity(ensemble, images, labels, eps=0.1, steps=3)
@@ -41,7 +42,7 @@ def test_diversity_equals_a_direct_computation(make_model: MakeSubject, data: Da
 
 
 def test_measured_on_a_run_it_is_kept_resumed_and_repaired(
-    make_model: MakeSubject, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
+    make_model: MakeModel, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
 ) -> None:
     target = make_model(0)
     options: dict[str, Any] = {"eps": 0.1, "steps": 2, "device": torch.device("cpu")}
@@ -79,7 +80,7 @@ def test_measured_on_a_run_it_is_kept_resumed_and_repaired(
     assert len(other) == 6
 
 
-def test_one_member_has_no_diversity(make_model: MakeSubject, data: Data) -> None:
+def test_one_member_has_no_diversity(make_model: MakeModel, data: Data) -> None:
     from robench.core.ensemble import Ensemble
 
     alone = Ensemble([make_model(0).ensemble.members[0]])
@@ -87,7 +88,7 @@ def test_one_member_has_no_diversity(make_model: MakeSubject, data: Data) -> Non
         diversity(alone, to_images(data.test.images[:4]), data.test.labels[:4])
 
 
-def test_identical_members_fall_together(make_model: MakeSubject, data: Data) -> None:
+def test_identical_members_fall_together(make_model: MakeModel, data: Data) -> None:
     from robench.core.ensemble import Ensemble
 
     member = make_model(0).ensemble.members[0]
@@ -109,6 +110,10 @@ def test_tracking_is_recorded_and_changes_no_weight(data: Data, tmp_path: Path) 
     history = tracked.manifest["history"]
     assert ["track" in entry for entry in history] == [True, False, True]
     assert history[0]["track"]["every"] == 2
+    chosen = data.order(data.resolved("auto", 20))[:20]
+    right = classes(tracked.load(), to_images(data.test.images[chosen])) == data.test.labels[chosen]
+    assert history[-1]["track"]["clean"] == pytest.approx(float(right.float().mean()))
+    assert history[-1]["track"]["clean_images"] == 20
     measured = ensure(task, data, Runs(tmp_path / "spaced"), device=cpu, track=track).manifest["history"]
     assert measured[0]["track"]["every"] >= 1
     assert "track" not in plain.manifest["history"][0]

@@ -41,7 +41,7 @@ CPU = torch.device("cpu")
 FAST = PGD(steps=3)
 SAMPLES = torch.arange(24)
 
-MakeSubject = Callable[[int], EvaluatedModel]
+MakeModel = Callable[[int], EvaluatedModel]
 
 
 def rows(
@@ -59,7 +59,7 @@ def assert_same(first: pd.DataFrame, second: pd.DataFrame, tolerance: float) -> 
         np.testing.assert_allclose(first[name], second[name], atol=tolerance)
 
 
-def threats(make_model: MakeSubject) -> list[Threat]:
+def threats(make_model: MakeModel) -> list[Threat]:
     surrogate = make_model(7)
     return [
         Whitebox(eps=(0.02, 0.1), attacks=(FAST,), restarts=3),
@@ -69,7 +69,7 @@ def threats(make_model: MakeSubject) -> list[Threat]:
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_batch_size_and_order_change_no_verdict_in_float64(make_model: MakeSubject, data: Data, which: int) -> None:
+def test_batch_size_and_order_change_no_verdict_in_float64(make_model: MakeModel, data: Data, which: int) -> None:
     threat = threats(make_model)[which]
     target = make_model(0)
     whole = rows(data, threat, [target], precision="float64", batch_size=512)
@@ -79,7 +79,7 @@ def test_batch_size_and_order_change_no_verdict_in_float64(make_model: MakeSubje
         assert_same(whole, small, 1e-6)
 
 
-def test_survivors_only_equals_all_restarts(make_model: MakeSubject, data: Data) -> None:
+def test_survivors_only_equals_all_restarts(make_model: MakeModel, data: Data) -> None:
     target = make_model(0)
     pooled = rows(data, Whitebox(eps=(0.03,), attacks=(FAST,), restarts=4), [target])
     images = data.test.images[SAMPLES].float() / 255
@@ -96,7 +96,7 @@ def test_survivors_only_equals_all_restarts(make_model: MakeSubject, data: Data)
     assert 0 < (fallen > 0).sum() < len(SAMPLES)
 
 
-def test_clean_rows_and_columns(make_model: MakeSubject, data: Data) -> None:
+def test_clean_rows_and_columns(make_model: MakeModel, data: Data) -> None:
     frame = rows(data, threats(make_model)[2], [make_model(0)])
     clean = frame[frame["threat"] == "clean"]
     assert clean["correct"].all()
@@ -109,7 +109,7 @@ def test_clean_rows_and_columns(make_model: MakeSubject, data: Data) -> None:
     assert ((attacked["margin"] > 0) == attacked["correct"]).all()
 
 
-def test_transfer_judges_every_member_and_the_ensemble(make_model: MakeSubject, data: Data) -> None:
+def test_transfer_judges_every_member_and_the_ensemble(make_model: MakeModel, data: Data) -> None:
     target = make_model(0)
     chosen = correct_for_all(target, data, data.order("first"), 10, CPU)
     with torch.no_grad():
@@ -124,7 +124,7 @@ def test_transfer_judges_every_member_and_the_ensemble(make_model: MakeSubject, 
     assert table["success"].between(0, 1).all()
 
 
-def test_convergence_judges_every_attack_by_itself(make_model: MakeSubject, data: Data) -> None:
+def test_convergence_judges_every_attack_by_itself(make_model: MakeModel, data: Data) -> None:
     attacks = (FGSM(), PGD(steps=2), PGD(steps=6))
     frame = rows(data, Convergence(eps=(0.03,), attacks=attacks), [make_model(0)])
     attacked = frame[frame["threat"] == "convergence"]
@@ -147,7 +147,7 @@ class _Steps(nn.Module):
             return self.model(images)  # type: ignore[no-any-return]
 
 
-def test_a_model_without_gradients_is_judged_by_queries(make_model: MakeSubject, data: Data) -> None:
+def test_a_model_without_gradients_is_judged_by_queries(make_model: MakeModel, data: Data) -> None:
     """Each count by itself; more of them leave no more images right."""
     ensemble = make_model(0).ensemble
     target = EvaluatedModel.of_model([_Steps(member) for member in ensemble.members], CPU, name="steps")
@@ -158,7 +158,7 @@ def test_a_model_without_gradients_is_judged_by_queries(make_model: MakeSubject,
     assert not [each for each in outcomes.checks if "gradient" in each.name and each.status == "fail"]
 
 
-def test_surrogates_of_the_target_s_own_defense_are_a_threat_of_their_own(make_model: MakeSubject, data: Data) -> None:
+def test_surrogates_of_the_target_s_own_defense_are_a_threat_of_their_own(make_model: MakeModel, data: Data) -> None:
     targets = [replace(make_model(0), defense="dverge"), replace(make_model(1), defense="baseline")]
     surrogates = (replace(make_model(7), defense="baseline"), replace(make_model(8), defense="dverge"))
     frame = rows(data, Blackbox(eps=(0.05,), attacks=(FAST,), surrogates=surrogates), targets)
@@ -171,7 +171,7 @@ def test_surrogates_of_the_target_s_own_defense_are_a_threat_of_their_own(make_m
     }
 
 
-def test_a_single_sample_is_never_crafted_alone(make_model: MakeSubject, data: Data) -> None:
+def test_a_single_sample_is_never_crafted_alone(make_model: MakeModel, data: Data) -> None:
     target = make_model(0)
     threat = Whitebox(eps=(0.05,), attacks=(FAST,), restarts=1)
     alone = rows(data, threat, [target], SAMPLES[3:4])
@@ -202,7 +202,7 @@ def folder_evaluator(data: Data, folder: Path, images: bool = True, **settings: 
     )
 
 
-def test_nothing_is_computed_twice(make_model: MakeSubject, data: Data, tmp_path: Path, monkeypatch: Any) -> None:
+def test_nothing_is_computed_twice(make_model: MakeModel, data: Data, tmp_path: Path, monkeypatch: Any) -> None:
     crafted = []
     original = engine.craft
     monkeypatch.setattr(engine, "craft", lambda *a, **o: crafted.append(len(a[4])) or original(*a, **o))
@@ -220,7 +220,7 @@ def test_nothing_is_computed_twice(make_model: MakeSubject, data: Data, tmp_path
 
 
 def test_a_second_target_crafts_nothing_and_gets_the_same_rows(
-    make_model: MakeSubject, data: Data, tmp_path: Path, monkeypatch: Any
+    make_model: MakeModel, data: Data, tmp_path: Path, monkeypatch: Any
 ) -> None:
     threat = threats(make_model)[2]
     first, second = make_model(0), make_model(1)
@@ -232,7 +232,7 @@ def test_a_second_target_crafts_nothing_and_gets_the_same_rows(
 
 
 def test_damaged_rows_and_images_are_named_and_made_again(
-    make_model: MakeSubject, data: Data, tmp_path: Path, told: list[str]
+    make_model: MakeModel, data: Data, tmp_path: Path, told: list[str]
 ) -> None:
     threat, target = threats(make_model)[2], make_model(0)
     before = folder_evaluator(data, tmp_path).run([target], threat, SAMPLES).frame
@@ -249,7 +249,7 @@ def test_damaged_rows_and_images_are_named_and_made_again(
 
 
 def test_a_long_wait_for_others_is_told(
-    make_model: MakeSubject, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_model: MakeModel, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs, freed = Claims(tmp_path / "claims"), threading.Event()
 
@@ -279,7 +279,7 @@ def test_a_long_wait_for_others_is_told(
 
 
 def test_rows_of_replaced_weights_are_left_out_and_told(
-    make_model: MakeSubject, data: Data, tmp_path: Path, told: list[str]
+    make_model: MakeModel, data: Data, tmp_path: Path, told: list[str]
 ) -> None:
     threat = threats(make_model)[0]
     old, new = make_model(0), replace(make_model(1), name="model0")
@@ -294,7 +294,7 @@ def test_rows_of_replaced_weights_are_left_out_and_told(
 
 
 def test_whoever_only_reads_leaves_damaged_rows_where_they_are(
-    make_model: MakeSubject, data: Data, tmp_path: Path, told: list[str]
+    make_model: MakeModel, data: Data, tmp_path: Path, told: list[str]
 ) -> None:
     folder_evaluator(data, tmp_path).run([make_model(0)], threats(make_model)[0], SAMPLES)
     (path,) = (tmp_path / "model0").glob("part-*.parquet")
@@ -308,7 +308,7 @@ def test_whoever_only_reads_leaves_damaged_rows_where_they_are(
     assert " is incomplete: " in lost
 
 
-def test_an_interruption_changes_no_row(make_model: MakeSubject, data: Data, tmp_path: Path, monkeypatch: Any) -> None:
+def test_an_interruption_changes_no_row(make_model: MakeModel, data: Data, tmp_path: Path, monkeypatch: Any) -> None:
     threat, target = threats(make_model)[0], make_model(0)
     whole = rows(data, threat, [target], batch_size=5)
     original = engine.craft
@@ -333,7 +333,7 @@ def test_an_interruption_changes_no_row(make_model: MakeSubject, data: Data, tmp
 
 
 def test_no_number_rests_on_some_of_the_versions_that_were_asked_for(
-    make_model: MakeSubject, data: Data, tmp_path: Path, monkeypatch: Any, told: list[str]
+    make_model: MakeModel, data: Data, tmp_path: Path, monkeypatch: Any, told: list[str]
 ) -> None:
     """All-or-nothing over the versions that were done when an evaluation was killed would be too high."""
     threat, target = threats(make_model)[2], make_model(0)
@@ -364,7 +364,7 @@ def test_no_number_rests_on_some_of_the_versions_that_were_asked_for(
 
 
 def test_rows_that_belong_to_no_evaluation_count_in_no_number(
-    make_model: MakeSubject, data: Data, tmp_path: Path, told: list[str]
+    make_model: MakeModel, data: Data, tmp_path: Path, told: list[str]
 ) -> None:
     threat, target = threats(make_model)[0], make_model(0)
     folder_evaluator(data, tmp_path).run([target], threat, SAMPLES)
@@ -383,7 +383,7 @@ def test_rows_that_belong_to_no_evaluation_count_in_no_number(
 
 
 def test_fewer_images_of_the_same_cells_are_an_evaluation_of_their_own(
-    make_model: MakeSubject, data: Data, tmp_path: Path
+    make_model: MakeModel, data: Data, tmp_path: Path
 ) -> None:
     threat, target = threats(make_model)[0], make_model(0)
     few = folder_evaluator(data, tmp_path).run([target], threat, SAMPLES[:8])
@@ -395,7 +395,7 @@ def test_fewer_images_of_the_same_cells_are_an_evaluation_of_their_own(
 
 
 def test_a_part_of_an_evaluation_counts_in_no_number(
-    make_model: MakeSubject, data: Data, tmp_path: Path, told: list[str]
+    make_model: MakeModel, data: Data, tmp_path: Path, told: list[str]
 ) -> None:
     """A study makes the images of each attack by itself, before it judges all of them together."""
     threat, target = threats(make_model)[2], make_model(0)
@@ -412,7 +412,7 @@ def test_a_part_of_an_evaluation_counts_in_no_number(
     assert not told
 
 
-def test_no_more_images_are_looked_at_than_it_takes(make_model: MakeSubject, data: Data) -> None:
+def test_no_more_images_are_looked_at_than_it_takes(make_model: MakeModel, data: Data) -> None:
     target = make_model(0)
     counting = _Counting(target.ensemble.members[0])
     target.ensemble.members[0] = counting
@@ -425,7 +425,7 @@ def test_no_more_images_are_looked_at_than_it_takes(make_model: MakeSubject, dat
     assert set(few.tolist()) <= set(everything.tolist())
 
 
-def test_out_of_memory_halves_the_batch(make_model: MakeSubject, data: Data, monkeypatch: Any, told: list[str]) -> None:
+def test_out_of_memory_halves_the_batch(make_model: MakeModel, data: Data, monkeypatch: Any, told: list[str]) -> None:
     threat, target = threats(make_model)[0], make_model(0)
     whole = rows(data, threat, [target])
     original = engine.craft
@@ -452,7 +452,7 @@ def test_out_of_memory_in_the_model_reaches_the_evaluator() -> None:
 
 
 def test_a_batch_that_images_depend_on_is_not_halved(
-    make_model: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch
+    make_model: MakeModel, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its rows would not be what their key says."""
     original, sizes = engine.craft, []
@@ -497,7 +497,7 @@ class _Mixing(_Clean):
 
 @pytest.mark.parametrize(("attack", "expected"), [(FAST, [12, 12]), (_Mixing(), [24])])
 def test_a_cpu_is_given_as_many_large_images_as_its_caches_hold(
-    make_model: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch, attack: Attack, expected: list[int]
+    make_model: MakeModel, data: Data, monkeypatch: pytest.MonkeyPatch, attack: Attack, expected: list[int]
 ) -> None:
     """And in equal parts: a small rest takes longer by the image."""
     sizes: list[int] = []
@@ -514,7 +514,7 @@ def test_a_cpu_is_given_as_many_large_images_as_its_caches_hold(
 
 
 def test_clean_images_are_judged_within_the_batch_size(
-    make_model: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch
+    make_model: MakeModel, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
     original = engine.predict
@@ -531,13 +531,13 @@ def test_clean_images_are_judged_within_the_batch_size(
     assert cpu.judging_batch(3 * 224 * 224, 2) == 2
 
 
-def test_an_attack_that_does_nothing_shows_in_the_rows(make_model: MakeSubject, data: Data) -> None:
+def test_an_attack_that_does_nothing_shows_in_the_rows(make_model: MakeModel, data: Data) -> None:
     frame = rows(data, Whitebox(eps=(0.1,), attacks=(_Clean(),)), [make_model(0)])
     attacked = frame[frame["threat"] == "whitebox"]
     assert (attacked["linf"] == 0).all()
 
 
-def test_related_surrogates_are_refused(make_model: MakeSubject, data: Data) -> None:
+def test_related_surrogates_are_refused(make_model: MakeModel, data: Data) -> None:
     target = make_model(0)
     child = EvaluatedModel.of_model(make_model(0).ensemble, CPU, name="copy")
     for related in (target, child):
@@ -548,7 +548,7 @@ def test_related_surrogates_are_refused(make_model: MakeSubject, data: Data) -> 
     assert set(rows(data, allowed, [target])["threat"]) == {"clean", "blackbox-related"}
 
 
-def test_ancestry_is_found_by_weight_similarity(make_model: MakeSubject, data: Data) -> None:
+def test_ancestry_is_found_by_weight_similarity(make_model: MakeModel, data: Data) -> None:
     target = make_model(0)
     descendant = EvaluatedModel.of_model(make_model(0).ensemble, CPU).ensemble
 
@@ -563,7 +563,7 @@ def test_ancestry_is_found_by_weight_similarity(make_model: MakeSubject, data: D
         rows(data, Blackbox(eps=(0.1,), attacks=(FAST,), surrogates=(relative,)), [target])
 
 
-def test_a_copy_in_another_wrapper_is_still_a_copy(make_model: MakeSubject, data: Data) -> None:
+def test_a_copy_in_another_wrapper_is_still_a_copy(make_model: MakeModel, data: Data) -> None:
     target = make_model(0)
     member = target.ensemble.members[0]
     wrapped = nn.Sequential(nn.Identity(), copy.deepcopy(member))
@@ -611,7 +611,7 @@ def test_a_body_in_common_is_kinship_whatever_the_head_and_the_order(
         )
 
 
-def test_where_no_image_is_right_nothing_is_transferred(make_model: MakeSubject, data: Data) -> None:
+def test_where_no_image_is_right_nothing_is_transferred(make_model: MakeModel, data: Data) -> None:
     target = make_model(0)
     never = replace(data.test, labels=(data.test.labels + 1) % 4)
     wrong = replace(data, test=never)
@@ -628,14 +628,14 @@ def test_nan_is_an_error(data: Data) -> None:
         rows(data, Whitebox(eps=(0.1,), attacks=(FAST,)), [EvaluatedModel.of_model(Broken(), CPU)])
 
 
-def test_bfloat16_crafts_and_float32_judges(make_model: MakeSubject, data: Data) -> None:
+def test_bfloat16_crafts_and_float32_judges(make_model: MakeModel, data: Data) -> None:
     frame = rows(data, Whitebox(eps=(0.1,), attacks=(FAST,)), [make_model(0)], precision="bfloat16")
     attacked = frame[frame["threat"] == "whitebox"]
     assert 0 < attacked["correct"].mean() < 1
 
 
 def test_what_hooks_modules_is_not_compiled_and_a_failure_is_told_once(
-    make_model: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch, told: list[str]
+    make_model: MakeModel, data: Data, monkeypatch: pytest.MonkeyPatch, told: list[str]
 ) -> None:
     class Hooking(PGD):
         hooks = True
@@ -656,7 +656,7 @@ def test_what_hooks_modules_is_not_compiled_and_a_failure_is_told_once(
     assert told == ["torch.compile failed, going on without: no compiler"]
 
 
-def test_a_row_says_which_part_of_an_attack_took_its_image(make_model: MakeSubject, data: Data, tmp_path: Path) -> None:
+def test_a_row_says_which_part_of_an_attack_took_its_image(make_model: MakeModel, data: Data, tmp_path: Path) -> None:
     target, attack = make_model(0), Strongest(steps=3, queries=5)
     threat = Whitebox(eps=(0.02, 0.1), attacks=(attack, FAST), restarts=1)
     store = FolderRows(tmp_path)
@@ -679,7 +679,7 @@ def test_a_row_says_which_part_of_an_attack_took_its_image(make_model: MakeSubje
     assert FolderRows(tmp_path).everything().frame["part"].tolist() == frame["part"].tolist()
 
 
-def test_rows_of_before_parts_were_told_are_read(make_model: MakeSubject, data: Data, tmp_path: Path) -> None:
+def test_rows_of_before_parts_were_told_are_read(make_model: MakeModel, data: Data, tmp_path: Path) -> None:
     store = FolderRows(tmp_path)
     threat = Whitebox(eps=(0.1,), attacks=(FAST,), restarts=1)
     frame = Evaluator(data, Settings(CPU), rows=lambda model: store).run([make_model(0)], threat, SAMPLES).frame

@@ -17,7 +17,7 @@ from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.soundness import examine, keyed_torch
 
 CPU = torch.device("cpu")
-MakeSubject = Callable[[int], EvaluatedModel]
+MakeModel = Callable[[int], EvaluatedModel]
 
 
 class Wrapped(nn.Module):
@@ -32,7 +32,7 @@ class Wrapped(nn.Module):
         return self.how(self, images)
 
 
-def wrapped(make_model: MakeSubject, forward: Callable[[Any, Tensor], Any]) -> EvaluatedModel:
+def wrapped(make_model: MakeModel, forward: Callable[[Any, Tensor], Any]) -> EvaluatedModel:
     return EvaluatedModel.of_model(Wrapped(make_model(0).ensemble, forward), CPU)
 
 
@@ -74,14 +74,14 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_judged_is_refused_in_a_line(name: str, make_model: MakeSubject, data: Data) -> None:
+def test_what_cannot_be_judged_is_refused_in_a_line(name: str, make_model: MakeModel, data: Data) -> None:
     forward, says = REFUSED[name]
     with pytest.raises(RobenchError, match=says) as error:
         examine(wrapped(make_model, forward), data, CPU)
     assert "\n" not in str(error.value)
 
 
-def test_half_precision_is_refused_with_the_remedy(make_model: MakeSubject, data: Data) -> None:
+def test_half_precision_is_refused_with_the_remedy(make_model: MakeModel, data: Data) -> None:
     with pytest.raises(RobenchError, match=r"weights are torch.float16: judge it in float32, model.float\(\)"):
         examine(EvaluatedModel.of_model(make_model(0).ensemble.members[0].half(), CPU), data, CPU)
 
@@ -114,7 +114,7 @@ DOUBTED: dict[str, tuple[Callable[[Any, Tensor], Any], str, str]] = {
 
 
 @pytest.mark.parametrize("name", DOUBTED)
-def test_what_misleads_an_attack_is_said(name: str, make_model: MakeSubject, data: Data) -> None:
+def test_what_misleads_an_attack_is_said(name: str, make_model: MakeModel, data: Data) -> None:
     forward, check, status = DOUBTED[name]
     found = {each.name: each.status for each in examine(wrapped(make_model, forward), data, CPU).checks}
     assert found[check] == status
@@ -138,7 +138,7 @@ SOUND: dict[str, Callable[[Any, Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("name", SOUND)
-def test_sound_models_pass(name: str, make_model: MakeSubject, data: Data) -> None:
+def test_sound_models_pass(name: str, make_model: MakeModel, data: Data) -> None:
     before = torch.random.get_rng_state()
     found = examine(wrapped(make_model, SOUND[name]), data, CPU)
     assert {check.status for check in found.checks} == {"pass"}, list(map(str, found.checks))
@@ -156,7 +156,7 @@ def test_sound_models_pass(name: str, make_model: MakeSubject, data: Data) -> No
     ],
 )
 def test_outputs_of_an_odd_scale_leave_cross_entropy_blind(
-    scale: float, status: str, says: str, make_model: MakeSubject, data: Data
+    scale: float, status: str, says: str, make_model: MakeModel, data: Data
 ) -> None:
     found = examine(wrapped(make_model, lambda self, x: self.model(x) * scale), data, CPU).blind
     assert found is not None
@@ -164,7 +164,7 @@ def test_outputs_of_an_odd_scale_leave_cross_entropy_blind(
     assert says in found.said
 
 
-def test_a_refused_model_is_left_as_it_was(make_model: MakeSubject, data: Data) -> None:
+def test_a_refused_model_is_left_as_it_was(make_model: MakeModel, data: Data) -> None:
     model = wrapped(make_model, counts)
     before = {name: value.clone() for name, value in model.ensemble.state_dict().items()}
     with pytest.raises(RobenchError, match="changes its own"):
@@ -172,7 +172,7 @@ def test_a_refused_model_is_left_as_it_was(make_model: MakeSubject, data: Data) 
     assert all(torch.equal(value, before[name]) for name, value in model.ensemble.state_dict().items())
 
 
-def test_a_function_that_changes_while_it_is_judged_is_said(make_model: MakeSubject, data: Data) -> None:
+def test_a_function_that_changes_while_it_is_judged_is_said(make_model: MakeModel, data: Data) -> None:
     calls = []
 
     def late(self: Any, images: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ def test_a_function_that_changes_while_it_is_judged_is_said(make_model: MakeSubj
     assert [check.status for check in repeat] == ["fail"]
 
 
-def test_a_model_that_takes_few_images_at_once_is_refused_in_a_line(make_model: MakeSubject, data: Data) -> None:
+def test_a_model_that_takes_few_images_at_once_is_refused_in_a_line(make_model: MakeModel, data: Data) -> None:
     def few(self: Any, images: Tensor) -> Tensor:
         if len(images) > 16:
             raise ValueError("too many\nimages")
@@ -201,7 +201,7 @@ def test_a_model_that_takes_few_images_at_once_is_refused_in_a_line(make_model: 
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
-def test_a_traced_model_is_judged(make_model: MakeSubject, data: Data) -> None:
+def test_a_traced_model_is_judged(make_model: MakeModel, data: Data) -> None:
     traced = torch.jit.trace(make_model(0).ensemble.members[0], data.test.images[:2].float() / 255)
     assert {check.status for check in examine(EvaluatedModel.of_model(traced, CPU), data, CPU).checks} == {"pass"}
 

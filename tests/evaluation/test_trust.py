@@ -27,7 +27,7 @@ from robench.evaluation.threats import Blackbox, Threat, Whitebox
 CPU = torch.device("cpu")
 SAMPLES = torch.arange(40)
 WHITE = Whitebox(eps=(0.02, 0.05), attacks=(PGD(steps=10),), restarts=2)
-MakeSubject = Callable[[int], EvaluatedModel]
+MakeModel = Callable[[int], EvaluatedModel]
 
 
 def judged(
@@ -108,13 +108,13 @@ def scaled(model: nn.Module) -> nn.Module:
     return model
 
 
-def test_a_copy_that_differs_at_every_image_is_an_error(make_model: MakeSubject, data: Data) -> None:
+def test_a_copy_that_differs_at_every_image_is_an_error(make_model: MakeModel, data: Data) -> None:
     with pytest.raises(RobenchError, match="model is another function where it is attacked than where it is judged"):
         judged(data, Copied(make_model(0).ensemble, scaled, 99))
 
 
 def test_the_gradient_of_the_copy_is_compared_too(
-    make_model: MakeSubject, data: Data, monkeypatch: pytest.MonkeyPatch
+    make_model: MakeModel, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from robench.evaluation import engine
 
@@ -141,7 +141,7 @@ class Scaled(nn.Module):
 
 
 @pytest.mark.parametrize("factor", [1e-6, 1e-3, 1e3])
-def test_outputs_of_any_size_are_judged_alike(make_model: MakeSubject, data: Data, factor: float) -> None:
+def test_outputs_of_any_size_are_judged_alike(make_model: MakeModel, data: Data, factor: float) -> None:
     member = make_model(0).ensemble.members[0]
     usual, _ = judged(data, Scaled(member, 1))
     found, _ = judged(data, Scaled(member, factor))
@@ -151,7 +151,7 @@ def test_outputs_of_any_size_are_judged_alike(make_model: MakeSubject, data: Dat
     np.testing.assert_allclose(accuracies[1], accuracies[0], atol=0.1)
 
 
-def test_where_cross_entropy_is_blind_cw_is_attacked_with_too(make_model: MakeSubject, data: Data) -> None:
+def test_where_cross_entropy_is_blind_cw_is_attacked_with_too(make_model: MakeModel, data: Data) -> None:
     member = make_model(0).ensemble.members[0]
     usual, _ = judged(data, Scaled(member, 1))
     found, lines = judged(data, Scaled(member, 1e7))
@@ -162,7 +162,7 @@ def test_where_cross_entropy_is_blind_cw_is_attacked_with_too(make_model: MakeSu
     assert [check.status for check in found.checks if check.name == "cross-entropy sees"] == ["warn"]
 
 
-def test_a_target_that_needs_cw_changes_no_rows_of_another(make_model: MakeSubject, data: Data) -> None:
+def test_a_target_that_needs_cw_changes_no_rows_of_another(make_model: MakeModel, data: Data) -> None:
     member = make_model(0).ensemble.members[0]
     other, blind = (EvaluatedModel.of_model(Scaled(member, by), CPU, name=f"by {by:g}") for by in (1, 1e7))
     alone, together = (Evaluator(data).run(targets, WHITE, SAMPLES).frame for targets in ([other], [other, blind]))
@@ -193,7 +193,7 @@ def surrogate_check(data: Data, target: EvaluatedModel, labels: Tensor, samples:
     return check
 
 
-def test_a_surrogate_is_judged_beside_what_it_took(make_model: MakeSubject, data: Data) -> None:
+def test_a_surrogate_is_judged_beside_what_it_took(make_model: MakeModel, data: Data) -> None:
     labels = data.test.labels
     check = surrogate_check(data, make_model(0), labels)
     assert check.status == "pass"
@@ -210,7 +210,7 @@ def test_a_surrogate_is_judged_beside_what_it_took(make_model: MakeSubject, data
     assert "a weak attacker makes a target look robust" in warned.evidence
 
 
-def test_from_python_what_does_not_pass_is_a_warning(data: Data, make_model: MakeSubject) -> None:
+def test_from_python_what_does_not_pass_is_a_warning(data: Data, make_model: MakeModel) -> None:
     untrained = make_model(3).ensemble
     with pytest.warns(DoubtWarning, match="clean above chance"):
         outcomes = robench.evaluate(untrained, data, WHITE)
@@ -222,7 +222,7 @@ def test_from_python_what_does_not_pass_is_a_warning(data: Data, make_model: Mak
     assert {check.status for check in sound.checks} == {"pass"}
 
 
-def test_what_draws_is_said_and_its_verdicts_do_not_hang_on_torch_s_seed(make_model: MakeSubject, data: Data) -> None:
+def test_what_draws_is_said_and_its_verdicts_do_not_hang_on_torch_s_seed(make_model: MakeModel, data: Data) -> None:
     class Noisy(nn.Module):
         def __init__(self) -> None:
             super().__init__()

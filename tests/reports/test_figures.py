@@ -89,6 +89,19 @@ def test_a_trend_has_the_interval_of_its_images() -> None:
     assert (len(plain.collections), len(banded.collections)) == (0, 1)
 
 
+def test_clean_accuracy_along_training_is_drawn_where_it_was_recorded() -> None:
+    frame = history(epochs=3, sizes=(3, 5))
+    assert trend.there(frame.assign(clean=None, clean_images=None)) == ["diversity", "transferability"]
+    recorded = frame["run"] == frame["run"].iloc[0]
+    frame = frame.assign(clean=[0.5 if own else None for own in recorded], clean_images=200.0)
+    with style.context():
+        ax = trend.trend(frame, style.figure().subplots(), quantity="clean")
+    assert ax.get_title() == "Clean accuracy"
+    (line,) = ax.get_lines()
+    assert list(line.get_ydata()) == [50.0, 50.0, 50.0]  # type: ignore[arg-type]
+    assert len(ax.collections) == 1
+
+
 def test_several_seeds_have_error_bars() -> None:
     frame = pd.concat([rows(share(40), seed=0), rows(share(50), seed=1), rows(share(60), seed=2)])
     with style.context():

@@ -28,7 +28,7 @@ from robench.validity import probe as module
 from robench.validity.probe import SignNoise, probe
 
 CPU = torch.device("cpu")
-MakeSubject = Callable[[int], EvaluatedModel]
+MakeModel = Callable[[int], EvaluatedModel]
 
 SQUARE, TARGETED, MEMBERS = module.SQUARE, module.TARGETED, module.MEMBERS
 NAMES = {"a large ε takes all", "noise does not beat it", SQUARE, TARGETED, MEMBERS, "more effort changes nothing"}
@@ -55,7 +55,7 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, few)
 
 
-def test_a_sound_attack_stands(make_model: MakeSubject, data: Data) -> None:
+def test_a_sound_attack_stands(make_model: MakeModel, data: Data) -> None:
     checks = probed(data, make_model(0), PGD(steps=20), (0.01, 0.02, 0.1), limit=6)
     assert set(checks) == NAMES
     assert not failed(checks.values()), list(map(str, checks.values()))
@@ -72,7 +72,7 @@ class Rounds(nn.Module):
         return self.model((images * 31).round() / 31)  # type: ignore[no-any-return]
 
 
-def test_a_defense_without_gradients_is_beaten_by_noise_and_square(make_model: MakeSubject, data: Data) -> None:
+def test_a_defense_without_gradients_is_beaten_by_noise_and_square(make_model: MakeModel, data: Data) -> None:
     target = EvaluatedModel.of_model(Rounds(make_model(0).ensemble), CPU)
     checks = probed(data, target, PGD(steps=2, random_start=False), (0.1,))
     failing = {name for name, check in checks.items() if check.status == "fail"}
@@ -81,7 +81,7 @@ def test_a_defense_without_gradients_is_beaten_by_noise_and_square(make_model: M
     assert "points of accuracy" in checks["noise does not beat it"].evidence
 
 
-def test_too_few_steps_are_found(make_model: MakeSubject, data: Data) -> None:
+def test_too_few_steps_are_found(make_model: MakeModel, data: Data) -> None:
     checks = probed(data, make_model(0), PGD(steps=1, step_ratio=0.2, random_start=False), (0.03,))
     assert checks["more effort changes nothing"].status == "fail"
     assert "--steps 10" in checks["more effort changes nothing"].evidence
@@ -102,7 +102,7 @@ class OneWay(PGD):
         return ascend(gap, images, eps, steps=self.steps, step_ratio=self.step_ratio)
 
 
-def test_a_loss_that_misses_classes_is_found_by_targets(make_model: MakeSubject, data: Data) -> None:
+def test_a_loss_that_misses_classes_is_found_by_targets(make_model: MakeModel, data: Data) -> None:
     checks = probed(data, make_model(0), OneWay(steps=20), (0.03,))
     assert checks["more effort changes nothing"].status == "pass"
     assert checks[TARGETED].status == "fail"
@@ -118,7 +118,7 @@ def test_a_single_network_of_three_classes_is_attacked_as_it_can_be() -> None:
     assert targeted.loss == "cw"
 
 
-def test_where_nothing_survives_there_is_nothing_to_probe(make_model: MakeSubject, data: Data) -> None:
+def test_where_nothing_survives_there_is_nothing_to_probe(make_model: MakeModel, data: Data) -> None:
     target, attack = make_model(0), PGD(steps=10)
     outcomes = Evaluator(data).run([target], Whitebox(eps=(0.5,), attacks=(attack,)), torch.arange(8))
     assert [str(check) for check in probe(target, outcomes, data, [attack])] == [
@@ -159,7 +159,7 @@ class Remote(Votes):
 @pytest.mark.filterwarnings("ignore::robench.DoubtWarning")
 @pytest.mark.parametrize("kind", [Votes, Remote])
 def test_a_model_without_a_gradient_is_judged_by_queries_and_on_surrogates(
-    kind: type[Votes], make_model: MakeSubject, data: Data
+    kind: type[Votes], make_model: MakeModel, data: Data
 ) -> None:
     model = kind(make_model(0).ensemble)
     square, eps = Square(queries=30), (0.1,)
@@ -175,7 +175,7 @@ def test_a_model_without_a_gradient_is_judged_by_queries_and_on_surrogates(
 
 @pytest.mark.parametrize("threat", [Whitebox, Convergence, Transfer])
 def test_gradient_attacks_are_refused_before_anything_is_crafted(
-    threat: type[Threat], make_model: MakeSubject, data: Data
+    threat: type[Threat], make_model: MakeModel, data: Data
 ) -> None:
     target = EvaluatedModel.of_model(Votes(make_model(0).ensemble), CPU, name="votes")
     evaluator = Evaluator(data, Settings(CPU))
@@ -187,7 +187,7 @@ def test_gradient_attacks_are_refused_before_anything_is_crafted(
 
 
 @pytest.mark.filterwarnings("ignore::robench.DoubtWarning")
-def test_one_member_with_a_gradient_is_enough(make_model: MakeSubject, data: Data) -> None:
+def test_one_member_with_a_gradient_is_enough(make_model: MakeModel, data: Data) -> None:
     members = make_model(0).ensemble.members
     mixed = [members[0], Remote(members[1])]
     found = robench.evaluate(mixed, data, Whitebox(eps=(0.1,), attacks=(PGD(steps=3),), restarts=1), samples=24)
