@@ -11,6 +11,7 @@ from pkgutil import iter_modules
 import click
 
 from robench import commands
+from robench.commands._help import Sections
 from robench.core.logs import logged
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,17 @@ class _Echo(logging.Handler):
 RENAMED = {"doctor": ("check", "model"), "verify": ("check", "result")}
 
 
-class _Commands(click.Group):
+#: What commands are for, as `robench --help` lists them.
+SECTIONS = {
+    "Begin": ("demo", "list", "init"),
+    "Make and judge runs": ("train", "import", "combine", "eval"),
+    "Look at results": ("show", "compare", "report"),
+    "Whole studies": ("run", "status"),
+    "Verify and share": ("check", "publish", "board", "cache"),
+}
+
+
+class _Commands(Sections):
     """Every module of `robench.commands` is a command; only the one that is called is imported."""
 
     def resolve_command(
@@ -97,7 +108,13 @@ class _Commands(click.Group):
         return {name.rstrip("_"): name for name in names if not name.startswith("_")}
 
 
-@click.command("robench", cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    "robench",
+    cls=_Commands,
+    sections=SECTIONS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    examples=("robench demo", "robench train dverge --dataset digits --n 2 --epochs 2 --name my-dverge"),
+)
 @click.version_option(package_name="robench")
 def cli() -> None:
-    """Adversarial robustness of ensembles: train, attack, judge, draw."""
+    """Adversarial robustness of ensembles: train, attack, judge, draw. `robench COMMAND -h` tells more of each."""

@@ -1,15 +1,16 @@
-"""Options made of a schema's fields, and help in groups."""
+"""Options made of a schema's fields."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 from pydantic import ValidationError
 
-from robench.commands._shared import refuse_given, split
+from robench.commands._help import Group
+from robench.commands._shared import split
 from robench.core.plugins import explained
 from robench.evaluation.schema import NAMES, Validated
 
@@ -20,47 +21,9 @@ T = TypeVar("T", bound=Validated)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-class Group(NamedTuple):
-    """Options that help lists together: what they are about, the threats under which they have an effect, names."""
-
-    title: str
-    under: tuple[str, ...]
-    names: Sequence[str]
-
-    @classmethod
-    def of(cls, kind: type[Validated]) -> Group:
-        return cls(kind.group, kind.under, list(kind.model_fields))
-
-    @property
-    def heading(self) -> str:
-        return self.title if self.under == NAMES else f"{self.title} (--threat {', '.join(self.under)})"
-
-
-class Grouped(click.Command):
-    """A command whose options belong to threats."""
-
-    def __init__(self, *arguments: Any, groups: Sequence[Group], **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.groups = groups
-
-    def refuse_others(self, threat: str) -> None:
-        """RobenchError for an option that was given and has no effect under ``threat``."""
-        for group in self.groups:
-            if threat not in group.under:
-                refuse_given(set(group.names), f"has no effect under --threat {threat}")
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """One section per heading; what is in no group comes first."""
-        heading = {name: group.heading for group in self.groups for name in group.names}
-        sections: dict[str, list[tuple[str, str]]] = {
-            title: [] for title in ("Options", *(group.heading for group in self.groups))
-        }
-        for option in self.get_params(ctx):
-            if isinstance(option, click.Option) and (record := option.get_help_record(ctx)) is not None:
-                sections[heading.get(option.name or "", "Options")].append(record)
-        for title, records in sections.items():
-            with formatter.section(title):
-                formatter.write_dl(records)
+def group_of(kind: type[Validated]) -> Group:
+    """The fields of ``kind``, for help."""
+    return Group(kind.group, list(kind.model_fields), () if kind.under == NAMES else kind.under)
 
 
 def fields_of(*kinds: type[Validated]) -> Decorator:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from robench.store.runs import Run
 
 
+#: Options of `shared` that say where things lie and where the work is done.
+PLACES = ("data_dir", "device", "runs")
+
+
 def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Options that several commands have."""
     options = {

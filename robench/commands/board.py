@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from robench.commands._help import Group, Grouped
 from robench.commands._shared import device_of, refuse_given, shared
 
 if TYPE_CHECKING:
@@ -16,7 +17,14 @@ if TYPE_CHECKING:
     from robench.studies.intact import ResultFolder
 
 
-@click.command("board")
+_GROUPS = (Group("Cells made again", ("dataset", "cells", "seed", "tolerance")),)
+_EXAMPLES = (
+    "robench board runs --out board.html",
+    "robench board my-runs from-alice --dataset digits --cells 2",
+)
+
+
+@click.command("board", cls=Grouped, groups=_GROUPS, examples=_EXAMPLES)
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", default="board.html", show_default=True, type=click.Path(path_type=Path), help="The page.")
 @click.option("--dataset", help="Make cells of what was judged on it again; else only files are looked at.")

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import click
 
+from robench.commands._help import Grouped
 from robench.commands._shared import shared
 
+_EXAMPLES = ("robench cache list",)
 
-@click.command("cache")
+
+@click.command("cache", cls=Grouped, examples=_EXAMPLES)
 @click.argument("action", type=click.Choice(["list", "verify", "clear"]))
 @shared("runs")
 def command(action: str, runs: str) -> int:

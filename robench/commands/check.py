@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from robench.commands._help import Group, Grouped, Sections
 from robench.commands._shared import dataset_of, device_of, import_models, refuse_given, shared
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class _Kinds(click.Group):
+class _Kinds(Sections):
     """What can be checked; a name alone is a plug-in's, as it was before there were kinds."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -29,12 +30,17 @@ class _Kinds(click.Group):
         return super().parse_args(ctx, args)
 
 
-@click.group("check", cls=_Kinds)
+@click.group(
+    "check",
+    cls=_Kinds,
+    sections={"Kinds": ("plugin", "model", "result")},
+    examples=("robench check model my-dverge", "robench check result runs --files"),
+)
 def command() -> None:
     """Check a plug-in, a model or a result; exit code 1 where something fails."""
 
 
-@command.command("plugin")
+@command.command("plugin", cls=Grouped, examples=("robench check plugin dverge",))
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @shared("data_dir")
 def plugin(names: tuple[str, ...], data_dir: str) -> int:
@@ -51,7 +57,7 @@ def plugin(names: tuple[str, ...], data_dir: str) -> int:
     return _failed(found)
 
 
-@command.command("model")
+@command.command("model", cls=Grouped, examples=("robench check model my-dverge",))
 @click.argument("what", metavar="RUN|FACTORY")
 @click.option("--dataset", help="By default the one that the run was trained on; needed for a FACTORY.")
 @click.option("--model", multiple=True, help="package.module:factory that a run needs: allows to import it.")
@@ -83,7 +89,19 @@ def model(what: str, dataset: str | None, model: tuple[str, ...], data_dir: str,
     return _failed(found)
 
 
-@command.command("result")
+_GROUPS = (Group("Cells made again", ("cells", "seed", "tolerance", "dataset")),)
+_EXAMPLES = (
+    "robench check result runs --files",
+    "robench check result runs --dataset digits --cells 2 --device cpu",
+)
+
+
+@command.command(
+    "result",
+    cls=Grouped,
+    groups=_GROUPS,
+    examples=_EXAMPLES,
+)
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--cells", type=click.IntRange(1), default=20, show_default=True, help="How many are tried again.")
 @click.option("--seed", default=0, show_default=True, help="Draws the cells.")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from robench.commands._help import Group, Grouped
 from robench.commands._shared import as_text, refuse_given, shared
 from robench.commands._tables import drawn, interval
 
@@ -13,14 +14,33 @@ if TYPE_CHECKING:
     from robench.store.runs import Run
 
 
-@click.command("compare")
+_GROUPS = (Group("Defenses over seeds", ("defenses", "n")),)
+_EXAMPLES = (
+    "robench compare my-dverge my-baseline --threat whitebox",
+    "robench compare dverge baseline --defenses --threat whitebox",
+)
+
+
+@click.command("compare", cls=Grouped, groups=_GROUPS, examples=_EXAMPLES)
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
-@click.option("--threat", type=click.Choice(["whitebox", "blackbox", "clean"]), required=True)
+@click.option(
+    "--threat",
+    type=click.Choice(["whitebox", "blackbox", "clean"]),
+    required=True,
+    help="What both were judged under.",
+)
 @click.option("--eps", help="0.01:0.07:0.01, 8/255, or several with commas. By default all that both have.")
 @click.option("--defenses", is_flag=True, help="A and B are defenses: over at least 3 seeds of each.")
 @click.option("--n", type=int, help="Members, for --defenses; needed where there are several sizes.")
-@click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["table", "csv", "json"]),
+    default="table",
+    show_default=True,
+    help="Of what is printed.",
+)
 @shared("runs")
 def command(
     first: str, second: str, threat: str, eps: str | None, defenses: bool, n: int | None, style: str, runs: str

@@ -7,12 +7,18 @@ from pathlib import Path
 import click
 
 from robench.commands import run
+from robench.commands._help import Grouped
 from robench.commands._shared import folder_of
 from robench.commands._tables import formatted
 
+_EXAMPLES = (
+    "robench demo",
+    "robench demo --out somewhere",
+)
 
-@click.command("demo")
-@click.option("--out", default="demo", show_default=True, type=click.Path(path_type=Path))
+
+@click.command("demo", cls=Grouped, examples=_EXAMPLES)
+@click.option("--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder of the study.")
 @click.pass_context
 def command(context: click.Context, out: Path) -> int:
     """Baseline/3 and DVERGE/3 on handwritten digits, under three threats, with figures: the study `demo`."""

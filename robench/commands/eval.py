@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robench.commands import _gate
-from robench.commands._options import Group, Grouped, fields_of, taken
+from robench.commands._help import Group, Grouped
+from robench.commands._options import fields_of, group_of, taken
 from robench.commands._shared import (
     bar,
     confirm,
@@ -39,21 +40,25 @@ if TYPE_CHECKING:
 
 
 _GROUPS = (
-    Group.of(schema.Strength),
-    Group.of(schema.Attacks),
-    Group.of(schema.HoldOuts),
-    Group("Surrogates", ("blackbox",), ("no_train", "yes", "no_cache")),
-    Group.of(schema.Samples),
-    Group("Work", schema.ATTACKED, ("batch_size", "precision", "compiling", "workers", "dry_run", "log_to")),
-    Group("Checks", schema.ATTACKED, ("strict",)),
-    Group("Checks", ("whitebox",), ("probe",)),
-    Group("Checks", ("whitebox", "blackbox"), ("require", "lower_bound")),
+    group_of(schema.Strength),
+    group_of(schema.Attacks),
+    group_of(schema.HoldOuts),
+    Group("Surrogates", ("no_train", "yes", "no_cache"), ("blackbox",)),
+    group_of(schema.Samples),
+    Group("Work", ("batch_size", "precision", "compiling", "workers", "dry_run", "log_to"), schema.ATTACKED),
+    Group("Checks", ("strict",), schema.ATTACKED),
+    Group("Checks", ("probe",), ("whitebox",)),
+    Group("Checks", ("require", "lower_bound"), ("whitebox", "blackbox")),
+)
+_EXAMPLES = (
+    "robench eval my-dverge --threat whitebox --eps 0.1 --samples 100",
+    "robench eval --threat blackbox --dataset digits --surrogates 3,5,8 --dry-run",
 )
 
 
-@click.command("eval", cls=Grouped, groups=_GROUPS)
+@click.command("eval", cls=Grouped, groups=_GROUPS, examples=_EXAMPLES)
 @click.argument("names", nargs=-1, metavar="[RUN]...")
-@click.option("--threat", type=click.Choice(schema.NAMES), required=True)
+@click.option("--threat", type=click.Choice(schema.NAMES), required=True, help="What the attacker knows.")
 @fields_of(schema.Strength, schema.Attacks, schema.HoldOuts, schema.Samples)
 @click.option("--dataset", help="By default the one that the runs were trained on.")
 @click.option("--model", multiple=True, help="package.module:factory that a run needs: allows to import it.")
@@ -77,7 +82,14 @@ _GROUPS = (
     help="Attack up to 200 survivors of a white-box result again, far harder; or not even the few that always are.",
 )
 @click.option("--strict", is_flag=True, help="Exit code 1 where a check of validity fails.")
-@click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["table", "csv", "json"]),
+    default="table",
+    show_default=True,
+    help="Of what is printed.",
+)
 @_gate.gated
 @shared("log_to", "data_dir", "device", "runs", "yes")
 def command(**given: Any) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from robench.commands._help import Group, Grouped
 from robench.commands._shared import refuse_given, shared
 from robench.core.rules import RULES, USUAL
 
@@ -17,7 +18,17 @@ if TYPE_CHECKING:
     from robench.store.sources import FetchedWeights
 
 
-@click.command("import")
+_GROUPS = (
+    Group("Network", ("model", "rule", "mean", "std", "key")),
+    Group("Run", ("name", "role", "defense", "seed", "derived_from")),
+)
+_EXAMPLES = (
+    "robench import resnet20.pth --model resnet20 --dataset cifar10 --name mine",
+    "robench import hf:owner/repo@v1 --model resnet20",
+)
+
+
+@click.command("import", cls=Grouped, groups=_GROUPS, examples=_EXAMPLES)
 @click.argument("weights", nargs=-1, required=True)
 @click.option("--model", help="Name or package.module:factory; by default what the source says, else resnet20.")
 @click.option("--dataset", default="cifar10", show_default=True, help="Whose classes they have.")
@@ -28,8 +39,10 @@ if TYPE_CHECKING:
 @click.option("--key", help="Which of several state dicts in each file.")
 @click.option("--defense", default="unknown", show_default=True, help="How they were trained.")
 @click.option("--name", help="Name of the run; by default the file's.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--role", type=click.Choice(["target", "surrogate"]), default="target", show_default=True)
+@click.option("--seed", default=0, show_default=True, help="With which they were trained.")
+@click.option(
+    "--role", type=click.Choice(["target", "surrogate"]), default="target", show_default=True, help="What it is for."
+)
 @click.option("--rule", type=click.Choice(RULES), default=USUAL, show_default=True, help="How the ensemble decides.")
 @click.option("--derived-from", help="The run that these weights were trained from.")
 @shared("data_dir", "runs")

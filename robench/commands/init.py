@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from robench.commands._help import Grouped
+
 if TYPE_CHECKING:
     from robench.validity.conformance import Kind
 
@@ -15,7 +17,13 @@ if TYPE_CHECKING:
 _TEMPLATE = {"defense": ("noise", "Noise", "example-noise"), "attack": ("fgsm", "FGSM", "example-fgsm")}
 
 
-@click.command("init")
+_EXAMPLES = (
+    "robench init my-defense",
+    "robench init my-attack --attack",
+)
+
+
+@click.command("init", cls=Grouped, examples=_EXAMPLES)
 @click.argument("name")
 @click.option("--attack", is_flag=True, help="An attack; by default a defense.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the package; by default NAME.")

@@ -9,10 +9,16 @@ from typing import Any
 
 import click
 
+from robench.commands._help import Grouped
 from robench.commands._shared import shared
 
+_EXAMPLES = (
+    "robench list attacks",
+    "robench list defenses --markdown",
+)
 
-@click.command("list")
+
+@click.command("list", cls=Grouped, examples=_EXAMPLES)
 @click.argument("what", required=False, type=click.Choice(["defenses", "attacks", "models", "datasets", "runs"]))
 @click.option("--markdown", is_flag=True, help="Tables for a README; of defenses, attacks, models and datasets.")
 @shared("runs")

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import click
 
+from robench.commands._help import Grouped
 from robench.commands._shared import shared
 
+_EXAMPLES = ("robench publish my-dverge --out card",)
 
-@click.command("publish")
+
+@click.command("publish", cls=Grouped, examples=_EXAMPLES)
 @click.argument("name", metavar="RUN")
 @click.option("--out", type=click.Path(path_type=Path), help="A new folder; by default the run's name.")
 @shared("runs")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from robench.commands._help import Group, Grouped
 from robench.commands._shared import bar, device_of, judged, refuse_given, shared
 from robench.reports.published import names
 
@@ -13,9 +14,19 @@ from robench.reports.published import names
 IMAGES = 100
 
 
-@click.command("report")
+_GROUPS = (
+    Group("Published numbers", ("against", "same_data")),
+    Group("Images and regions", ("images", "regions", "dataset")),
+)
+_EXAMPLES = (
+    "robench report my-dverge my-baseline --out figures --images 8",
+    "robench report --against dverge2020",
+)
+
+
+@click.command("report", cls=Grouped, groups=_GROUPS, examples=_EXAMPLES)
 @click.argument("names", nargs=-1, metavar="[RUN]...")
-@click.option("--out", default="figures", show_default=True, type=click.Path(path_type=Path))
+@click.option("--out", default="figures", show_default=True, type=click.Path(path_type=Path), help="Folder.")
 @click.option("--against", type=click.Choice(names()), help="Published numbers to set beside ours.")
 @click.option("--same-data", is_flag=True, help="With --against: I vouch that these are the paper's test images.")
 @click.option("--regions", type=int, help="Points along each axis of Figure 1; needs a surrogate run.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from robench.commands._help import Group, Grouped
 from robench.commands._shared import refuse_given, shared
 
 log = logging.getLogger(__name__)
@@ -24,14 +25,24 @@ ONLY: dict[str | None, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-@click.command("run")
+_GROUPS = (
+    Group("How much", ("only", "budget", "dry_run")),
+    Group("Processes", ("engine", "workers", "address", "gpus")),
+)
+_EXAMPLES = (
+    "robench run demo --dry-run",
+    "robench run dverge2020 --budget 20h --set threats.whitebox.steps=20",
+)
+
+
+@click.command("run", cls=Grouped, groups=_GROUPS, examples=_EXAMPLES)
 @click.argument("study")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the study; by default its name.")
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Who does it.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; by default one per core, or one per GPU.")
 @click.option("--address", help="Of a running Ray cluster; by default Ray is started here, on loopback.")
 @click.option("--gpus", type=click.FloatRange(0, 8), help="Share of a GPU per task, for Ray; by default .25.")
-@click.option("--only", type=click.Choice(["train", "eval", "report"]))
+@click.option("--only", type=click.Choice(["train", "eval", "report"]), help="Tasks of this kind.")
 @click.option("--budget", help="Such as 90m or 2h: nothing is begun that would end later.")
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of the study: threats.whitebox.steps=5"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robench.commands import _gate
+from robench.commands._help import Group, Grouped
 from robench.commands._shared import bar, device_of, judged, refuse_given, shared
 from robench.commands._tables import drawn, interval
 
@@ -22,12 +23,29 @@ if TYPE_CHECKING:
 EPOCHS = 12
 
 
-@click.command("show")
+_GROUPS = (
+    Group("Images that fell", ("images", "count", "dataset")),
+    Group("Checks", ("require", "lower_bound")),
+)
+_EXAMPLES = (
+    "robench show my-dverge",
+    'robench show my-dverge --require "whitebox@0.1>=20"',
+)
+
+
+@click.command("show", cls=Grouped, groups=_GROUPS, examples=_EXAMPLES)
 @click.argument("name", metavar="RUN")
 @click.option("--images", type=click.Path(path_type=Path), help="Writes images that fell to a .png; needs the data.")
 @click.option("--count", default=8, show_default=True, type=click.IntRange(1, 100), help="Images, for --images.")
 @click.option("--dataset", help="For --images: which rows; needed for several data sets, npz: and folder: data.")
-@click.option("--format", "style", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="Of what is printed.",
+)
 @_gate.gated
 @shared("data_dir", "device", "runs")
 def command(

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import click
 
+from robench.commands._help import Grouped
 from robench.commands._shared import shared
 
+_EXAMPLES = ("robench status demo",)
 
-@click.command("status")
+
+@click.command("status", cls=Grouped, examples=_EXAMPLES)
 @click.argument("study")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the study; by default its name.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As given to robench run.")

@@ -7,25 +7,39 @@ from typing import Any
 
 import click
 
+from robench.commands._help import Group, Grouped
 from robench.commands._shared import bar, device_of, import_models, pairs, shared
 from robench.core.rules import RULES
 
 log = logging.getLogger(__name__)
 
 
-@click.command("train")
+_GROUPS = (
+    Group("Ensemble", ("n", "model", "rule", "init", "seed")),
+    Group("Recipe", ("recipe", "epochs", "batch_size", "lr", "settings", "compiling")),
+    Group("Run", ("name", "role", "track", "log_to")),
+)
+_EXAMPLES = (
+    "robench train dverge --dataset digits --n 2 --epochs 2 --name my-dverge",
+    "robench train adp --dataset digits --n 3 --seed 1 --set alpha=4 --track quick",
+)
+
+
+@click.command("train", cls=Grouped, groups=_GROUPS, examples=_EXAMPLES)
 @click.argument("defense")
 @click.option("--n", default=3, show_default=True, help="Members.")
 @click.option("--dataset", default="cifar10", show_default=True, help="Name, folder:PATH or npz:PATH.")
 @click.option("--model", help="Architecture; several with commas, one each. By default the recipe's.")
 @click.option("--recipe", help="A recipe, or a .toml of your own; by default the data set's.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of initial weights and every draw.")
 @click.option("--epochs", type=int, help="Instead of the recipe's.")
 @click.option("--batch-size", type=int, help="Instead of the recipe's.")
 @click.option("--lr", type=float, help="Instead of the recipe's.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any field of the defense or recipe.")
 @click.option("--init", help="baseline, scratch or a run to start from. By default the defense's own start.")
-@click.option("--role", type=click.Choice(["target", "surrogate"]), default="target", show_default=True)
+@click.option(
+    "--role", type=click.Choice(["target", "surrogate"]), default="target", show_default=True, help="What it is for."
+)
 @click.option("--rule", type=click.Choice(RULES), help="How members decide, if not as the authors' do.")
 @click.option("--name", help="Name of the run. By default made from the above.")
 @click.option(
