@@ -12,6 +12,7 @@ from torch import nn
 from robench.core.data import Data
 from robench.core.errors import DoubtWarning
 from robench.core.fast import Precision
+from robench.core.progress import bar
 from robench.evaluation.checks import check
 from robench.evaluation.engine import Evaluator, Settings, correct_for_all
 from robench.evaluation.evaluated import EvaluatedModel
@@ -35,7 +36,7 @@ def evaluate(
     seed: int = 0,
     probe: bool = True,
 ) -> Outcomes:
-    """Rows of ``model`` under ``threat``, clean rows included.
+    """Rows of ``model`` under ``threat``, clean rows included; in a notebook with a bar.
 
     Args:
         model: images float32 in [0, 1] (B,C,H,W) -> logits (B,K), normalisation inside; or a list of such members,
@@ -59,9 +60,11 @@ def evaluate(
     """
     where = _device_of(model) if device is None else torch.device(device)
     target = model if isinstance(model, EvaluatedModel) else EvaluatedModel.of_model(model, where, name=name)
-    evaluator = Evaluator(data, Settings(where, precision, batch_size, seed))
-    chosen = chosen_samples(data, threat, samples, subset, evaluator.settings)
-    outcomes = judge(evaluator, [target], threat, chosen, again=probe)
+    settings = Settings(where, precision, batch_size, seed)
+    with bar(terminal=False) as progress:
+        evaluator = Evaluator(data, settings, progress=progress)
+        chosen = chosen_samples(data, threat, samples, subset, settings)
+        outcomes = judge(evaluator, [target], threat, chosen, again=probe)
     found = check(outcomes)
     for each in found:
         if each.status != "pass":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from robench.core.data import Data
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.models import build
-from robench.core.progress import Progress, duration, silent
+from robench.core.progress import Progress, bar, duration, silent
 from robench.core.threads import fitting_threads
 from robench.evaluation import cost
 from robench.evaluation.cells import Cell
@@ -60,7 +60,7 @@ class Session:
     """A store of runs, a data set, and how to compute.
 
     Attributes:
-        bar: makes a progress bar for one job.
+        bar: makes a progress bar for one job; by default in notebooks alone.
         confirm: asks whether to go on with what takes long; False ends the job.
     """
 
@@ -69,7 +69,7 @@ class Session:
     settings: Settings
     samples: int = SAMPLES
     subset: str = "auto"
-    bar: Bar = lambda: nullcontext(silent)
+    bar: Bar = lambda: bar(terminal=False)
     confirm: Callable[[str], bool] = lambda question: True
     _loaded: dict[str, EvaluatedModel] = field(default_factory=dict)
     _recognised: dict[str, Recognised] = field(default_factory=dict)

@@ -1,11 +1,10 @@
-"""What commands have in common: options, results as text, bars on stderr."""
+"""What commands have in common: options, results as text."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -77,14 +76,15 @@ def pairs(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def dataset_of(runs: Sequence[Run]) -> str:
-    """The official data set that all runs were made for."""
+    """The official data set, or that of a hub, that all runs were made for."""
     from robench.core.data import DATASETS
     from robench.core.errors import RobenchError
 
-    found = {str((run.manifest.get("data") or {}).get("name") or run.manifest.get("dataset")) for run in runs}
+    told = [(run.manifest.get("data") or {}, run.manifest.get("dataset")) for run in runs]
+    found = {str(data.get("source") or data.get("name") or dataset) for data, dataset in told}
     if not found:
         return "cifar10"
-    if len(found) > 1 or not found <= set(DATASETS.names()):
+    if len(found) > 1 or not all(name in DATASETS.names() or name.startswith("hf:") for name in found):
         raise RobenchError(
             f"these runs are of {', '.join(sorted(found))}; say which data to judge on: --dataset NAME, folder:PATH or "
             f"npz:PATH"
@@ -192,16 +192,3 @@ def refuse_given(names: set[str], reason: str) -> None:
 
 def confirm(yes: bool) -> Callable[[str], bool]:
     return lambda question: yes or (sys.stdin.isatty() and click.confirm(question, err=True))
-
-
-@contextmanager
-def bar() -> Iterator[Callable[[int, int, str], None]]:
-    """One bar on stderr with the time left; silent where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)

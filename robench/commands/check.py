@@ -46,7 +46,8 @@ def command() -> None:
 def plugin(names: tuple[str, ...], data_dir: str) -> int:
     """Whether attacks, defenses, models or data sets keep their contract.
 
-    A NAME is one that `robench list` shows, package.module:factory of a model, npz:PATH or folder:PATH of data.
+    A NAME is one that `robench list` shows, package.module:factory of a model, npz:PATH, folder:PATH or
+    hf:OWNER/NAME of data.
     """
     from robench.validity.conformance import examine, kinds
 

@@ -13,7 +13,6 @@ from robench.commands import _gate
 from robench.commands._help import Group, Grouped
 from robench.commands._options import fields_of, group_of, taken
 from robench.commands._shared import (
-    bar,
     confirm,
     dataset_of,
     device_of,
@@ -23,6 +22,7 @@ from robench.commands._shared import (
     shared,
 )
 from robench.commands._tables import diversity, formatted
+from robench.core.progress import bar
 from robench.evaluation import schema
 
 log = logging.getLogger(__name__)

@@ -52,6 +52,7 @@ def command(what: str | None, markdown: bool, runs: str) -> None:
             lines += [
                 "  folder:PATH      train/<class>/* and test/<class>/*",
                 "  npz:PATH         x_train y_train x_test y_test",
+                "  hf:OWNER/NAME    Parquet files on Hugging Face, with columns of images and labels",
             ]
         click.echo(f"{kind}s:\n" + "\n".join(lines))
         for name, reason in broken.items():

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from robench.commands._help import Group, Grouped
-from robench.commands._shared import bar, device_of, judged, refuse_given, shared
+from robench.commands._shared import device_of, judged, refuse_given, shared
+from robench.core.progress import bar
 from robench.reports.published import names
 
 #: Images that fell, shown in the page unless another number is asked for.

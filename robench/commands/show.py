@@ -11,8 +11,9 @@ import click
 
 from robench.commands import _gate
 from robench.commands._help import Group, Grouped
-from robench.commands._shared import bar, device_of, judged, refuse_given, shared
+from robench.commands._shared import device_of, judged, refuse_given, shared
 from robench.commands._tables import drawn, interval
+from robench.core.progress import bar
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from robench.commands._help import Group, Grouped
-from robench.commands._shared import bar, device_of, import_models, pairs, shared
+from robench.commands._shared import device_of, import_models, pairs, shared
+from robench.core.progress import bar
 from robench.core.rules import RULES
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ _EXAMPLES = (
 @click.command("train", cls=Grouped, groups=_GROUPS, examples=_EXAMPLES)
 @click.argument("defense")
 @click.option("--n", default=3, show_default=True, help="Members.")
-@click.option("--dataset", default="cifar10", show_default=True, help="Name, folder:PATH or npz:PATH.")
+@click.option("--dataset", default="cifar10", show_default=True, help="Name, folder:PATH, npz:PATH or hf:OWNER/NAME.")
 @click.option("--model", help="Architecture; several with commas, one each. By default the recipe's.")
 @click.option("--recipe", help="A recipe, or a .toml of your own; by default the data set's.")
 @click.option("--seed", default=0, show_default=True, help="Of initial weights and every draw.")

@@ -39,13 +39,19 @@ class Split:
     def to(self, device: torch.device) -> Split:
         return Split(self.images.to(device), self.labels.to(device))
 
+    def near(self, device: torch.device) -> Split:
+        """On the device, if it takes at most half of what is free there; else here, to be sent batch by batch."""
+        if device.type == "cuda" and 2 * self.images.nbytes > torch.cuda.mem_get_info(device)[0]:
+            return self
+        return self.to(device)
+
 
 @dataclass(frozen=True)
 class Data:
     """A data set.
 
     Attributes:
-        name: how the user names it (``cifar10``, ``folder:PATH``).
+        name: how the user names it (``cifar10``, ``folder:PATH``); of the hub, with the revision that was read.
         mean, std: normalisation per channel, in units of [0, 1]; it lives in the models, not in the images.
         fingerprint: SHA-256 over all images and labels.
         classes: name of each class.
@@ -83,6 +89,12 @@ class Data:
     def label(self) -> str:
         """A name for files and figures, without a path."""
         return self.name if ":" not in self.name else f"{self.name.partition(':')[0]}-{self.fingerprint[:8]}"
+
+    @property
+    def told(self) -> dict[str, str]:
+        """For manifests: label and content, and where others find it, if that is no place of this machine."""
+        source = {"source": self.name} if self.name.startswith("hf:") else {}
+        return {"name": self.label, "fingerprint": self.fingerprint, **source}
 
     def model(self, name: str) -> ModelSpec:
         """The spec of a registered model for this data set."""
@@ -178,7 +190,7 @@ DATASETS: Registry[Loader] = Registry("dataset", group="robench.datasets")
 
 
 def load(name: str, folder: Path | str = "data") -> Data:
-    """A registered data set, ``folder:PATH``, ``npz:PATH``, or ``cifar10-c:CORRUPTION/SEVERITY``.
+    """A registered data set, ``folder:PATH``, ``npz:PATH``, ``hf:OWNER/NAME`` or ``cifar10-c:CORRUPTION/SEVERITY``.
 
     Args:
         folder: where official data sets are kept and downloaded to.
@@ -193,13 +205,18 @@ def load(name: str, folder: Path | str = "data") -> Data:
         return images(Path(path), DataFolder(Path(folder)))
     if colon and kind == "npz":
         return _npz(Path(path))
+    if colon and kind == "hf":
+        from robench.core.hub import dataset
+
+        return dataset(name, DataFolder(Path(folder)))
     if colon and kind in CORRUPTED:
         from robench.core.corrupted import corrupted
 
         return corrupted(kind, path, DataFolder(Path(folder)))
     if colon:
         raise RobenchError(
-            f"expected `dataset` to be a name, folder:PATH, npz:PATH or cifar10-c:CORRUPTION/SEVERITY, got {name!r}"
+            f"expected `dataset` to be a name, folder:PATH, npz:PATH, hf:OWNER/NAME or cifar10-c:CORRUPTION/SEVERITY, "
+            f"got {name!r}"
         )
     return DATASETS.get(name)(DataFolder(Path(folder)))
 
@@ -217,6 +234,7 @@ def make(
     classes: Iterable[str] | None = None,
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     recipe: str = "generic",
+    fingerprint: str | None = None,
 ) -> Data:
     """Checks arrays and makes a data set of them.
 
@@ -224,6 +242,7 @@ def make(
         train: images uint8 (M,C,H,W) or (M,H,W), and integer labels (M,).
         test: the same.
         statistics: mean and standard deviation per channel in [0, 1]; by default those of the training images.
+        fingerprint: what `Data.fingerprint` says of these arrays, where that is known.
 
     Raises:
         RobenchError: other types or shapes, labels out of range.
@@ -242,14 +261,28 @@ def make(
     names = tuple(classes) if classes is not None else tuple(str(label) for label in range(count))
     if count > len(names) or len(names) < 2:
         raise RobenchError(f"{name}: expected labels in 0..{len(names) - 1} and at least 2 classes, got {count - 1}")
-    if statistics is None:
-        pixels = splits["train"].images.to(torch.float64).transpose(0, 1).flatten(1) / 255
-        mean = tuple(round(value, 4) for value in pixels.mean(dim=1).tolist())
-        std = tuple(round(value, 4) or 1.0 for value in pixels.std(dim=1).tolist())
-    else:
-        mean, std = statistics
-    tensors = {f"{part}.{field}": getattr(s, field) for part, s in splits.items() for field in ("images", "labels")}
-    return Data(name, splits["train"], splits["test"], mean, std, names, tensors_hash(tensors), recipe)
+    mean, std = statistics or _statistics(splits["train"].images)
+    if fingerprint is None:
+        tensors = {f"{part}.{kind}": getattr(s, kind) for part, s in splits.items() for kind in ("images", "labels")}
+        fingerprint = tensors_hash(tensors)
+    return Data(name, splits["train"], splits["test"], mean, std, names, fingerprint, recipe)
+
+
+def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel in [0, 1], to four digits, some images at a time.
+
+    Args:
+        images: uint8 (M,C,H,W).
+    """
+    values = np.arange(256)
+    counts = np.zeros((images.shape[1], 256), dtype=np.int64)
+    for some in torch.split(images, max(1, (1 << 20) // images[0].numel())):
+        counts += [np.bincount(channel.flatten(), minlength=256) for channel in some.transpose(0, 1).numpy()]
+    total = counts[0].sum()
+    means = counts @ values / total
+    variances = (counts * (values - means[:, None]) ** 2).sum(axis=1) / max(1, total - 1)
+    mean = tuple(round(value / 255, 4) for value in means.tolist())
+    return mean, tuple(round(value / 255, 4) or 1.0 for value in np.sqrt(variances).tolist())
 
 
 def outline(name: str, folder: Path | str = "data") -> Data:

@@ -54,8 +54,8 @@ def checked_name(name: str, what: str = "run") -> str:
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its name when the block ends well, and vanishes when it does not.
+def scratch(path: Path) -> Iterator[Path]:
+    """A temporary file beside ``path``, which vanishes when the block ends.
 
     Raises:
         RobenchError: the folder cannot be written, or the disk is full.
@@ -69,6 +69,22 @@ def atomic(path: Path) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
+    except OSError as error:
+        raise RobenchError(f"cannot write {path} ({error.strerror or error}); free or choose another place") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary file beside ``path`` that takes its name when the block ends well, and vanishes when it does not.
+
+    Raises:
+        RobenchError: the folder cannot be written, or the disk is full.
+    """
+    with scratch(path) as temporary:
+        yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         # mkstemp makes a private file; give it what the user's umask says.
@@ -76,11 +92,6 @@ def atomic(path: Path) -> Iterator[Path]:
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
-    except OSError as error:
-        raise RobenchError(f"cannot write {path} ({error.strerror or error}); free or choose another place") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def _forget_abandoned(folder: Path, prefix: str) -> None:
@@ -157,7 +168,8 @@ def _checksum(value: Mapping[str, Any]) -> str:
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes; empty where there is none."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""
 
@@ -289,5 +301,5 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)  # no copy: it may be larger than memory
     return digest.hexdigest()

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
-
 from robench.core.data import Data, DataFolder, make
+from robench.core.decoded import Encoded, decoded
 from robench.core.errors import RobenchError
-from robench.core.files import Absent, Damaged, read_hashed, write_hashed
-from robench.core.parts import read_intact
 
 log = logging.getLogger(__name__)
-
-#: Of a cache file.
-_TENSORS = {f"{part}.{kind}" for part in ("train", "test") for kind in ("images", "labels")}
 
 #: By part, ``train`` and ``test``: each file with its label.
 _Listing = dict[str, list[tuple[Path, int]]]
@@ -48,18 +38,14 @@ def folder(path: Path, place: DataFolder) -> Data:
             except OSError as error:
                 raise RobenchError(f"{file} cannot be read ({error.strerror}); remove or replace it") from error
             digest.update(f"{part}/{label}:{content};".encode())
-    cache = place.cache / f"folder-{digest.hexdigest()[:24]}.safetensors"
-    tensors = _cached(cache)
-    if not tensors:
-        for part, files in listing.items():
-            tensors[f"{part}.images"] = torch.from_numpy(np.stack(_decoded([file for file, _ in files])))
-            tensors[f"{part}.labels"] = torch.tensor([label for _, label in files])
-        write_hashed(cache, tensors)
+    encoded = {part: (Encoded(str(file), file, label) for file, label in files) for part, files in listing.items()}
+    tensors, fingerprint = decoded(place.cache / f"folder-{digest.hexdigest()[:24]}.safetensors", encoded)
     return make(
         f"folder:{path}",
-        (tensors["train.images"].numpy(), tensors["train.labels"].numpy()),
-        (tensors["test.images"].numpy(), tensors["test.labels"].numpy()),
+        (tensors["train.images"], tensors["train.labels"]),
+        (tensors["test.images"], tensors["test.labels"]),
         classes=classes,
+        fingerprint=fingerprint,
     )
 
 
@@ -122,37 +108,3 @@ def _hidden(name: str) -> bool:
 def _visible(folder: Path) -> set[str]:
     """Names of the folders in ``folder`` that are classes."""
     return {entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry.name)}
-
-
-def _cached(path: Path) -> dict[str, Tensor]:
-    """What a cache file holds; nothing where it is absent or damaged."""
-    with contextlib.suppress(Absent):
-        if found := read_intact(path, _read, "the images", "are read again"):
-            return found
-    return {}
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    found, _ = read_hashed(path)
-    if set(found) != _TENSORS:
-        raise Damaged(f"{path} is damaged: it holds no images")
-    return found
-
-
-def _decoded(files: list[Path]) -> list[npt.NDArray[np.uint8]]:
-    from PIL import Image, UnidentifiedImageError
-
-    images: list[npt.NDArray[np.uint8]] = []
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                if image.mode[0] in "IF":
-                    raise RobenchError(f"{file} holds pixels of more than 8 bits (mode {image.mode}); save it with 8")
-                pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
-            raise RobenchError(f"{file} cannot be decoded as an image ({error}); remove or replace it") from error
-        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-        if images and pixels.shape != images[0].shape:
-            raise RobenchError(f"{file} has shape {pixels.shape}, {files[0]} has {images[0].shape}; make them equal")
-        images.append(pixels)
-    return images

@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import os
 import re
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from urllib.parse import urlsplit
 
 from robench.core.errors import RobenchError
 from robench.core.files import file_hash, write_tensors
+from robench.core.hub import api, asking, client, endpoint
 
 Values = tuple[float, ...]
 
@@ -134,15 +133,15 @@ def _hub(text: str, rest: str, folder: Path) -> FetchedWeights:
     repository, _, file = tail.partition("/")
     if not owner or not repository:
         raise RobenchError(f"expected hf:OWNER/REPO, and where needed /FILE and @REVISION, got {text!r}")
-    with _asking(text):
-        info = _api().model_info(f"{owner}/{repository}", revision=revision or None)
+    with asking(text):
+        info = api().model_info(f"{owner}/{repository}", revision=revision or None)
     files = [str(each.rfilename) for each in info.siblings or ()]
     chosen = file or _chosen(text, files)
     if chosen not in files:
         raise RobenchError(f"{text}: no file {chosen!r}; there are {', '.join(sorted(files)[:12])}")
-    with _asking(text):
-        where = {"revision": info.sha, "local_dir": folder, "endpoint": _endpoint()}
-        hub = _huggingface()
+    with asking(text):
+        where = {"revision": info.sha, "local_dir": folder, "endpoint": endpoint()}
+        hub = client()
         path = Path(hub.hf_hub_download(f"{owner}/{repository}", chosen, **where))
         told = Path(hub.hf_hub_download(f"{owner}/{repository}", "config.json", **where)) if _TOLD in files else None
     refuse_page(path, text)
@@ -191,11 +190,11 @@ def _timm(text: str, name: str, folder: Path) -> FetchedWeights:
         raise RobenchError(f"timm has no weights {name!r}; expected a name of timm.list_pretrained()")
     origin, overlay = {"source": text, "url": str(about.url or "")}, {}
     if about.hf_hub_id:
-        with _asking(text):
-            revision = str(_api().model_info(about.hf_hub_id).sha)
+        with asking(text):
+            revision = str(api().model_info(about.hf_hub_id).sha)
         origin = {"source": text, "revision": revision}
         overlay = {"hf_hub_id": f"{about.hf_hub_id}@{revision}"}
-    with _asking(text):
+    with asking(text):
         network = models.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=folder)
     path = folder / f"{re.sub('[^A-Za-z0-9._-]', '-', name)}.safetensors"
     write_tensors(path, network.state_dict())
@@ -203,36 +202,6 @@ def _timm(text: str, name: str, folder: Path) -> FetchedWeights:
     normalisation = tuple(map(float, said["mean"])), tuple(map(float, said["std"]))
     origin["sha256"] = file_hash(path)
     return FetchedWeights(path, origin, f"timm/{said['architecture']}", normalisation, int(network.num_classes))
-
-
-def _huggingface() -> Any:
-    try:
-        return importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        raise RobenchError("weights on Hugging Face need its client; pip install huggingface_hub") from error
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("HF_ENDPOINT")
-
-
-def _api() -> Any:
-    return _huggingface().HfApi(endpoint=_endpoint())
-
-
-@contextmanager
-def _asking(text: str) -> Iterator[None]:
-    """Whatever a client raises becomes one line about ``text``."""
-    try:
-        yield
-    except RobenchError:
-        raise
-    except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
-        raise RobenchError(
-            f"{text} cannot be downloaded ({type(error).__name__}: {reason.strip()}); check the name and the network, "
-            f"and for a private repository log in (hf auth login)"
-        ) from error
 
 
 # --- torch hub and RobustBench

@@ -140,7 +140,7 @@ def card(
         "## How it was judged", "", *_block("\n".join(dict.fromkeys(judge_commands(run, evaluations)))), *named,
         "## Verify it, use it", "",
         *_block(
-            f"robench check result . --files\nrobench check result . --dataset {_registered(data)}\nrobench import .\n"
+            f"robench check result . --files\nrobench check result . --dataset {_named(run)}\nrobench import .\n"
             f"robench show {run.name}"
         ),
     ]  # fmt: skip
@@ -152,9 +152,10 @@ def _data(run: Run) -> str:
     return str((run.manifest["data"] or {}).get("name") or run.manifest.get("dataset") or "")
 
 
-def _registered(data: str) -> str:
-    """As the command line takes it; a word for those who have the data where they have no name."""
-    return data if data in DATASETS.names() else "DATA"
+def _named(run: Run) -> str:
+    """The data as the command line takes them; a word for those who have them where they have no name."""
+    name = str((run.manifest["data"] or {}).get("source") or _data(run))
+    return name if name in DATASETS.names() or name.startswith("hf:") else "DATA"
 
 
 def accuracy(outcomes: Outcomes) -> Table:
@@ -226,7 +227,7 @@ def train_command(run: Run) -> str:
     usual = DEFENSES.get(run.defense).start
     start = next((each["run"] for each in run.manifest["ancestors"]), "" if usual == "scratch" else "scratch")
     words = [
-        "robench", "train", run.defense, "--n", run.n, "--seed", run.seed, "--dataset", _registered(_data(run)),
+        "robench", "train", run.defense, "--n", run.n, "--seed", run.seed, "--dataset", _named(run),
         "--recipe", name,
         "--model", ",".join(models if len(models) == 1 else [spec.name for spec in run.specs]),
         *(word for key, value in changes[name].items() for word in ("--set", f"{key}={_text(value)}")),
@@ -256,7 +257,7 @@ def judge_commands(run: Run, evaluations: Iterable[Evaluation]) -> Iterator[str]
         radii = sorted({cell.eps for cell in made})
         surrogates = sorted({cell.surrogate for cell in made if cell.surrogate and not cell.surrogate.isdigit()})
         words = [
-            "robench", "eval", run.name, "--threat", each.threat, "--dataset", _registered(_data(run)),
+            "robench", "eval", run.name, "--threat", each.threat, "--dataset", _named(run),
             "--eps", _numbers(radii),
             "--attacks", ",".join(sorted({cell.attack for cell in made})),
             "--losses", ",".join(sorted({cell.loss for cell in made})),

@@ -23,7 +23,7 @@ from robench.core.fast import channels_last, slow_precision, widen_heads
 from robench.core.frozen import full_float32
 from robench.core.logbook import opened, require
 from robench.core.models import build
-from robench.core.progress import Progress, silent
+from robench.core.progress import Progress, bar, silent
 from robench.core.rng import Stream
 from robench.core.threads import fitting_threads
 from robench.defenses import Batch, Terms
@@ -56,7 +56,7 @@ def ensure(
     track: Track | None = None,
     track_every: int | None = None,
     logs: Sequence[str] = (),
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Run:
     """The finished run of ``task``: reused where it is complete, resumed where it was cut off, else trained.
 
@@ -68,6 +68,7 @@ def ensure(
         track: measured after epochs, into the history; the weights do not depend on it.
         track_every: epochs between two measurements; by default as many as keep them within 15 % of the time.
         logs: of `robench.core.logbook.LOGS`, what gets every epoch's numbers; of a finished run those that it lacks.
+        progress: by default a bar, in notebooks alone.
 
     Raises:
         RobenchError: the name is taken by another task, or the loss is no longer finite.
@@ -76,6 +77,10 @@ def ensure(
         return _logged(_finished(task, runs), logs)
     require(logs)
     parallel.join(device)
+    how: dict[str, Any] = {"device": device, "compile": compile, "logs": logs}
+    if progress is None:
+        with bar(terminal=False) as shown:
+            return ensure(task, data, runs, track=track, track_every=track_every, progress=shown, **how)
     told: list[str] = []
 
     def waiting(terms: str) -> None:
@@ -92,7 +97,7 @@ def ensure(
         if task.start is not None:
             if task.start.name not in runs.names():
                 _rehearse(task, data, device)
-            parent = ensure(task.start, data, runs, device=device, compile=compile, logs=logs, progress=progress)
+            parent = ensure(task.start, data, runs, progress=progress, **how)
         elif task.init != "scratch":
             parent = runs.get(task.init)
         with fitting_threads(device, task.recipe.batch_size * data.train.images[0].numel()):
@@ -139,7 +144,7 @@ def _rehearse(task: Task, data: Data, device: torch.device) -> None:
     check_networks(ensemble, task, data)
     ensemble.train()
     few = task.recipe.model_copy(update={"batch_size": min(max(4, 2 * parallel.place()[1]), task.recipe.batch_size)})
-    batch = next(batches(data.train.to(device), few, stream, 0, task.defense.paired))
+    batch = next(batches(data.train.near(device), few, stream, 0, task.defense.paired, device=device))
     with fitting_threads(device, batch.images.numel()):
         train_step(ensemble, make_optimizer(few, ensemble), task, batch)
 
@@ -195,7 +200,7 @@ def _train(
     writes = parallel.place()[0] == 0
     if not writes:
         progress = silent
-    train = data.train.to(device)
+    train, paired = data.train.near(device), task.defense.paired
     optimizer = make_optimizer(task.recipe, ensemble)
     checkpoint = Checkpoint(runs.folder(task.name) / CHECKPOINT, task.key)
     state = checkpoint.load(ensemble, optimizer)
@@ -210,11 +215,11 @@ def _train(
         book = stack.enter_context(opened(logs if writes else (), runs.folder(task.name), "train", config))
         fast = False
         if compile and state.epoch < task.epochs:
-            few = list(islice(batches(train, task.recipe, stream, state.epoch, task.defense.paired), COMPARED))
+            few = list(islice(batches(train, task.recipe, stream, state.epoch, paired, device=device), COMPARED))
             fast = stack.enter_context(_through_compiler(ensemble, task, few, device))
         while state.epoch < task.epochs:
             began, first = time.monotonic(), state.step
-            for batch in batches(train, task.recipe, stream, state.epoch, task.defense.paired, state.step):
+            for batch in batches(train, task.recipe, stream, state.epoch, paired, state.step, device):
                 batch = replace(batch, state=state.kept)
                 # In the middle of the step, so that the first of a warm-up learns and the last of a cosine does too.
                 rate = task.recipe.rate(state.epoch % task.recipe.epochs + (state.step + 0.5) / steps)
@@ -249,7 +254,7 @@ def _save(task: Task, data: Data, runs: Runs, parent: Run | None, ensemble: Ense
         defense=task.defense.manifest(),
         seed=task.seed,
         role=task.role,
-        data={"name": data.label, "fingerprint": data.fingerprint},
+        data=data.told,
         ancestors=lineage(parent) if parent else (),
         key=task.key,
         more={"recipe": task.recipe.model_dump(mode="json"), **more},
@@ -366,13 +371,24 @@ def _terms(ensemble: Ensemble, task: Task, batch: Batch) -> Iterator[Terms]:
         yield terms
 
 
-def batches(split: Split, recipe: Recipe, stream: Stream, epoch: int, paired: bool, first: int = 0) -> Iterator[Batch]:
+def batches(
+    split: Split,
+    recipe: Recipe,
+    stream: Stream,
+    epoch: int,
+    paired: bool,
+    first: int = 0,
+    device: torch.device | None = None,
+) -> Iterator[Batch]:
     """The augmented batches of one epoch, from step ``first``; the last, incomplete one is left out.
+
+    They are made on ``device``, by default where the images lie.
 
     Everything random is drawn from the epoch's and the step's keys, so that an epoch can be entered anywhere.
     """
     size = recipe.batch_size
-    device = split.images.device
+    here = split.images.device
+    device = device or here
     epoch_draws = stream.within("epoch", epoch)
     shuffles = [
         epoch_draws.permutation(len(split), "order", name).to(device) for name in ("first", "second")[: 1 + paired]
@@ -383,14 +399,15 @@ def batches(split: Split, recipe: Recipe, stream: Stream, epoch: int, paired: bo
     for step in range(first, len(split) // size):
         draws = epoch_draws.within("step", step)
         indices = [shuffle[step * size : (step + 1) * size] for shuffle in shuffles]
+        taken = [split.images[index.to(here)].to(device) for index in indices]
         views = [
-            noisy(augment(to_images(split.images[index]), move[index], recipe), recipe, draws.within(str(which)))
-            for which, (index, move) in enumerate(zip(indices, moves, strict=True))
+            noisy(augment(to_images(pixels), move[index], recipe), recipe, draws.within(str(which)))
+            for which, (pixels, index, move) in enumerate(zip(taken, indices, moves, strict=True))
         ]
         views = [view.contiguous(memory_format=torch.channels_last) for view in views]
         yield Batch(
             views[0],
-            split.labels[indices[0]],
+            split.labels[indices[0].to(here)].to(device),
             draws,
             epoch_draws,
             views[1] if paired else None,

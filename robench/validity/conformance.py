@@ -6,6 +6,7 @@ A check is a function of the plug-in that returns what it saw, or raises: `Viola
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,14 +63,15 @@ class Doubt(_Told):
 
 
 def kinds(name: str) -> list[Kind]:
-    """What ``name`` is registered as; ``package.module:factory`` is a model, ``npz:PATH`` and ``folder:PATH`` data.
+    """What ``name`` is registered as; ``package.module:factory`` is a model, ``npz:PATH``, ``folder:PATH`` and
+    ``hf:OWNER/NAME`` data.
 
     Raises:
         RobenchError: nothing of that name, or a third-party plug-in that fails to load.
     """
     prefix, colon, _ = name.partition(":")
     if colon:
-        return ["dataset" if prefix in ("npz", "folder") else "model"]
+        return ["dataset" if prefix in ("npz", "folder", "hf") else "model"]
     family, slash, _ = name.partition("/")
     found: list[Kind] = []
     for kind, registry in REGISTRIES.items():
@@ -659,7 +661,10 @@ def _is_the_same_every_time(plugin: _Loaded) -> str:
 
 
 def _keeps_test_images_apart(plugin: _Loaded) -> str:
-    train, test = ({row.tobytes() for row in split.images.numpy()} for split in (plugin.data.train, plugin.data.test))
+    train, test = (
+        {hashlib.blake2b(row, digest_size=16).digest() for row in split.images.numpy()}
+        for split in (plugin.data.train, plugin.data.test)
+    )
     if shared := len(train & test):
         raise Doubt(f"{shared} test images are among the training images")
     return f"none of {len(test)} among the training images"

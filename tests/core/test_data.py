@@ -8,6 +8,7 @@ import pickle
 import random
 import shutil
 import struct
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from urllib.error import URLError
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,10 +24,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import robench
-from robench.core import corrupted, folders
+from robench.attacks import ATTACKS
+from robench.core import corrupted, decoded
 from robench.core.data import DATASETS, MAX_CLASSES, Data, improbability, load, make, to_images
 from robench.core.errors import RobenchError
 from robench.core.rng import Stream
+from robench.store.runs import Runs
+from robench.training.loop import ensure
 from robench.training.task import resolve
 
 RANDOM = np.random.default_rng(0)
@@ -367,14 +372,71 @@ def test_images_are_decoded_once(folder: Path, own_cache: Path, monkeypatch: pyt
     first = load(f"folder:{folder}")
     assert len(caches(own_cache)) == 1
 
-    def forbidden(files: list[Path]) -> None:
+    def forbidden(entry: decoded.Encoded) -> None:
         raise AssertionError("decoded again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(folders, "_decoded", forbidden)
+        patch.setattr(decoded, "_pixels", forbidden)
         assert load(f"folder:{folder}").fingerprint == first.fingerprint
     (folder / "train/ant/0.png").write_bytes((folder / "train/bee/2.png").read_bytes())
     assert load(f"folder:{folder}").fingerprint != first.fingerprint
+
+
+@pytest.mark.filterwarnings("ignore::robench.DoubtWarning")
+def test_a_folder_gives_the_weights_and_rows_that_its_arrays_give(folder: Path, tmp_path: Path) -> None:
+    mapped = load(f"folder:{folder}")
+    parts = [(split.images.numpy().copy(), split.labels.numpy().copy()) for split in (mapped.train, mapped.test)]
+    data = make(mapped.name, *parts, classes=mapped.classes)
+    assert (data.fingerprint, data.mean, data.std) == (mapped.fingerprint, mapped.mean, mapped.std)
+    rows, weights = [], []
+    for number, each in enumerate((mapped, data)):
+        task = resolve(each, "baseline", 2, models=["resnet8"], overrides={"epochs": 1, "batch_size": 2})
+        made = ensure(task, each, Runs(tmp_path / str(number)), device=torch.device("cpu"))
+        weights.append(made.weights)
+        threat = robench.Whitebox(eps=(0.1,), restarts=2, attacks=(ATTACKS.get("pgd")(steps=2),))
+        rows.append(robench.evaluate(made.load(), each, threat, probe=False).frame)
+    assert weights[0] == weights[1]
+    pd.testing.assert_frame_equal(*rows)
+
+
+MEMORY = """
+import re, sys, threading
+from pathlib import Path
+from robench.core.data import load, to_images
+
+def anonymous():
+    return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+load(f"folder:{sys.argv[1]}")  # what is imported on first use counts for nothing
+before, peak, done = anonymous(), [0], threading.Event()
+
+def watch():
+    while not done.wait(0.002):
+        peak[0] = max(peak[0], anonymous())
+
+threading.Thread(target=watch).start()
+for _ in ("decoded", "mapped"):
+    data = load(f"folder:{sys.argv[2]}")
+    to_images(data.train.images[::100])
+done.set()
+print((peak[0] - before) / data.train.images.nbytes)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read there")
+def test_a_folder_need_not_fit_memory(folder: Path, tmp_path: Path) -> None:
+    """It took fifteen times as much as its pixels; now what is read at a time."""
+    large = tmp_path / "large"
+    for name in ("train/ant", "train/bee", "test/ant"):
+        (large / name).mkdir(parents=True)
+    for number in range(6000):
+        picture = Image.fromarray(np.full((64, 64, 3), number % 251, np.uint8))
+        picture.save(large / "train" / ("ant", "bee")[number % 2] / f"{number}.bmp")
+    picture.save(large / "test/ant/0.bmp")
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(folder), str(large)], capture_output=True, text=True, check=True
+    )
+    assert 0 < float(done.stdout) < 0.5
 
 
 @pytest.mark.parametrize("where", [0.0, 0.5, 0.999])

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from robench.core import folders
+from robench.core import decoded
 from robench.core.errors import RobenchError
 from robench.core.files import Absent, read_frame, tensors_hash, write_frame, write_hashed
 from robench.core.parts import read_intact, read_parts
@@ -102,11 +102,12 @@ def checkpoint(folder: Path) -> int | None:
 
 
 def keep_cache(folder: Path) -> None:
-    write_hashed(folder / "folder-x.safetensors", {name: torch.zeros(2) for name in folders._TENSORS})
+    write_hashed(folder / "folder-x.safetensors", {name: torch.zeros(2) for name in decoded._TENSORS})
 
 
 def cache(folder: Path) -> list[str] | None:
-    return sorted(folders._cached(folder / "folder-x.safetensors")) or None
+    found = decoded._kept(folder / "folder-x.safetensors")
+    return None if found is None else sorted(found[0])
 
 
 KINDS = {

@@ -6,11 +6,8 @@ import hashlib
 import io
 import json
 import sys
-import threading
 import types
-from collections.abc import Iterator
 from enum import Enum
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -45,33 +42,6 @@ def saved(content: Any) -> bytes:
 
 def digest(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
-
-
-@pytest.fixture
-def web() -> Iterator[tuple[str, dict[str, bytes]]]:
-    """A server on this machine, and what it answers by path; it answers 404 elsewhere."""
-    answers: dict[str, bytes] = {}
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = answers.get(self.path)
-            self.send_response(200 if body is not None else 404)
-            self.send_header("Content-Length", str(len(body or b"")))
-            self.send_header("ETag", f'"{digest(body or b"")}"')
-            self.send_header("X-Repo-Commit", "c" * 40)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body or b"")
-
-        do_HEAD = do_GET
-
-        def log_message(self, format: str, *args: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", answers
-    server.shutdown()
-    server.server_close()
 
 
 def importing(folder: Path, *arguments: str, dataset: str = "digits", model: str = "resnet8") -> Run:
@@ -154,13 +124,6 @@ def hub(web: tuple[str, dict[str, bytes]], files: dict[str, bytes], repository: 
         answers[f"/api/models/{repository}{where}"] = json.dumps(info).encode()
     for name, body in files.items():
         answers[f"/{repository}/resolve/{'c' * 40}/{name}"] = body
-
-
-@pytest.fixture
-def endpoint(web: tuple[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch) -> tuple[str, dict[str, bytes]]:
-    pytest.importorskip("huggingface_hub")
-    monkeypatch.setenv("HF_ENDPOINT", web[0])
-    return web
 
 
 @pytest.mark.parametrize("source", ["hf:o/r", "hf:o/r@v1", "hf:o/r/model.safetensors@v1"])
