@@ -30,9 +30,8 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert any("Accuracy in % [95 % interval]" in data.get("text/html", "") for data in shown)
     assert any("image/png" in data for data in shown)
     # Of a bar one output is kept, which is empty when its job is done.
-    assert [data for data in shown if data.get("text/html") == ""]
+    assert 1 <= len([data for data in shown if data.get("text/html") == ""]) <= 8
     assert not any("<progress" in data.get("text/html", "") for data in shown)
-    assert all(len(cell.outputs) <= 4 for cell in code)
     assert len(said.splitlines()) < 100
 
 

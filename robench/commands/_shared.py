@@ -77,17 +77,17 @@ def pairs(settings: Sequence[str]) -> dict[str, Any]:
 
 def dataset_of(runs: Sequence[Run]) -> str:
     """The official data set, or that of a hub, that all runs were made for."""
-    from robench.core.data import DATASETS
+    from robench.core.data import has_name
     from robench.core.errors import RobenchError
 
-    told = [(run.manifest.get("data") or {}, run.manifest.get("dataset")) for run in runs]
-    found = {str(data.get("source") or data.get("name") or dataset) for data, dataset in told}
+    found = {run.dataset for run in runs}
     if not found:
         return "cifar10"
-    if len(found) > 1 or not all(name in DATASETS.names() or name.startswith("hf:") for name in found):
+    if len(found) > 1 or not all(map(has_name, found)):
+        told = ", ".join(sorted(filter(None, found))) or "data without a name"
         raise RobenchError(
-            f"these runs are of {', '.join(sorted(found))}; say which data to judge on: --dataset NAME, folder:PATH or "
-            f"npz:PATH"
+            f"these runs are of {told}; say which data to judge on: --dataset NAME, folder:PATH, npz:PATH or "
+            f"hf:OWNER/NAME"
         )
     return found.pop()
 

@@ -93,5 +93,6 @@ def drawn(title: str, headings: list[str], lines: list[list[str]]) -> str:
     for line in lines:
         table.add_row(*line)
     text = io.StringIO()
-    Console(file=text, width=400, highlight=False).print(table)
+    # In a notebook rich would display it, and the text would be empty.
+    Console(file=text, width=400, highlight=False, force_jupyter=False).print(table)
     return text.getvalue().rstrip()

@@ -90,7 +90,7 @@ def model(what: str, dataset: str | None, model: tuple[str, ...], data_dir: str,
     return _failed(found)
 
 
-_GROUPS = (Group("Cells made again", ("cells", "seed", "tolerance", "dataset")),)
+_GROUPS = (Group("Cells made again", ("cells", "seed", "tolerance", "dataset", "model")),)
 _EXAMPLES = (
     "robench check result runs --files",
     "robench check result runs --dataset digits --cells 2 --device cpu",
@@ -111,10 +111,19 @@ _EXAMPLES = (
     help="Share of a cell's rows that may differ: in float32 another machine or a GPU rounds otherwise.",
 )  # fmt: skip
 @click.option("--dataset", help="By default the one that the runs were trained on.")
+@click.option("--model", multiple=True, help="package.module:factory that a run needs: allows to import it.")
 @click.option("--files", is_flag=True, help="Only whether the files agree with each other: in seconds, without data.")
 @shared("data_dir", "device")
 def result(
-    folder: Path, cells: int, seed: int, tolerance: float, dataset: str | None, files: bool, data_dir: str, device: str
+    folder: Path,
+    cells: int,
+    seed: int,
+    tolerance: float,
+    dataset: str | None,
+    model: tuple[str, ...],
+    files: bool,
+    data_dir: str,
+    device: str,
 ) -> int:
     """Craft random cells of FOLDER again and compare the rows.
 
@@ -124,7 +133,9 @@ def result(
     from robench.studies.verify import verify
 
     if files:
-        refuse_given({"cells", "seed", "tolerance", "dataset", "data_dir", "device"}, "has no effect with --files")
+        refuse_given(
+            {"cells", "seed", "tolerance", "dataset", "model", "data_dir", "device"}, "has no effect with --files"
+        )
         opened = ResultFolder.at(folder)
         told = _told(finding for _, finding in opened.intact(opened.rows()))
         bad = sum(each.status == "fail" for each in told)
@@ -132,6 +143,7 @@ def result(
             f"refused: {bad} of {len(told)} do not hold" if bad else f"the files agree: {len(told)} of {len(told)}"
         )
         return _failed(told)
+    import_models(model)
     found = _told(
         verify(
             folder, cells=cells, seed=seed, tolerance=tolerance, dataset=dataset, data_dir=data_dir,

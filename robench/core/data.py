@@ -221,6 +221,11 @@ def load(name: str, folder: Path | str = "data") -> Data:
     return DATASETS.get(name)(DataFolder(Path(folder)))
 
 
+def has_name(name: str) -> bool:
+    """Whether `load` gives the same images by this name on every machine."""
+    return name in DATASETS.names() or name.startswith("hf:")
+
+
 def at_hand(name: str, folder: Path | str = "data") -> bool:
     """Whether `load` gives a registered data set without a download."""
     return name in DATASETS.names() and (name not in _OFFICIAL or (Path(folder) / name).is_dir())

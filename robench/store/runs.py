@@ -99,6 +99,12 @@ class Run:
         return str(self.manifest["role"])
 
     @property
+    def dataset(self) -> str:
+        """What it was made for, by the name that `robench.core.data.load` takes where it has one; may be empty."""
+        told = self.manifest["data"] or {}
+        return str(told.get("source") or told.get("name") or self.manifest.get("dataset") or "")
+
+    @property
     def rule(self) -> Rule:
         """How the ensemble decides; the usual rule is not written down."""
         rule: Rule = self.manifest.get("rule", USUAL)

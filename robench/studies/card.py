@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from robench.core.data import DATASETS
+from robench.core.data import has_name
 from robench.core.errors import RobenchError
 from robench.core.files import file_hash, write_text
 from robench.core.models import build, parameter_count
@@ -154,8 +154,7 @@ def _data(run: Run) -> str:
 
 def _named(run: Run) -> str:
     """The data as the command line takes them; a word for those who have them where they have no name."""
-    name = str((run.manifest["data"] or {}).get("source") or _data(run))
-    return name if name in DATASETS.names() or name.startswith("hf:") else "DATA"
+    return run.dataset if has_name(run.dataset) else "DATA"
 
 
 def accuracy(outcomes: Outcomes) -> Table:

@@ -14,7 +14,7 @@ import torch
 from pydantic import InstanceOf
 
 from robench.attacks import ATTACKS
-from robench.core.data import DATASETS, load
+from robench.core.data import Data, has_name, load
 from robench.core.errors import RobenchError
 from robench.core.files import content_key
 from robench.evaluation.cells import Cell
@@ -93,16 +93,19 @@ def verify(
     chosen = [(name, str(cell)) for name in (rows if only is None else only) for cell in rows[name]["cell"].unique()]
     if not chosen:
         return
+    benches: dict[str, Session] = {}
+    if dataset is not None:
+        benches[dataset] = _session(store, dataset, data_dir, device)
+        chosen = _of_data(store, chosen, benches[dataset].data)
     chosen.sort(key=lambda pair: content_key([seed, *pair]))
     possible = _possible(store, chosen, cells)
-    benches: dict[str, Session] = {}
 
     def tried(name: str, cell: str) -> Finding:
         run = store.get(name)
         return _tried(benches[label_of(run)], run, cell, rows[name][rows[name]["cell"] == cell], tolerance)
 
     def label_of(run: Run) -> str:
-        return dataset or str((run.manifest["data"] or {}).get("name") or run.manifest.get("dataset"))
+        return dataset or run.dataset
 
     # What the one who asks has to say is no finding.
     labels = set()
@@ -110,15 +113,39 @@ def verify(
         # Of a manifest that is damaged, the findings of its cells tell.
         with suppress(RobenchError, LookupError, TypeError, AttributeError):
             labels.add(label_of(store.get(name)))
-    for label in sorted(labels):
-        if dataset is None and label not in DATASETS.names():
+    for label in sorted(labels - set(benches)):
+        if not has_name(label):
             raise RobenchError(f"data set {label!r} is not a registered one; say where it is: --dataset")
-        data = load(label, data_dir)
-        benches[label] = Session(store, data, Settings(device or torch.device("cpu")))
+        benches[label] = _session(store, label, data_dir, device)
     for name, cell in possible:
         yield guarded(f"{name} {cell}", partial(tried, name, cell))
     if only is None and (result / SUMMARY).exists():
         yield guarded(SUMMARY, lambda: summary(result, kept))
+
+
+def _session(store: Runs, dataset: str, data_dir: str, device: torch.device | None) -> Session:
+    return Session(store, load(dataset, data_dir), Settings(device or torch.device("cpu")))
+
+
+def _of_data(store: Runs, chosen: Sequence[tuple[str, str]], data: Data) -> list[tuple[str, str]]:
+    """Those of ``chosen``, pairs of run and key, that were judged on ``data``; how many were not is told.
+
+    Raises:
+        RobenchError: there is none.
+    """
+    own = [pair for pair in chosen if _identity(store, *pair) in (data.identity, "")]
+    if not own:
+        raise RobenchError(f"nothing in {store.root} was judged on {data.label}; choose another --dataset")
+    if left := len(chosen) - len(own):
+        log.warning(f"{left} of {len(chosen)} cells were judged on other data than {data.label}, and are left out")
+    return own
+
+
+def _identity(store: Runs, name: str, key: str) -> str:
+    """Of the data of a cell; nothing where it is damaged: its finding tells."""
+    with suppress(RobenchError, LookupError, TypeError, AttributeError):
+        return _cell(store.get(name), key).data
+    return ""
 
 
 def _possible(store: Runs, chosen: Sequence[tuple[str, str]], count: int) -> list[tuple[str, str]]:

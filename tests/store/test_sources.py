@@ -263,7 +263,7 @@ def test_robustbench_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pyt
         fetch("robustbench:Carmon2019Unlabeled", tmp_path)
 
 
-# --- twelve checkpoints
+# --- checkpoints of the shapes that people publish
 
 
 OWN, OTHER = network(), network(1)
@@ -279,7 +279,7 @@ class Code:
 
 
 #: What people publish, and the members that come of it, or the line that refuses it.
-TWELVE: dict[str, tuple[Any, int | str]] = {
+SHAPES: dict[str, tuple[Any, int | str]] = {
     "net with scalars": ({"net": OWN, "acc": 98.0, "epoch": 3}, 1),
     "state_dict of DataParallel": ({"state_dict": prefixed("module."), "best": np.float64(0.98)}, 1),
     "model with optimizer": ({"model": OWN, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}}, 1),
@@ -291,15 +291,23 @@ TWELVE: dict[str, tuple[Any, int | str]] = {
     "two members": ({"model_0": OWN, "model_1": OTHER}, 2),
     "net and ema": ({"net": OWN, "ema": OTHER}, "holds several state dicts: net, ema; say which one: --key net"),
     "whole module": (Code(), "holds more than tensors, or is damaged: it is refused"),
+    "nothing but weights": (OWN, 1),
+    "torch.compile alone": (prefixed("_orig_mod."), 1),
+    "mu and sigma among them": ({"mu": torch.full((1, 1, 1), 0.3), "sigma": torch.full((1, 1, 1), 0.4), **OWN}, 1),
+    "NumPy number": ({"state_dict": OWN, "best": np.float64(0.98)}, 1),
+    "timm with its average": (
+        {"state_dict": OWN, "state_dict_ema": OTHER, "epoch": 3},
+        "holds several state dicts: state_dict, state_dict_ema; say which one: --key state_dict",
+    ),
     "another network": ({"state_dict": {"conv.weight": torch.ones(3)}}, "do not fit the model"),
 }
 
 
-@pytest.mark.parametrize("name", TWELVE)
-def test_twelve_checkpoints_load_or_say_why(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    content, expected = TWELVE[name]
+@pytest.mark.parametrize("name", SHAPES)
+def test_checkpoints_load_or_say_why(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content, expected = SHAPES[name]
     torch.save(content, tmp_path / "w.pth")
-    own = [] if name == "with its normalisation" else ["--mean", "none"]
+    own = [] if name in ("with its normalisation", "mu and sigma among them") else ["--mean", "none"]
     line = ["import", str(tmp_path / "w.pth"), "--model", "resnet8", "--dataset", "mnist", *own]
     code = run([*line, "--runs", str(tmp_path / "runs")])
     told = capsys.readouterr()

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -14,7 +15,7 @@ from robench.cli import run
 from robench.core.errors import RobenchError
 from robench.core.files import content_key, read_frame, write_frame, write_json
 from robench.evaluation.findings import Finding
-from robench.session import OUTCOMES
+from robench.session import OUTCOMES, Session
 from robench.store.runs import Runs
 from robench.studies.intact import SUMMARY
 from robench.studies.verify import verify
@@ -231,3 +232,43 @@ def test_a_study_with_another_setting_is_confirmed_too(published: Path, result: 
     assert run([*changed_study, "--set", "samples=20"]) == 0
     assert {row["samples"] for row in json.loads((result / SUMMARY).read_text()) if "accuracy" in row} == {20}
     assert refused(published, result, cells=0) == []
+
+
+def test_of_several_data_sets_cells_of_the_one_that_is_named_are_tried(
+    judged: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They were refused, as judged on other data."""
+    noise = np.load(tmp_path / "noise.npz")
+    np.savez(tmp_path / "other.npz", **{**noise, "x_test": 255 - noise["x_test"]})
+    options = ["--threat", "whitebox", "--eps", "0.1", "--steps", "1", "--restarts", "1", "--no-probe"]
+    other = ["--runs", str(judged.store.root), "--dataset", f"npz:{tmp_path / 'other.npz'}"]
+    assert run(["eval", "base", *options, *other]) == 0
+    line = ["check", "result", str(judged.store.root), "--device", "cpu", "--dataset"]
+    assert run([*line, f"npz:{tmp_path / 'noise.npz'}", "--cells", "40"]) == 0
+    told = capsys.readouterr()
+    assert "cells were judged on other data than npz-" in told.err
+    assert "confirmed: " in told.out
+    assert run([*line, f"npz:{tmp_path / 'other.npz'}", "--cells", "40"]) == 0
+    assert "confirmed: 2 of 2" in capsys.readouterr().out
+    assert run([*line, "digits"]) == 2
+    assert "was judged on digits; choose another --dataset" in capsys.readouterr().err
+
+
+def test_a_network_of_ones_own_is_named(
+    judged: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ownnet.py").write_text(
+        "from torch import nn\n\n\ndef make(num_classes, in_channels):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64 * in_channels, num_classes))\n"
+    )
+    data = ["--dataset", "npz:noise.npz"]
+    train = ["--n", "1", "--epochs", "1", "--batch-size", "8", "--model", "ownnet:make", "--name", "own"]
+    assert run(["train", "baseline", *train, *data, "--runs", "mine"]) == 0
+    judge = ["--threat", "whitebox", "--eps", "0.1", "--steps", "1", "--restarts", "1", "--no-probe"]
+    assert run(["eval", "own", *judge, *data, "--model", "ownnet:make", "--runs", "mine"]) == 0
+    line = ["check", "result", "mine", "--device", "cpu", *data]
+    assert run([*line, "--model", "ownnet:make"]) == 0
+    assert "confirmed: 2 of 2" in capsys.readouterr().out
+    assert run(["check", "result", "mine", "--files", "--model", "ownnet:make"]) == 2
+    assert "--model has no effect with --files" in capsys.readouterr().err
