@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from robench.core.data import Data, DataFolder, make
 from robench.core.decoded import Encoded, decoded
 from robench.core.errors import RobenchError
 from robench.core.files import content_key, file_hash
+
+log = logging.getLogger(__name__)
 
 #: Splits that file names tell; the first two are trained and tested on unless others are named.
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
@@ -100,15 +103,13 @@ def dataset(text: str, place: DataFolder) -> Data:
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     asked = _Asked.of(text)
-    with asking(text):
-        info = api().dataset_info(asked.repository, revision=asked.revision or None)
-    revision = str(info.sha)
-    parts = _parts(asked, [str(each.rfilename) for each in info.siblings or ()])
+    revision, files = _listed(asked)
+    parts = _parts(asked, files)
     paths: dict[str, list[Path]] = {}
-    for part, files in parts.items():
+    for part, names in parts.items():
         with asking(text):
             get, where = client().hf_hub_download, {"revision": revision, "endpoint": endpoint()}
-            paths[part] = [Path(get(asked.repository, file, repo_type="dataset", **where)) for file in files]
+            paths[part] = [Path(get(asked.repository, name, repo_type="dataset", **where)) for name in names]
     with asking(text):
         schema = pq.read_schema(paths["train"][0])
     image, label, classes = _columns(asked, schema)
@@ -123,6 +124,24 @@ def dataset(text: str, place: DataFolder) -> Data:
         classes=classes,
         fingerprint=fingerprint,
     )
+
+
+def _listed(asked: _Asked) -> tuple[str, list[str]]:
+    """The revision and its files; where the hub cannot be asked, as on many a cluster, those that were downloaded of
+    the revision that is named."""
+    try:
+        with asking(asked.text):
+            info = api().dataset_info(asked.repository, revision=asked.revision or None)
+        return str(info.sha), [str(each.rfilename) for each in info.siblings or ()]
+    except RobenchError as error:
+        try:
+            kept = client().snapshot_download(
+                asked.repository, repo_type="dataset", revision=asked.revision or None, local_files_only=True
+            )
+        except Exception:  # nothing was downloaded, in the words of this client
+            raise error from None
+        log.warning(f"{error}: revision {Path(kept).name}, which was downloaded before, is taken")
+        return Path(kept).name, [path.relative_to(kept).as_posix() for path in Path(kept).rglob("*.parquet")]
 
 
 def _parts(asked: _Asked, files: Sequence[str]) -> dict[str, list[str]]:

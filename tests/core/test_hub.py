@@ -21,7 +21,7 @@ from robench.session import rows_of
 from robench.store.runs import Runs
 from robench.studies.card import judge_commands, train_command
 
-SHA = "d" * 40
+SHA = "c" * 40  # as the stand-in says of every file
 CLASSES = ["ant", "bee", "cow"]
 
 
@@ -55,7 +55,7 @@ def parquet(first: int, count: int, told: bool = True, **columns: Any) -> bytes:
 
 
 def serve(endpoint: tuple[str, dict[str, bytes]], files: dict[str, bytes], name: str = "o/r") -> None:
-    """A repository of these files, at the revision ddd..., which is `main` and `v1`."""
+    """A repository of these files, at the revision ccc..., which is `main` and `v1`."""
     _, answers = endpoint
     info = {"id": name, "sha": SHA, "siblings": [{"rfilename": file} for file in files]}
     for where in ("", "/revision/main", "/revision/v1", f"/revision/{SHA}"):
@@ -98,6 +98,18 @@ def test_files_are_decoded_once(endpoint: Endpoint, monkeypatch: pytest.MonkeyPa
     assert same(load(first.name), first)
     monkeypatch.setenv("ROBENCH_CACHE", "elsewhere")
     with pytest.raises(TypeError, match="not callable"):
+        load("hf:o/r")
+
+
+def test_without_a_network_what_was_downloaded_is_taken(endpoint: Endpoint, told: list[str]) -> None:
+    serve(endpoint, USUAL)
+    first = load("hf:o/r")
+    endpoint[1].clear()
+    again = load(first.name)
+    assert same(again, first)
+    assert again.name == first.name
+    assert told[-1].endswith(f"revision {SHA}, which was downloaded before, is taken")
+    with pytest.raises(RobenchError, match="hf:o/r cannot be downloaded"):
         load("hf:o/r")
 
 

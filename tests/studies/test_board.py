@@ -75,7 +75,7 @@ def test_who_tampered_is_told_in_words_and_joins_nobody(folders: Path) -> None:
     rows(folders / "bob", lambda frame: frame.assign(correct=True))
     assert run(["board", "alice", "bob"]) == 0
     found = lines(folders / "board.html")
-    mine, theirs = ([line for line in found if line["ResultFolder"] == name] for name in ("alice", "bob"))
+    mine, theirs = ([line for line in found if line["Result"] == name] for name in ("alice", "bob"))
     assert {line["Verified"] for line in theirs} == {"NO: does not verify"}
     assert all(line["Accuracy"].startswith("claimed ") for line in theirs)
     assert {line["Verified"] for line in mine} == {"files agree"}
@@ -95,8 +95,8 @@ def test_the_same_weights_of_two_results_count_together(folders: Path, capsys: p
     rows(folders / "bob", without("whitebox"))
     assert run(["board", "alice", "bob"]) == 0
     one, two = lines(folders / "all.html"), lines(folders / "board.html")
-    assert {line["ResultFolder"] for line in two} == {"alice and bob"}
-    assert [{**line, "ResultFolder": ""} for line in one] == [{**line, "ResultFolder": ""} for line in two]
+    assert {line["Result"] for line in two} == {"alice and bob"}
+    assert [{**line, "Result": ""} for line in one] == [{**line, "Result": ""} for line in two]
     assert "differ" not in capsys.readouterr().err
 
 
@@ -132,17 +132,17 @@ def test_with_the_data_cells_are_made_again(folders: Path) -> None:
     assert {line["Verified"] for line in lines(folders / "board.html")} == {"files agree"}
     assert run(["board", "alice", "bob", *data]) == 0
     found = lines(folders / "board.html")
-    assert {line["Verified"] for line in found if line["ResultFolder"] == "alice"} == {"made again"}
-    assert {line["Verified"] for line in found if line["ResultFolder"] == "bob"} == {"NO: does not verify"}
+    assert {line["Verified"] for line in found if line["Result"] == "alice"} == {"made again"}
+    assert {line["Verified"] for line in found if line["Result"] == "bob"} == {"NO: does not verify"}
 
 
 def test_a_run_and_runs_are_results_too(folders: Path) -> None:
     assert run(["board", "alice/runs", "--out", "runs.html"]) == 0
     assert run(["board", "alice/runs/base", "--out", "run.html"]) == 0
-    named = [{**line, "ResultFolder": ""} for line in lines(folders / "runs.html")]
-    assert named == [{**line, "ResultFolder": ""} for line in lines(folders / "run.html")]
+    named = [{**line, "Result": ""} for line in lines(folders / "runs.html")]
+    assert named == [{**line, "Result": ""} for line in lines(folders / "run.html")]
     assert run(["board", "alice/runs", "bob/runs", "--out", "both.html"]) == 0
-    assert {line["ResultFolder"] for line in lines(folders / "both.html")} == {"alice/runs and bob/runs"}
+    assert {line["Result"] for line in lines(folders / "both.html")} == {"alice/runs and bob/runs"}
 
 
 @pytest.mark.parametrize(
