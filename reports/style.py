@@ -257,7 +257,7 @@ def metadata(provenance: Mapping[str, object], title: str, kind: str) -> dict[st
     """
     text = provenance_json(provenance)
     if kind == "pdf":
-        return {"Title": title, "EvaluatedModel": "robench", "Keywords": text, "CreationDate": None}
+        return {"Title": title, "Subject": "robench", "Keywords": text, "CreationDate": None}
     if kind == "png":
         return {"Title": title, "Description": text}
     return {"Title": title, "Description": text, "Date": None}
