@@ -14,6 +14,7 @@ from robench.attacks.ascent import gradient, uniform_start
 from robench.attacks.base import ATTACKS, Attack
 from robench.attacks.survivors import Least, Standing, in_turn
 from robench.core import linf
+from robench.core.drawn import mixed, mixed_over_draws
 from robench.core.errors import RobenchError
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
@@ -86,7 +87,7 @@ class APGD(Attack):
             loss = dlr if self.objective == "dlr" else LOSSES.get(self.loss)
             return self._climb(model, lambda outputs: loss(outputs, labels), images, labels, eps, draws, "start")
         with torch.no_grad():
-            outputs = model(images)
+            outputs = mixed_over_draws(lambda: model(images))
         wrong = outputs.scatter(1, labels[:, None], -float("inf"))
         likely = wrong.topk(min(self.targets, outputs.shape[1] - 1), dim=1).indices
 
@@ -166,7 +167,7 @@ def climb(
             improved, halved, at_check, last = torch.zeros_like(improved), stuck, best_value, count
     z = averaged_step(z, previous, slope, step, lower, upper, momentum if steps > 1 else 1.0)
     with torch.no_grad():
-        least.see(z, judged(z)[1])
+        least.see(z, mixed_over_draws(lambda: judged(z)[1]))
     return least.images
 
 
@@ -189,16 +190,19 @@ def averaged_step(
 
 
 def slope_at(judged: Judged, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The values (B,), their gradients (B,C,H,W), 0 where not finite, and what decides, (B,K); no graph attached."""
-    seen: list[Tensor] = []
+    """The values (B,), their gradients (B,C,H,W), 0 where not finite, and what decides, (B,K); no graph attached. Each
+    over all draws of a model that draws, see `robench.attacks.ascent.gradient`."""
+    values: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def value(point: Tensor) -> Tensor:
-        values, outputs = judged(point)
-        seen.extend((values.detach(), outputs.detach()))
-        return values
+        found, decides = judged(point)
+        values.append(found.detach())
+        outputs.append(decides.detach())
+        return found
 
     slope = gradient(value, z).nan_to_num_(0.0, 0.0, 0.0)
-    return seen[0], slope, seen[1]
+    return values[0] if len(values) == 1 else torch.stack(values).mean(dim=0), slope, mixed(outputs)
 
 
 def _where(chosen: Tensor, one: Tensor, other: Tensor) -> Tensor:

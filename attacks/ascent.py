@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from robench.core import linf
+from robench.core.drawn import over_draws
 from robench.core.errors import RobenchError
 
 #: (z, step) -> what to raise, one value per sample (B,).
@@ -17,7 +18,16 @@ Rule = Callable[[Tensor, int], Tensor]
 
 
 def gradient(objective: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Gradient of Σ_b objective(images)_b with respect to the images alone, (B,C,H,W): no parameter gradients."""
+    """Gradient of Σ_b objective(images)_b with respect to the images alone, (B,C,H,W): no parameter gradients.
+
+    Of a model that draws at inference it is the mean over draws (Athalye et al. 2018, §2.2, expectation over
+    transformation, https://arxiv.org/abs/1707.07397), within `robench.core.drawn.model_draws`; ``objective`` is called
+    once for each.
+    """
+    return over_draws(lambda: _slope(objective, images))
+
+
+def _slope(objective: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     images = images.detach().requires_grad_(True)
     # A caller's no_grad is meant for its own code.
     with torch.enable_grad():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from robench.attacks.ascent import gradient, uniform_start
 from robench.attacks.base import Attack
+from robench.core.drawn import keyed
 from robench.core.errors import RobenchError
 from robench.core.losses import Loss
 from robench.core.rng import Draws
@@ -30,8 +31,9 @@ def slopes(objective: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
 
 
 def parts(copies: int, images: Tensor) -> Iterator[range]:
-    """The numbers 0..copies−1 in parts of `AT_ONCE` values of images each, and of one copy of the batch at least."""
-    size = max(1, AT_ONCE // max(1, images.numel()))
+    """The numbers 0..copies−1 in parts of `AT_ONCE` values of images each, and of one copy of the batch at least; one
+    by one where draws of the model are keyed by image."""
+    size = 1 if keyed() else max(1, AT_ONCE // max(1, images.numel()))
     for first in range(0, copies, size):
         yield range(first, min(first + size, copies))
 

@@ -76,9 +76,10 @@ class Members(Attack):
         if self.random_start:
             start = uniform_start(images, eps, draws.uniform("start", images.shape[1:], images))
         weights: Tensor | None = None
+        weighed = -1
 
         def objective(z: Tensor, step: int) -> Tensor:
-            nonlocal weights
+            nonlocal weights, weighed
             logits = [member(z) for member in members(model)]
             if self.combine == "logits":
                 return loss(torch.stack(logits).mean(dim=0), labels)
@@ -89,12 +90,13 @@ class Members(Attack):
                 # Its gradient is the direction.
                 return (_normalised(losses, z) * z).flatten(1).sum(dim=1)
             found = torch.stack(losses)
-            # At the point that the step before led to.
+            # At the point that the step before led to, and once where several draws of the model are asked for.
             if weights is None:
                 weights = torch.full_like(found.detach(), 1 / len(found))
-            else:
+            elif step > weighed:
                 descent = found.detach() + self.gamma * (weights - 1 / len(found))
                 weights = onto_simplex(weights - self.beta * descent)
+            weighed = step
             return (weights * found).sum(dim=0)
 
         return ascend(

@@ -16,6 +16,7 @@ from robench.attacks.ascent import uniform_start
 from robench.attacks.base import ATTACKS, Attack
 from robench.attacks.survivors import Least, Standing, in_turn
 from robench.core import linf
+from robench.core.drawn import mixed_over_draws
 from robench.core.ensemble import followed, lead
 from robench.core.errors import RobenchError
 from robench.core.fast import members, rule_of
@@ -78,7 +79,7 @@ class MORA(Attack):
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
         loss, rule = LOSSES.get(self.loss), self._rule(model)
         with torch.no_grad():
-            clean = model(images)
+            clean = mixed_over_draws(lambda: model(images))
         wrong = clean.scatter(1, labels[:, None], -float("inf"))
         likely = wrong.topk(min(self.targets, clean.shape[1] - 1), dim=1).indices
 
@@ -128,7 +129,7 @@ class MORA(Attack):
             step = 2 * math.cos(math.pi * i / (2 * self.steps)) * eps.view(-1, 1, 1, 1)
             z, previous = averaged_step(z, previous, slope, step, lower, upper, MOMENTUM if i else 1.0), z
         with torch.no_grad():
-            least.see(z, model(z))
+            least.see(z, mixed_over_draws(lambda: model(z)))
         return least.images
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from robench.attacks.base import ATTACKS, Attack
 from robench.core import linf
+from robench.core.drawn import mixed_over_draws
 from robench.core.losses import margin
 from robench.core.rng import Draws
 
@@ -48,7 +50,7 @@ class Square(Attack):
         numbers = draws.uniform("squares", (self.queries, 2 + channels), images)
         rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
         with torch.no_grad():
-            lowest = margin(model(best), labels)
+            lowest = margin(mixed_over_draws(partial(model, best)), labels)
             for query in range(self.queries - 1):
                 side = self.side(query, height, width)
                 top = (numbers[:, query, 0] * (height - side + 1)).floor().view(-1, 1, 1, 1)
@@ -58,7 +60,7 @@ class Square(Attack):
                     (columns - left) * (left + side - 1 - columns) >= 0
                 )
                 tried = torch.where(inside, (images + radius * signs).clamp(lower, upper), best)
-                found = margin(model(tried), labels)
+                found = margin(mixed_over_draws(partial(model, tried)), labels)
                 better = found < lowest
                 best = torch.where(better.view(-1, 1, 1, 1), tried, best)
                 lowest = torch.where(better, found, lowest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from robench.core.drawn import mixed_over_draws, part_of_draws
 from robench.core.losses import margin
 from robench.core.rng import Draws
 
@@ -69,9 +71,11 @@ def in_turn(
             break
         if count == 1:  # kernels for a batch of one round differently
             rows, places = rows.repeat(2), places.repeat(2)
-        found = part(Standing(rows, images[rows], labels[rows], eps[rows], draws.only(places)))
-        with torch.no_grad():
-            outputs = model(found)
+        own = draws.only(places)
+        with part_of_draws(number, own.samples):
+            found = part(Standing(rows, images[rows], labels[rows], eps[rows], own))
+            with torch.no_grad():
+                outputs = mixed_over_draws(partial(model, found))
         rows, found, outputs = rows[:count], found[:count], outputs[:count]
         gap, wrong = margin(outputs, labels[rows]).to(lowest), outputs.argmax(dim=1) != labels[rows]
         closer = wrong | (gap < lowest[rows])

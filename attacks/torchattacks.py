@@ -47,6 +47,7 @@ class Torchattack(Attack):
     method: ClassVar[str]
     keeps_clean: ClassVar[bool] = True
     batch_dependent: ClassVar[bool] = True
+    over_draws: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

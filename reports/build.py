@@ -97,6 +97,7 @@ def write(
     images: regions.Regions | None = None,
     studies: Studies | None = None,
     costs: pd.DataFrame | None = None,
+    surrogates: Mapping[str, float] | None = None,
     paper: str | None = None,
     data: against.SameData = "different",
     formats: Collection[str] = ("pdf", "png"),
@@ -111,7 +112,7 @@ def write(
         history: the training of DVERGE, see `robench.reports.trend.trend`, for Figure 2.
         images: decision regions, for Figure 1.
         studies: one setting of a defense varied; a figure each.
-        costs: of training and decision, see `robench.reports.pareto.values`.
+        costs: of training and decision, see `robench.reports.pareto.values`; surrogates: clean accuracies, by name.
         paper, data: published numbers to set beside ours, see `robench.reports.against.against`.
         formats: of "pdf", "png", "svg".
 
@@ -129,12 +130,12 @@ def write(
     files: list[Path] = []
     notices = cautions(frame)
     with style.context():
-        for sheet in sheets(frame, history=history, images=images, studies=studies, costs=costs):
+        for sheet in sheets(frame, history=history, images=images, studies=studies, costs=costs, surrogates=surrogates):
             if isinstance(sheet, Skipped):
                 notices.append(str(sheet))
                 continue
             files += _figure(sheet, out, formats, provenance)
-    for name, points, table in _tables(frame, costs):
+    for name, points, table in _tables(frame, costs, surrogates):
         texts = {"md": document.markdown(table), "tex": document.latex(table)}
         files += _table(out, name, points, texts, provenance)
     notices += [
@@ -149,7 +150,9 @@ def write(
     return files, notices
 
 
-def _tables(frame: pd.DataFrame, costs: pd.DataFrame | None) -> Iterator[tuple[str, pd.DataFrame, document.Table]]:
+def _tables(
+    frame: pd.DataFrame, costs: pd.DataFrame | None, surrogates: Mapping[str, float] | None
+) -> Iterator[tuple[str, pd.DataFrame, document.Table]]:
     """Name, values and description of each table: accuracy under each threat, under everything, and at what cost."""
     for threat, name in TABLES.items():
         if (frame["threat"] == threat).any():
@@ -158,9 +161,15 @@ def _tables(frame: pd.DataFrame, costs: pd.DataFrame | None) -> Iterator[tuple[s
     if eps := telling_eps(frame, "blackbox"):
         took = versions.by_version(frame, eps)
         yield "table_versions", took, versions.described(took, eps)
+        if surrogates:
+            each = versions.by_surrogate(frame, eps, surrogates)
+            yield "table_surrogates", each, versions.by_surrogate_described(each, eps)
     left = tables.worst(frame)
     if not left.empty:
         yield "table_worst", left, tables.worst_described(left)
+    drawn = tables.over_draws(frame)
+    if not drawn.empty:
+        yield "table_draws", drawn, tables.over_draws_described(drawn)
     points = trade_offs(frame, costs)
     if not points.empty:
         yield "table_pareto", points, pareto.described(points)
@@ -184,6 +193,7 @@ def sheets(
     images: regions.Regions | None = None,
     studies: Studies | None = None,
     costs: pd.DataFrame | None = None,
+    surrogates: Mapping[str, float] | None = None,
     links: Links | None = None,
 ) -> Iterator[Sheet | Skipped]:
     """Every figure that there is data for, within `style.context`, and which are skipped."""
@@ -213,6 +223,8 @@ def sheets(
             yield _by_attack(frame, threat, *what)
     if (eps := telling_eps(frame, "blackbox")) and frame.loc[frame["threat"] == "blackbox", "surrogate"].nunique() > 1:
         yield _surrogates(frame, eps)
+        if surrogates:
+            yield _each_surrogate(frame, eps, surrogates)
     if not (frame["threat"] == "convergence").any():
         yield Skipped("figA_convergence", "no convergence check in these outcomes")
     if studies is not None:
@@ -373,6 +385,17 @@ def _surrogates(frame: pd.DataFrame, eps: float) -> Sheet:
     return Sheet(
         "figA_surrogates", "Accuracy against the number of surrogates", figure, shown,
         f"Black-box accuracy at ε = {eps:g} against the number of surrogates, on average over their choice.",
+    )  # fmt: skip
+
+
+def _each_surrogate(frame: pd.DataFrame, eps: float, clean: Mapping[str, float]) -> Sheet:
+    shown = versions.by_surrogate(frame, eps, clean)
+    figure = style.figure(style.TEXT, 1.1 + 0.28 * shown["surrogate"].nunique())
+    versions.each_surrogate(frame, figure.subplots(), eps, clean)
+    style.legend(figure, shown["defense"], shown["n"], loc="outside lower center", ncols=6)
+    return Sheet(
+        "figA_each_surrogate", "What each surrogate leaves, and gets right itself", figure, shown,
+        f"Black-box accuracy at ε = {eps:g} under each surrogate alone, and its own clean accuracy.",
     )  # fmt: skip
 
 

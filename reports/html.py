@@ -125,7 +125,7 @@ def write(
         pictures: shown where their rows are listed; those that do not fit are left out.
         paper: of `robench.reports.published.names`, to compare with.
         data: see `robench.reports.against.against`.
-        more: history, images, studies and costs of `robench.reports.build.write`.
+        more: history, images, studies, costs and surrogates of `robench.reports.build.write`.
 
     Raises:
         RobenchError: no outcomes, or a report that cannot be kept below `LIMIT`.
@@ -150,7 +150,7 @@ def write(
         "summary": _summary(frame),
         "notices": notices,
         "checks": _checks(checks) if checks else None,
-        "tables": _tables(frame, links, more.get("costs")),
+        "tables": _tables(frame, links, more.get("costs"), more.get("surrogates")),
         "paper": _paper(frame, paper, data) if paper is not None else None,
         "figures": figures,
         "provenance": dict(provenance),
@@ -160,7 +160,9 @@ def write(
     return path
 
 
-def _tables(frame: pd.DataFrame, links: build.Links, costs: pd.DataFrame | None) -> list[Table]:
+def _tables(
+    frame: pd.DataFrame, links: build.Links, costs: pd.DataFrame | None, surrogates: Mapping[str, float] | None
+) -> list[Table]:
     """Accuracies under each threat, under everything, and at what cost."""
     found = [
         tables.described(
@@ -173,10 +175,16 @@ def _tables(frame: pd.DataFrame, links: build.Links, costs: pd.DataFrame | None)
     ]
     if eps := build.telling_eps(frame, "blackbox"):
         took = versions.by_version(frame, eps)
+        if surrogates:
+            each = versions.by_surrogate(frame, eps, surrogates)
+            found.append(versions.by_surrogate_described(each, eps, "Black-box accuracy in %, by surrogate"))
         found.append(versions.described(took, eps, "Black-box accuracy in %, by surrogate, attack and loss"))
     left = tables.worst(frame)
     if not left.empty:
         found.append(tables.worst_described(left, "Under everything that was tried, %, with 95 % Wilson intervals"))
+    drawn = tables.over_draws(frame)
+    if not drawn.empty:
+        found.append(tables.over_draws_described(drawn, "Models that draw, in every draw and in expectation, %"))
     points = build.trade_offs(frame, costs)
     if not points.empty:
         found.append(pareto.described(points, "Clean and robust accuracy, %, with 95 % intervals, and what they cost"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import combinations
 
 import pandas as pd
@@ -80,6 +81,81 @@ def by_version(frame: pd.DataFrame, eps: float) -> pd.DataFrame:
     points = points.merge(verdicts.groupby(by, observed=True)["alone"].mean().reset_index(), on=by)
     columns = [*by, "accuracy", "low", "high", "alone", "samples", "seeds", "versions"]
     return style.ordered(points, *_WHO, "accuracy", *_VERSION)[columns]
+
+
+def by_surrogate(frame: pd.DataFrame, eps: float, clean: Mapping[str, float]) -> pd.DataFrame:
+    """What each surrogate takes at ``eps``, with all its attacks and starts.
+
+    Args:
+        clean: accuracy of each surrogate itself on clean images, by name.
+
+    Returns:
+        defense, n, surrogate; clean, NaN where it is not known; accuracy under it alone, with low and high (Wilson);
+        alone, the share of images that it takes and no other; all in [0, 1]; samples, seeds. The strongest first.
+
+    Raises:
+        RobenchError: no black-box rows at that ε.
+    """
+    verdicts = robust(_rows(frame, eps), [*_WHO, *_RUNS, "surrogate"])
+    image = [verdicts[name] for name in (*_WHO, *_RUNS, "sample")]
+    only = (~verdicts["correct"]).groupby(image, observed=True).transform("sum") == 1
+    verdicts["alone"] = ~verdicts["correct"] & only
+    by = [*_WHO, "surrogate"]
+    points = accuracies(verdicts, by, _RUNS)
+    points = points.merge(verdicts.groupby(by, observed=True)["alone"].mean().reset_index(), on=by)
+    points["clean"] = points["surrogate"].astype(object).map(clean).astype("float64")
+    columns = [*by, "clean", "accuracy", "low", "high", "alone", "samples", "seeds"]
+    return style.ordered(points, *_WHO, "accuracy", "surrogate")[columns]
+
+
+def by_surrogate_described(points: pd.DataFrame, eps: float, caption: str = "") -> Table:
+    """`by_surrogate` for documents."""
+    rows = [
+        [
+            TableCell.of(style.label(row["defense"])),
+            *(TableCell.of(row[name]) for name in ("n", "surrogate")),
+            TableCell.of(row["clean"], rate=True),
+            TableCell.measured(row["accuracy"], row["low"], row["high"]),
+            TableCell.of(row["alone"], rate=True),
+        ]
+        for row in points.to_dict("records")
+    ]
+    note = (
+        f"In percent at ε = {eps:g}: what a surrogate gets right itself on clean images, black-box accuracy under it "
+        f"alone, with all its attacks and starts, and its 95 percent Wilson interval, and the share of images that no "
+        f"other surrogate takes."
+    )
+    return Table(["Defense", "N", "Surrogate", "Its own", "Accuracy", "It alone takes"], rows, caption, note)
+
+
+def each_surrogate(frame: pd.DataFrame, ax: Axes, eps: float, clean: Mapping[str, float]) -> Axes:
+    """`by_surrogate` in percent: a line for each surrogate, its own clean accuracy as a circle, and what is left of
+    each ensemble with its 95 % interval; the surrogate that leaves least on top."""
+    points = by_surrogate(frame, eps, clean)
+    names = points.groupby("surrogate", observed=True)["accuracy"].mean().sort_values(ascending=False).index.tolist()
+    looks = by_defense(points)
+    for place, name in enumerate(names):
+        ax.plot(100 * clean.get(name, float("nan")), place, "o", mfc="none", color="black", label="_own")
+    for number, (line, look) in enumerate(looks.items()):
+        own = points[points["line"] == line]
+        shift = 0.5 * ((number + 0.5) / len(looks) - 0.5)
+        middle, low, high = (100 * own[end].to_numpy() for end in ("accuracy", "low", "high"))
+        at = [names.index(name) + shift for name in own["surrogate"]]
+        ax.errorbar(
+            middle,
+            at,
+            xerr=(middle - low, high - middle),
+            marker=look.marker,
+            linestyle="none",
+            color=look.color,
+            label=line,
+        )
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(-0.6, len(names) - 0.4)
+    ax.set_xlim(-2, 102)
+    ax.set_xlabel("accuracy, %; circle: of the surrogate itself, clean")
+    ax.set_title(f"{style.THREATS['blackbox'].title}, one surrogate (ε = {eps:g})")
+    return ax
 
 
 def described(points: pd.DataFrame, eps: float, caption: str = "") -> Table:

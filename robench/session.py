@@ -147,17 +147,20 @@ class Session:
         """
         assert cell.craft is not None
         attack, source, restarts = attack_of(cell), cell.craft.source, cell.craft.restarts
+        draws = max(cell.draws, cell.craft.draws, 1)
         # A target may be its own surrogate, where that was allowed.
         if source == target.identity and cell.threat not in BLACKBOX:
-            return Job(cell.threat, target.ensemble, "", source, attack, restarts, pooled=True)
+            return Job(cell.threat, target.ensemble, "", source, attack, restarts, pooled=True, draws=draws)
         identity, slash, number = source.partition("/")
         if slash and identity == target.identity and number.isdigit() and 1 <= int(number) <= target.n:
             member = Ensemble([target.ensemble.members[int(number) - 1]])
-            return Job(cell.threat, member, number, source, attack, restarts, pooled=True, members_too=True)
+            who = cell.threat, member, number, source
+            return Job(*who, attack, restarts, pooled=True, members_too=True, draws=draws)
         for run in self.store.all():
             if judged_identity(run) == source:
                 surrogate = self.load(run)
-                return Job(cell.threat, surrogate.ensemble, surrogate.name, source, attack, restarts, pooled=False)
+                made_on = surrogate.ensemble, surrogate.name, source
+                return Job(cell.threat, *made_on, attack, restarts, pooled=False, draws=draws)
         raise RobenchError(
             f"surrogate {cell.surrogate!r} is not among the runs in {self.store.root}, or has other weights than were "
             f"attacked"

@@ -53,8 +53,10 @@ def made() -> Outcomes:
 
 
 def comparable(frame: pd.DataFrame) -> pd.DataFrame:
-    """Sorted, and without the keys of cells, which hold versions of code."""
-    plain = frame.drop(columns="cell")
+    """Sorted, and without the keys of cells, which hold versions of code, and without what is of models that draw."""
+    assert (frame["draws"] == 1).all()
+    assert (frame["expected"] == frame["correct"]).all()
+    plain = frame.drop(columns=["cell", "expected", "draws"])
     for name in plain.select_dtypes(["category", "string"]).columns:
         plain[name] = plain[name].astype(object).fillna("")
     return plain.sort_values(SORTED, ignore_index=True)

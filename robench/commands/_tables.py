@@ -18,10 +18,11 @@ def formatted(outcomes: Outcomes, threat: str, style: str, verdicts: Sequence[di
     import json
 
     from robench.evaluation.checks import SURVIVORS
-    from robench.studies.summary import objects
+    from robench.studies.summary import expectations, objects
 
     unprobed = threat == "whitebox" and all(check.name != SURVIVORS for check in outcomes.checks)
     rows = [row for row in objects(outcomes) if (threat == "transfer") == ("success" in row)]
+    rows += expectations(outcomes) if threat != "transfer" else []
     if verdicts and style == "json":
         return json.dumps({"results": rows, "requirements": verdicts}, indent=2)
     return as_text(rows, style) or (_matrices(rows) if threat == "transfer" else _accuracies(rows, threat, unprobed))
@@ -71,7 +72,9 @@ def _accuracies(rows: list[dict[str, Any]], threat: str, unprobed: bool) -> str:
     ]
     images = " or ".join(map(str, sorted({row["samples"] for row in rows})))
     headings = ["clean" if eps == 0 else f"ε {eps:g} {attack}".rstrip() for eps, attack in columns]
+    drawn_often = any("expectation" in row["threat"] for row in rows)
     title = f"{threat}: accuracy in % [95 % interval], {images} images{', not probed' * unprobed}"
+    title += "; a model that draws counts as right where it is in every draw" * drawn_often
     return drawn(title, ["target", *headings], lines)
 
 

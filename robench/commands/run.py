@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: Kinds of tasks per --only.
 ONLY: dict[str | None, tuple[Any, ...]] = {
-    None: (), "train": ("train",), "eval": ("craft", "judge"), "report": ("report",)
+    None: (), "train": ("train", "combine"), "eval": ("craft", "judge"), "report": ("report",)
 }  # fmt: skip
 
 

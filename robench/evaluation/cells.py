@@ -26,6 +26,7 @@ class Craft:
         attack: `Attack.manifest`.
         restarts: of the attack's draws, whose seed is ``seed``.
         batch: images per pass where the attack's images depend on their batch, else None.
+        draws: of a source that draws at inference, over how many gradients are means; 0 where it draws nothing.
     """
 
     data: str
@@ -37,9 +38,12 @@ class Craft:
     eps: float
     batch: int | None = None
     rows: int = ROWS_VERSION
+    draws: int = 0
 
     def recipe(self) -> dict[str, Any]:
         found = {**asdict(self), "restarts": list(self.restarts)}
+        if not self.draws:  # what draws nothing has the key that it had before there was a choice
+            del found["draws"]
         # They were bfloat16 too at first: those cells are others.
         return {**found, "logits": "float32"} if self.precision == "bfloat16" else found
 
@@ -63,6 +67,7 @@ class Cell:
         data: identity of the data set.
         craft: what the images are made of; None for clean ones.
         double: of clean images: whether verdicts are in float64.
+        draws: of a target that draws at inference, over how many it is judged; 0 where there is nothing to draw.
     """
 
     target: str
@@ -78,13 +83,15 @@ class Cell:
     eps: float = 0.0
     craft: Craft | None = None
     double: bool = False
+    draws: int = 0
 
     def recipe(self) -> dict[str, Any]:
         """Everything that its rows depend on; names do not."""
+        drawn = {"draws": self.draws} if self.draws else {}
         if self.craft is None:
             about = {"threat": self.threat, "data": self.data, "target": self.identity, "double": self.double}
-            return {**about, "rows": ROWS_VERSION}
-        return {"craft": self.craft.recipe(), "threat": self.threat, "target": self.identity}
+            return {**about, "rows": ROWS_VERSION, **drawn}
+        return {"craft": self.craft.recipe(), "threat": self.threat, "target": self.identity, **drawn}
 
     @cached_property
     def key(self) -> str:
@@ -140,7 +147,8 @@ class Cell:
         who = {name: getattr(told, name) for name in ("target", "defense", "n", "seed")}
         if told.recipe.get("craft") is None:
             clean = _Clean.model_validate(told.recipe)
-            return cls(**who, threat=clean.threat, identity=clean.target, data=clean.data, double=clean.double)
+            target, draws = clean.target, clean.draws
+            return cls(**who, threat=clean.threat, identity=target, data=clean.data, double=clean.double, draws=draws)
         recipe = _Attacked.model_validate(told.recipe)
         fields = {**recipe.craft.model_dump(exclude={"logits"}), "restarts": tuple(recipe.craft.restarts)}
         craft = Craft(**fields)
@@ -154,6 +162,7 @@ class Cell:
             loss=str(craft.attack.get("loss")),
             eps=craft.eps,
             craft=craft,
+            draws=recipe.draws,
         )
 
 
@@ -181,6 +190,7 @@ class _Clean(_Strict):
     data: str
     target: str
     double: bool
+    draws: int = 0
 
 
 class _Craft(_Strict):
@@ -193,6 +203,7 @@ class _Craft(_Strict):
     eps: float
     batch: int | None
     rows: int
+    draws: int = 0
     logits: str = "float32"
 
 
@@ -200,3 +211,4 @@ class _Attacked(_Strict):
     craft: _Craft
     threat: str
     target: str
+    draws: int = 0

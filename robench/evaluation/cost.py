@@ -86,9 +86,18 @@ def trained(run: Run) -> float:
         defense = DEFENSES.get(run.defense)(**values)
         if defense.version != manifest["defense"]["version"]:
             return math.nan
-        return float(manifest["recipe"]["epochs"]) * (run.n if defense.in_turn else 1) * run.n * defense.passes(run.n)
+        epochs, members = made(run)
+        return float(epochs * (members if defense.in_turn else 1) * members * defense.passes(members))
     except (KeyError, TypeError, RobenchError):  # imported, or a defense that is not installed or has other fields
         return math.nan
+
+
+def made(run: Run) -> tuple[int, int]:
+    """Epochs of a training that its manifest says were made, and members that were trained in them: a run's own, or
+    those of which it has snapshots."""
+    recipe = run.manifest["recipe"]
+    epochs = recipe.get("stop_after") or recipe["epochs"]
+    return epochs, run.n // (epochs * recipe.get("snapshots", 0) or 1)
 
 
 def decision(members: Sequence[ModelSpec], shape: torch.Size) -> float:
@@ -114,12 +123,16 @@ def _parameters(spec: ModelSpec) -> int:
     return parameter_count(build(spec, 0))
 
 
-def crafted(attack: Attack, members: int) -> float:
+def crafted(attack: Attack, members: int, draws: int = 0) -> float:
     """Passes of one adversarial image on a source of ``members``: the attack's own; its contract's, which looks at the
-    clean image and at the gradient where the attack ended; and the proof that the copy returns what the original does.
+    clean image and at the gradient where the attack ended; and the proof that the copy returns what the original does,
+    which there is not of a model that draws.
+
+    Args:
+        draws: of a source that draws at inference, over how many gradients are means; 0 where it draws nothing.
     """
     step = FORWARD if attack.gradient_free else 1.0
-    return members * (attack.passes * step + FORWARD + step + FORWARD)
+    return members * (max(draws, 1) * (attack.passes + 1) * step + FORWARD * (1 if draws else 2))
 
 
 def judged(members: float) -> float:
@@ -127,14 +140,15 @@ def judged(members: float) -> float:
     return members * FORWARD
 
 
-def attacked(attack: Attack, restarts: int, source: int, images: int, judges: int) -> float:
+def attacked(attack: Attack, restarts: int, source: int, images: int, judges: int, draws: int = 0) -> float:
     """Passes of an attack's restarts.
 
     Args:
         source: members that are attacked; images: how many are crafted, one for each ε.
-        judges: members that say what they see, summed over all images.
+        judges: members that say what they see, summed over all images, and over draws.
+        draws: see `crafted`.
     """
-    return restarts * (images * crafted(attack, source) + judged(judges))
+    return restarts * (images * crafted(attack, source, draws) + judged(judges))
 
 
 def on_target(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from robench.attacks import ATTACKS, Attack, Crafted
+from robench.core.drawn import model_draws
 from robench.core.errors import RobenchError
 from robench.core.files import content_key
 from robench.core.plugins import construct
@@ -27,19 +30,23 @@ def craft(
     *,
     seed: int,
     restart: int,
+    draws: int = 0,
 ) -> Crafted:
     """Attacks ``model`` on a batch, with draws that are keyed by sample.
 
     Args:
         images: (B,C,H,W) in [0, 1], of the dtype that is crafted in; labels, samples, eps: (B,).
         samples: indices in the data set.
+        draws: of a model that draws at inference, over how many gradients are means; 0 where it draws nothing.
     """
     # Convolution kernels for a batch of one round differently: never craft alone.
     padded = len(samples) == 1
     order = np.array([0, 0]) if padded else np.arange(len(samples))
     at = torch.from_numpy(order).to(images.device)
+    owner = "craft", seed, restart
+    drawing = model_draws(owner, samples[order], draws) if draws else nullcontext()
     # A model that draws takes the same draws whatever torch's seed is.
-    with keyed_torch(images.device, "craft", seed, restart, int(samples[0])):
+    with keyed_torch(images.device, *owner, int(samples[0])), drawing:
         crafted = attack(
             model,
             images[at].contiguous(memory_format=torch.channels_last),

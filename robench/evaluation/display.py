@@ -21,7 +21,8 @@ def table(outcomes: Outcomes) -> pd.DataFrame:
     """Accuracies in percent with their 95 % interval, as text: a row per target and threat, a column per ε.
 
     Columns target, threat, then ``clean`` and each ε as ``0.1``, and images. Under transfer, where a number is of a
-    pair, the mean success between different members, without an interval. Empty text where nothing was measured.
+    pair, the mean success between different members, without an interval. A model that was judged over several draws
+    is right where it is in every one; a row of its own is in expectation. Empty text where nothing was measured.
     """
     clean: dict[str, dict[str, str]] = {}
     rows: dict[tuple[str, str], dict[str, str]] = {}
@@ -34,6 +35,7 @@ def table(outcomes: Outcomes) -> pd.DataFrame:
         threat = f"{_NAMES.get(row['threat'], row['threat'])} {row['attack']}".strip()
         line = rows.setdefault((row["target"], threat), dict(clean.get(row["target"], {})))
         line |= {f"{row['eps']:g}": said, **count}
+    rows |= _expected(outcomes)
     for (target, eps), rates in _rates(outcomes).groupby(["target", "eps"]):
         line = rows.setdefault((str(target), "transfer, success"), dict(clean.get(str(target), {})))
         line |= {f"{eps:g}": f"{100 * rates['success'].mean():.1f}", "images": str(rates["samples"].iloc[0])}
@@ -44,6 +46,22 @@ def table(outcomes: Outcomes) -> pd.DataFrame:
         columns=["target", "threat", "clean", *(f"{eps:g}" for eps in radii), "images"],
         dtype=object,
     ).fillna("")
+
+
+def _expected(outcomes: Outcomes) -> dict[tuple[str, str], dict[str, str]]:
+    """Rows of `table` for what was judged over several draws."""
+    found = outcomes.where(threat=["clean", "whitebox", *BLACKBOX]).over_draws()
+    clean: dict[str, dict[str, str]] = {}
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for row in found.sort_values("eps", kind="stable").to_dict("records"):  # clean ones first
+        said = f"{100 * row['expectation']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+        threat = f"{_NAMES.get(row['threat'], row['threat'])}, in expectation over {row['draws']} draws"
+        if row["threat"] == "clean":
+            clean[row["target"]] = {"clean": said}
+        else:
+            line = rows.setdefault((row["target"], threat), dict(clean.get(row["target"], {})))
+            line |= {f"{row['eps']:g}": said, "images": str(row["samples"])}
+    return rows
 
 
 def _accuracies(outcomes: Outcomes) -> pd.DataFrame:

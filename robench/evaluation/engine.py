@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -79,11 +79,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class _Pending:
-    """A cell of a target, and its samples that are still to be judged."""
+    """A cell of a target, and its samples that are still to be judged.
+
+    Attributes:
+        anew: how many passes a verdict takes.
+    """
 
     cell: Cell
     target: EvaluatedModel
     samples: Indices
+    anew: int = 1
 
 
 @dataclass(frozen=True)
@@ -107,8 +112,16 @@ class _Crafting:
     def passes(self, crafted: int | None = None) -> float:
         """What it takes at most, see `robench.evaluation.cost`; ``crafted`` images are missing, by default all."""
         images = len(self.pairs[0]) if crafted is None else crafted
-        judges = sum(len(part.samples) * part.target.n for part in self.parts)
-        return cost.attacked(self.job.attack, len(self.job.restarts), len(self.job.source), images, judges)
+        judges = sum(len(part.samples) * part.target.n * part.anew for part in self.parts)
+        attack, restarts = self.job.attack, len(self.job.restarts)
+        return cost.attacked(attack, restarts, len(self.job.source), images, judges, self.draws)
+
+    @property
+    def draws(self) -> int:
+        """Over how many draws of the source gradients are means; 0 where it draws nothing."""
+        craft = self.parts[0].cell.craft
+        assert craft is not None
+        return craft.draws
 
 
 def _title(job: Job, target: EvaluatedModel) -> str:
@@ -160,6 +173,7 @@ class Evaluator:
         aside: where those are that serve checks and no number: of a surrogate on itself, of survivors attacked again.
         images: the cache of adversarial images; None crafts again for every call.
         claims: through which processes on the same store share the work.
+        drawing: identities of models that are known to draw at inference; targets and surrogates are examined.
     """
 
     def __init__(
@@ -172,6 +186,7 @@ class Evaluator:
         images: Images | None = None,
         claims: Claims | None = None,
         progress: Progress = silent,
+        drawing: Collection[str] = (),
     ) -> None:
         self.data = data
         self.settings = settings or Settings()
@@ -182,7 +197,7 @@ class Evaluator:
         self._claims = claims or Claims(None)
         self._progress = progress
         self._batch = self.settings.batch_size
-        self._drawing: set[str] = set()
+        self._drawing = set(drawing)
         self._blind: set[str] = set()
         self._done = 0.0
         self._total = 0.0
@@ -214,14 +229,14 @@ class Evaluator:
         threats, found = self._examined(targets, threat)
         everything = np.unique(np.concatenate(list(indices.values())))
         for surrogate in surrogates_of(threat):
-            self._clean(surrogate, everything, SURROGATE)
+            self._clean(surrogate, everything, SURROGATE, threat.draws)
         evaluations = {
             target.name: self._evaluation(target, threat, threats[target.name], indices[target.name], part)
             for target in targets
         }
         if threat.clean:
             for target in targets:
-                self._clean(target, indices[target.name], threat.name)
+                self._clean(target, indices[target.name], threat.name, threat.draws)
         for attack in dict.fromkeys(attack for each in threats.values() for attack in each.attacks):
             if attack.batch_dependent:
                 log.warning(
@@ -272,7 +287,7 @@ class Evaluator:
         off is known as such."""
         cells = [cell for job in made.jobs(target) for cell in self._cells(job, target, threat)]
         if threat.clean:
-            cells.append(self._clean_cell(target))
+            cells.append(self._clean_cell(target, threat.draws))
         keys, chosen = sorted({cell.key for cell in cells}), sorted(set(samples.tolist()))
         evaluation = Evaluation(threat.name, target.identity, tuple(keys), tuple(chosen), part)
         rows = self._kept(target, threat.name)
@@ -320,6 +335,8 @@ class Evaluator:
                 ]
                 if sound.draws:
                     self._drawing.add(model.identity)
+                    if threat.draws > 1:
+                        own[:] = [_over_draws(check, model, threat) for check in own]
                 if sound.blind and model in (surrogates_of(threat) or (target,)):
                     why = sound.blind.evidence
                     own.append(replace(sound.blind, evidence=f"{why}; every attack is made with CW too"))
@@ -370,7 +387,8 @@ class Evaluator:
         if again and threat.name == "whitebox":
             for target in {work.parts[0].target.name: work.parts[0].target for work in works}.values():
                 count, radii = len(indices[target.name]), len(threat.eps)
-                passes = cost.survivors(threat.attacks, threat.restarts, target.n, count, radii)
+                draws = threat.draws if target.identity in self._drawing else 1
+                passes = draws * cost.survivors(threat.attacks, threat.restarts, target.n, count, radii)
                 found.append((target.ensemble, Forecast(f"whitebox: survivors again on {target.name}", passes)))
         if not timed:
             return [part for _, part in found]
@@ -385,11 +403,14 @@ class Evaluator:
         self, targets: Sequence[EvaluatedModel], threat: Threat, indices: Mapping[str, Indices]
     ) -> Forecast:
         """Verdicts on clean images: of all models, or to find the images that all members of a target get right."""
-        everything = np.unique(np.concatenate(list(indices.values())))
-        left = [len(self._not_judged(each, everything, SURROGATE)) * each.n for each in surrogates_of(threat)]
+        everything, draws = np.unique(np.concatenate(list(indices.values()))), threat.draws
+        left = [
+            len(self._not_judged(each, everything, SURROGATE, draws)) * each.n * self._anew(each, draws)
+            for each in surrogates_of(threat)
+        ]
         for target in targets:
-            own = self._not_judged(target, indices[target.name], threat.name) if threat.clean else self.data.test
-            left.append(len(own) * target.n)
+            own = self._not_judged(target, indices[target.name], threat.name, draws) if threat.clean else self.data.test
+            left.append(len(own) * target.n * (self._anew(target, draws) if threat.clean else 1))
         return Forecast("clean images", cost.judged(sum(left)))
 
     def _attack_forecasts(
@@ -515,7 +536,7 @@ class Evaluator:
         batch = (self.settings.batch_size or USUAL) if job.attack.batch_dependent else None
         seed, precision = self.settings.seed, self.settings.precision
         made = job.source_key, job.attack.manifest(), job.restarts, seed, precision, eps, batch
-        return Craft(self.data.identity, *made)
+        return Craft(self.data.identity, *made, draws=job.draws if self._draws(job.source_key) else 0)
 
     def _cells(self, job: Job, target: EvaluatedModel, threat: Threat) -> Iterator[Cell]:
         """One for each ε."""
@@ -527,32 +548,57 @@ class Evaluator:
                 "loss": job.attack.loss,
                 "eps": eps,
             }
-            yield Cell(**self._who(target), threat=job.threat, **about, craft=craft)
+            drawn = self._judged_over(target, job.draws)
+            yield Cell(**self._who(target), threat=job.threat, **about, craft=craft, draws=drawn)
 
-    def _clean_cell(self, target: EvaluatedModel) -> Cell:
-        return Cell(**self._who(target), threat="clean", double=self.settings.precision == "float64")
+    def _clean_cell(self, target: EvaluatedModel, draws: int) -> Cell:
+        double = self.settings.precision == "float64"
+        return Cell(**self._who(target), threat="clean", double=double, draws=self._judged_over(target, draws))
+
+    def _draws(self, key: str) -> bool:
+        """Whether the model of that identity, or one of that model's members, draws at inference."""
+        return key.partition("/")[0] in self._drawing
+
+    def _judged_over(self, target: EvaluatedModel, draws: int) -> int:
+        """Over how many draws it is judged, of those asked for; 0 where it has nothing to draw. The drawn member of
+        rule ``random`` needs no word of it where it is one."""
+        if target.identity in self._drawing:
+            return draws
+        return draws if target.ensemble.rule == "random" and draws > 1 else 0
+
+    def _anew(self, target: EvaluatedModel, draws: int) -> int:
+        """Passes of a verdict over so many draws."""
+        return draws if target.identity in self._drawing else 1
+
+    def _says(
+        self, target: EvaluatedModel, images: Tensor, samples: Indices, draws: int, *, members: bool = False
+    ) -> Predictions:
+        """What ``target`` says of images of these samples."""
+        own = samples if target.identity in self._drawing else None
+        return predict(
+            self._judge_of(target), images, self._labels(samples), members=members, draws=max(draws, 1), samples=own
+        )
 
     def _who(self, target: EvaluatedModel) -> dict[str, Any]:
         who = {"target": target.name, "defense": target.defense, "n": target.n, "seed": target.seed}
         return {**who, "identity": target.identity, "data": self.data.identity}
 
-    def _not_judged(self, target: EvaluatedModel, samples: Indices, threat: str) -> Indices:
+    def _not_judged(self, target: EvaluatedModel, samples: Indices, threat: str, draws: int) -> Indices:
         """Those of ``samples``, ascending, that ``target`` has not judged clean."""
-        done = self._kept(target, threat).samples(self._clean_cell(target).key)
+        done = self._kept(target, threat).samples(self._clean_cell(target, draws).key)
         return np.array(sorted(set(samples.tolist()) - done), dtype=np.int64)
 
-    def _clean(self, target: EvaluatedModel, samples: Indices, threat: str) -> None:
-        pending = self._not_judged(target, samples, threat)
+    def _clean(self, target: EvaluatedModel, samples: Indices, threat: str, draws: int) -> None:
+        pending = self._not_judged(target, samples, threat, draws)
         if not len(pending):
             return
-        cell, rows = self._clean_cell(target), self._kept(target, threat)
+        cell, rows = self._clean_cell(target, draws), self._kept(target, threat)
         rows.declare(cell)
-        judge = self._judge_of(target)
         parts = []
         for chunk in _chunks(len(pending), judging_batch(self._numbers, self.settings.batch_size)):
             images = self._batch_of(pending[chunk])
             try:
-                verdict = predict(judge, images, self._labels(pending[chunk]))
+                verdict = self._says(target, images, pending[chunk], cell.draws)
             except RobenchError:
                 raise
             except Exception as error:  # whatever a user's module may raise
@@ -565,7 +611,7 @@ class Evaluator:
             size = len(images)
             parts.append(
                 _rows(
-                    cell.key,
+                    cell,
                     pending[chunk],
                     self._labels(pending[chunk]),
                     verdict,
@@ -594,11 +640,10 @@ class Evaluator:
                     any_mine = True
                     for part in unit.parts:
                         self._kept_of(part).declare(part.cell)
-                    judges = {part.target.name: self._judge_of(part.target) for part in unit.parts}
                     if unit.job.pooled:
-                        self._pooled(unit, source, judges)
+                        self._pooled(unit, source)
                     else:
-                        self._version(unit, source, judges)
+                        self._version(unit, source)
         return any_mine
 
     def _unit_size(self, work: _Crafting, count: int, radii: int) -> int:
@@ -624,13 +669,13 @@ class Evaluator:
         return replace(work, parts=parts) if parts else None
 
     def _source(self, work: _Crafting) -> AttackedModel:
-        job = work.job
+        job, draws = work.job, bool(work.draws)
         image = self._batch_of(work.parts[0].samples[:1])
 
         def copied(plain: bool) -> nn.Module:
             with frozen(job.source):
                 model = attackable(job.source, image, self.settings.precision, plain=plain)
-                if self.settings.compile and not job.attack.hooks and not plain:
+                if self.settings.compile and not job.attack.hooks and not plain and not draws:
                     model, why = compiled(model, image)
                     if why and not self._told_why:
                         log.warning(f"torch.compile failed, going on without: {why}")
@@ -638,19 +683,13 @@ class Evaluator:
                 return model
 
         name = job.source_name if not job.pooled else work.parts[0].target.name
-        draws = job.source_key.partition("/")[0] in self._drawing
         return AttackedModel(name, job.source, copied, self.settings.precision, draws)
 
-    def _pooled(
-        self,
-        work: _Crafting,
-        source: AttackedModel,
-        judges: Mapping[str, Ensemble],
-    ) -> None:
-        """All restarts, each on what still stands; a row says whether any succeeded, and which was the first."""
+    def _pooled(self, work: _Crafting, source: AttackedModel) -> None:
+        """All restarts, each on what still stands in some draw; a row says whether any succeeded, and which was the
+        first, or of several draws the one that is survived in the fewest."""
         samples, eps = work.pairs
         job, target = work.job, work.parts[0].target
-        judge = judges[target.name]
         labels = self._labels(samples)
         count, judged = len(samples), (target.n if job.members_too else 0) + 1
         verdict = Predictions.empty(judged, count)
@@ -659,10 +698,11 @@ class Evaluator:
         distance, flat = np.zeros((judged, count), dtype=np.float32), np.zeros((judged, count), dtype=bool)
         alive = np.arange(count)
         for restart in job.restarts:
-            standing = verdict.correct if restart != job.restarts[0] else np.ones((judged, count), dtype=bool)
-            for chunk, crafted in self._crafts(source, job.attack, samples, eps, alive, restart):
-                found = predict(judge, crafted.images, labels[chunk], members=job.members_too)
-                update = standing[:, chunk]
+            for chunk, crafted in self._crafts(source, work, samples, eps, alive, restart):
+                found = self._says(
+                    target, crafted.images, samples[chunk], work.parts[0].cell.draws, members=job.members_too
+                )
+                update = verdict.correct[:, chunk] | (found.expected < verdict.expected[:, chunk])
                 for mine, theirs in zip(verdict.arrays(), found.arrays(), strict=True):
                     mine[:, chunk] = np.where(update, theirs, mine[:, chunk])
                 restart_of[:, chunk] = np.where(update, restart, restart_of[:, chunk])
@@ -670,10 +710,10 @@ class Evaluator:
                 distance[:, chunk] = np.where(update, crafted.linf.cpu().numpy(), distance[:, chunk])
                 flat[:, chunk] = np.where(update, crafted.zero_gradient.cpu().numpy(), flat[:, chunk])
                 self._advance(len(chunk), work)
-            fallen = alive[~verdict.correct[:, alive].any(axis=0)]
+            fallen = alive[(verdict.expected[:, alive] == 0).all(axis=0)]
             left = len(job.restarts) - 1 - job.restarts.index(restart)
             self._advance(len(fallen) * left, work)
-            alive = alive[verdict.correct[:, alive].any(axis=0)]
+            alive = alive[(verdict.expected[:, alive] > 0).any(axis=0)]
             if not len(alive):
                 break
         frames = []
@@ -681,21 +721,17 @@ class Evaluator:
             at = np.flatnonzero((eps == part.cell.eps) & np.isin(samples, part.samples))
             if len(at):
                 rest = distance[:, at], flat[:, at], restart_of[:, at], part_of[at]
-                frames.append(_rows(part.cell.key, samples[at], labels[at], verdict.at(at), *rest))
+                frames.append(_rows(part.cell, samples[at], labels[at], verdict.at(at), *rest))
         self._kept_of(work.parts[0]).append(pd.concat(frames, ignore_index=True))
 
-    def _version(
-        self,
-        work: _Crafting,
-        source: AttackedModel,
-        judges: Mapping[str, Ensemble],
-    ) -> None:
+    def _version(self, work: _Crafting, source: AttackedModel) -> None:
         """One version of every image, judged by all targets that lack it."""
         samples, eps = work.pairs
         (restart,) = work.job.restarts
         made: dict[Rows, list[pd.DataFrame]] = {}
+        targets = {part.target.name: part.target for part in work.parts}
         for chunk, crafted in self._through_cache(work, source, samples, eps, restart):
-            for name, judge in judges.items():
+            for name, target in targets.items():
                 parts = [part for part in work.parts if part.target.name == name]
                 order = np.concatenate(
                     [
@@ -708,14 +744,12 @@ class Evaluator:
                 at = torch.from_numpy(order).to(crafted.images.device)
                 judged, radii = samples[chunk][order], eps[chunk][order]
                 labels = self._labels(judged)
-                verdict = predict(judge, crafted.images[at], labels)
+                verdict = self._says(target, crafted.images[at], judged, parts[0].cell.draws)
                 distance, flat = crafted.linf[at].cpu().numpy(), crafted.zero_gradient[at].cpu().numpy()
                 for part in parts:
                     own = np.flatnonzero(radii == part.cell.eps)
                     found = verdict.at(own), distance[own], flat[own], restart
-                    made.setdefault(self._kept_of(part), []).append(
-                        _rows(part.cell.key, judged[own], labels[own], *found)
-                    )
+                    made.setdefault(self._kept_of(part), []).append(_rows(part.cell, judged[own], labels[own], *found))
             self._advance(len(chunk), work)
         for rows, frames in made.items():
             rows.append(pd.concat(frames, ignore_index=True))
@@ -726,7 +760,7 @@ class Evaluator:
         """As `_crafts` on all pairs: from the cache where it has the images, else crafted and kept there."""
         everything = np.arange(len(samples))
         if self._images is None:
-            yield from self._crafts(source, work.job.attack, samples, eps, everything, restart)
+            yield from self._crafts(source, work, samples, eps, everything, restart)
             return
         cells = {part.cell.eps: part.cell for part in work.parts}
         there = np.zeros(len(samples), dtype=bool)
@@ -741,7 +775,7 @@ class Evaluator:
                 images, flat = self._images.load(kept, samples[chunk], clean, radius)
                 nothing, none = images.new_empty((len(images), 0)), torch.full((len(images),), -1)
                 yield chunk, Crafted(images, linf.distance(images, clean), flat, nothing, none)
-        for chunk, crafted in self._crafts(source, work.job.attack, samples, eps, everything[~there], restart):
+        for chunk, crafted in self._crafts(source, work, samples, eps, everything[~there], restart):
             for radius in np.unique(eps[chunk]):
                 own = np.flatnonzero(eps[chunk] == radius)
                 at_own = torch.from_numpy(own).to(crafted.images.device)
@@ -756,21 +790,21 @@ class Evaluator:
     def _crafts(
         self,
         source: AttackedModel,
-        attack: Attack,
+        work: _Crafting,
         samples: Indices,
         eps: npt.NDArray[np.float64],
         chosen: Indices,
         restart: int,
     ) -> Iterator[tuple[Indices, Crafted]]:
         """Crafts for ``samples[chosen]`` batch by batch: (positions, crafted)."""
-        start = 0
+        start, attack = 0, work.job.attack
         while start < len(chosen):
             chunk = chosen[start : start + self._images_per_pass(attack, len(chosen) - start)]
             try:
                 images, labels = self._batch_of(samples[chunk]), self._labels(samples[chunk])
                 crafted = craft(
                     source.model, attack, images, labels, samples[chunk], eps[chunk],
-                    seed=self.settings.seed, restart=restart,
+                    seed=self.settings.seed, restart=restart, draws=work.draws,
                 )  # fmt: skip
                 same = source.proves(attack, crafted, torch.from_numpy(labels).to(images.device))
             except RuntimeError as error:
@@ -827,6 +861,25 @@ class Evaluator:
         self._progress(round(self._done), round(self._total), f"{work.job.threat}: {work.job.attack.label} on {source}")
 
 
+def _over_draws(check: Finding, model: EvaluatedModel, threat: Threat) -> Finding:
+    """What is to be known of the draws of ``model`` in place of `REPEAT`'s failure, where several are asked for; any
+    other check as it is.
+
+    Raises:
+        RobenchError: an attack on it whose gradients are no means over draws.
+    """
+    if check.name != REPEAT or check.status != "fail":
+        return check
+    attacked = model in (surrogates_of(threat) or (model,))
+    if others := [attack.label for attack in threat.attacks if attacked and not attack.over_draws]:
+        raise RobenchError(
+            f"{model.name} draws at inference, and `draws` does not reach attack {others[0]!r}, which takes gradients "
+            f"of its own; leave it away, or choose one of robench's, such as pgd"
+        )
+    drawn = "its gradients are means over, and its verdicts over" if attacked else "its verdicts are over"
+    return Finding(REPEAT, "pass", f"{model.name} draws at inference: {drawn} {threat.draws} draws")
+
+
 def _refuse_to_follow(model: EvaluatedModel, threat: Threat) -> None:
     """RobenchError where an attack of ``threat`` follows gradients and ``model``, which it attacks, gives none."""
     if followers := [attack.label for attack in threat.attacks if not attack.gradient_free]:
@@ -846,7 +899,7 @@ def _refuse_to_follow(model: EvaluatedModel, threat: Threat) -> None:
 
 
 def _rows(
-    cell: str,
+    cell: Cell,
     samples: Indices,
     labels: Indices,
     verdict: Predictions,
@@ -861,7 +914,7 @@ def _rows(
     shape = (judges, count)
     return pd.DataFrame(
         {
-            "cell": cell,
+            "cell": cell.key,
             "sample": np.tile(samples, judges).astype(np.int32),
             "member": np.repeat(members, count),
             "restart": np.broadcast_to(restart, shape).ravel().astype(np.int16),
@@ -872,6 +925,8 @@ def _rows(
             "linf": np.broadcast_to(distance, shape).ravel().astype(np.float32),
             "zero_gradient": np.broadcast_to(flat, shape).ravel().astype(bool),
             "part": pd.Series([""] * (judges - 1) * count + np.broadcast_to(part, count).tolist(), dtype="str"),
+            "expected": verdict.expected.ravel(),
+            "draws": np.full(judges * count, max(cell.draws, 1), dtype=np.int16),
         }
     )
 

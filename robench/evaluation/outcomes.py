@@ -43,6 +43,8 @@ _OF_ROW = {
     "linf": "float32",
     "zero_gradient": "bool",
     "part": "str",
+    "expected": "float32",
+    "draws": "int16",
 }
 CELL_COLUMNS, ROW_COLUMNS = tuple(_OF_CELL), tuple(_OF_ROW)
 #: Members' rows tell who was judged: the whole ensemble, or its member "1" .. "N".
@@ -165,6 +167,34 @@ def accuracies(verdicts: pd.DataFrame, by: Sequence[str], runs: Sequence[str] = 
     return points
 
 
+def over_draws(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """What is left of models that draw at inference, by both readings, of the rows over most draws.
+
+    Args:
+        by: columns; of each group and sample, the attack or restart counts that is survived in the fewest draws.
+
+    Returns:
+        Columns ``by``; draws; every_draw, the share of samples that are right in every draw of every attack, with
+        every_low and every_high; expectation, the mean over samples of the part of the draws that is right, with low
+        and high (Wilson's, which for parts is wide); all in [0, 1]; samples. Empty where all is of one draw.
+    """
+    by = list(by)
+    if "draws" not in frame:
+        frame = of_one_draw(frame)
+    rows = frame[(frame["draws"] > 1) & (frame["member"] == ENSEMBLE)]
+    rows = rows[rows["draws"] == rows.groupby(by, observed=True)["draws"].transform("max")]
+    each = rows[counted(rows, by)].groupby([*by, "sample"], observed=True)
+    kept = each.agg(every=("correct", "all"), part=("expected", "min"), draws=("draws", "max")).reset_index()
+    groups = kept.groupby(by, observed=True)
+    points = groups.agg(draws=("draws", "max"), every_draw=("every", "mean"), samples=("every", "size"))
+    points = points.assign(expectation=groups["part"].mean()).reset_index()
+    points = points.astype({"every_draw": "float64", "expectation": "float64"})
+    points["every_low"], points["every_high"] = intervals(points["every_draw"], points["samples"])
+    points["low"], points["high"] = intervals(points["expectation"], points["samples"])
+    columns = ["draws", "every_draw", "every_low", "every_high", "expectation", "low", "high", "samples"]
+    return points[[*by, *columns]]
+
+
 class Outcomes:
     """A table of outcomes.
 
@@ -173,7 +203,8 @@ class Outcomes:
             loss, eps, cell, sample (index in the test set), member (``ensemble`` or ``1`` .. ``N``: who was judged),
             restart (the first that succeeded, else the last), label, prediction, correct, margin (z_y − max z_c),
             linf, zero_gradient (of the source's loss at the adversarial image), part (of an attack in parts that
-            which fooled the ensemble; else empty).
+            which fooled the ensemble; else empty), expected (in which part of its draws a model that draws at
+            inference is right; correct is: in all), draws (how many). A table without the last two is of one draw.
         checks: what was found while it was measured: of the models, the surrogates and a few survivors.
         cells: what the rows are of, by key; of a table that was not read or measured by robench there may be none.
         evaluations: the complete ones that the rows were made for.
@@ -186,6 +217,8 @@ class Outcomes:
         cells: Mapping[str, Cell] | None = None,
         evaluations: Iterable[Evaluation] = (),
     ) -> None:
+        if "expected" not in frame and "correct" in frame:
+            frame = of_one_draw(frame)
         missing = [name for name in (*CELL_COLUMNS, *ROW_COLUMNS) if name not in frame]
         if missing:
             raise RobenchError(
@@ -225,6 +258,7 @@ class Outcomes:
             [{"cell": key, **{name: getattr(cell, name) for name in CELL_COLUMNS}} for key, cell in cells.items()],
             columns=["cell", *CELL_COLUMNS],
         )
+        rows = rows if "expected" in rows else of_one_draw(rows)
         frame = rows.merge(table, on="cell", how="inner", validate="many_to_one")
         frame = frame[[*CELL_COLUMNS, *ROW_COLUMNS]].astype(_OF_CELL | _OF_ROW)
         keys = ["threat", "target", "surrogate", "attack", "loss", "eps", "cell", "member", "sample"]
@@ -277,6 +311,10 @@ class Outcomes:
         """
         return accuracies(self.verdicts(by), by)[[*by, "accuracy", "low", "high", "samples"]]
 
+    def over_draws(self, by: Sequence[str] = ("target", "threat", "eps")) -> pd.DataFrame:
+        """`over_draws` of these rows."""
+        return over_draws(self.frame, by)
+
     def transferability(self) -> pd.DataFrame:
         """`transferability` of these rows."""
         return transferability(self.frame)
@@ -296,6 +334,11 @@ def transferability(frame: pd.DataFrame) -> pd.DataFrame:
     table["success"] = 1 - table["accuracy"]
     table["source"] = table["surrogate"].astype(int)
     return table[[*who, "source", "member", "eps", "success", "samples"]]
+
+
+def of_one_draw(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows from before models that draw were judged over several draws."""
+    return rows.assign(expected=rows["correct"].astype("float32"), draws=np.int16(1))
 
 
 def empty_rows() -> pd.DataFrame:

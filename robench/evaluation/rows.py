@@ -17,7 +17,7 @@ from robench.core.parts import read_parts
 from robench.evaluation.cells import Cell
 from robench.evaluation.evaluations import FOLDER, Evaluation
 from robench.evaluation.findings import Finding
-from robench.evaluation.outcomes import Outcomes, empty_rows
+from robench.evaluation.outcomes import Outcomes, empty_rows, of_one_draw
 
 log = logging.getLogger(__name__)
 
@@ -179,8 +179,9 @@ class FolderRows(Rows):
             if rows is None:
                 self.damaged.append(path)
             else:
-                # Older rows do not say which part of an attack took an image.
-                self._add(path.name, rows if "part" in rows else rows.assign(part=""))
+                # Older rows do not say which part of an attack took an image, and are of one draw.
+                rows = rows if "part" in rows else rows.assign(part="")
+                self._add(path.name, rows if "expected" in rows else of_one_draw(rows))
 
     def begin(self, evaluation: Evaluation) -> None:
         evaluation.write(self.folder)

@@ -49,6 +49,8 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 Distinct = AfterValidator(_distinct)
 Count = Annotated[int, Field(ge=1)]
+#: Draws of a model.
+Draws = Annotated[int, Field(ge=1, le=10_000)]
 Radius = Annotated[float, Field(gt=0, le=1)]
 Radii = Annotated[tuple[Radius, ...], Field(min_length=1)]
 Names = Annotated[tuple[str, ...], Field(min_length=1), Distinct]
@@ -80,6 +82,11 @@ class Effort(Validated):
         None,
         description="Random starts of each attack that has any. By default the protocol's: "
         f"{', '.join(f'{name} {usual.restarts}' for name, usual in PROTOCOL.items())}.",
+    )
+    draws: Draws = Field(
+        default=1,
+        description="Of models that draw at inference: gradients are means over so many draws, and verdicts are over "
+        "as many.",
     )
 
 

@@ -139,7 +139,7 @@ def _examine(model: EvaluatedModel, data: Data, device: torch.device) -> Soundne
                 "fail",
                 f"the same images give outputs that differ, {', '.join(drawn)} of their scale: verdicts are of one "
                 f"draw, and an attack follows one",
-                "switch dropout and noise off, or attack the mean of several draws (--attacks torchattacks/EOTPGD)",
+                "switch dropout and noise off, or attack the mean of several draws and judge over them (--draws 20)",
             )
         )
     else:

@@ -31,6 +31,7 @@ class Job:
         source_key: hash of the source's architecture and weights.
         restarts: made in this order; where ``pooled``, on survivors only, and one row says whether any succeeded.
         judged: ``ensemble``, or also ``members`` one by one.
+        draws: of models that draw at inference, over how many gradients are means and verdicts are taken.
     """
 
     threat: str
@@ -41,6 +42,7 @@ class Job:
     restarts: tuple[int, ...]
     pooled: bool
     members_too: bool = False
+    draws: int = 1
 
 
 def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -106,7 +108,8 @@ class Whitebox(Threat):
     def jobs(self, target: EvaluatedModel) -> Iterator[Job]:
         for attack in self.attacks:
             restarts = starts(attack, self.restarts)
-            yield Job(self.name, target.ensemble, "", target.identity, attack, restarts, pooled=True)
+            source = target.ensemble, "", target.identity
+            yield Job(self.name, *source, attack, restarts, pooled=True, draws=self.draws)
 
 
 class Convergence(Whitebox):
@@ -156,6 +159,7 @@ class Transfer(Threat):
                     starts(attack, self.restarts),
                     pooled=True,
                     members_too=True,
+                    draws=self.draws,
                 )
 
 
@@ -196,7 +200,8 @@ class Blackbox(Threat, Relation):
             threat = "blackbox-related" if reason else "blackbox-own" if own else "blackbox"
             for attack in self.attacks:
                 for restart in versions(attack, self.restarts):
-                    yield Job(threat, surrogate.ensemble, surrogate.name, surrogate.identity, attack, (restart,), False)
+                    source = surrogate.ensemble, surrogate.name, surrogate.identity
+                    yield Job(threat, *source, attack, (restart,), pooled=False, draws=self.draws)
 
 
 #: Threats of growing effort: every attack is judged by itself.

@@ -11,13 +11,22 @@ from robench.core.rules import USUAL, Rule
 from robench.store.runs import Role, Run, Runs, lineage
 
 
-def combine(name: str, parts: Sequence[Run], store: Runs, *, role: Role = "surrogate", rule: Rule = USUAL) -> Run:
+def combine(
+    name: str,
+    parts: Sequence[Run],
+    store: Runs,
+    *,
+    role: Role = "surrogate",
+    rule: Rule = USUAL,
+    key: str | None = None,
+) -> Run:
     """A run ``name`` whose members are those of ``parts``, in their order. It descends from every one of them, so that
     it is no hold-out of whatever they are related to.
 
     Args:
         parts: at least two runs, of the same classes and channels.
         rule: how the members decide together.
+        key: of a study's pool, by which its run is known again.
 
     Raises:
         RobenchError: fewer than two runs, a member that is there twice, other classes or channels, or another run of
@@ -39,6 +48,7 @@ def combine(name: str, parts: Sequence[Run], store: Runs, *, role: Role = "surro
         role=role,
         data=_same(run.manifest["data"] for run in parts),
         ancestors={entry["weights"]: entry for run in parts for entry in lineage(run)}.values(),
+        key=key,
         more={"combined": [run.name for run in parts], "dataset": _same(run.manifest.get("dataset") for run in parts)},
     )
 

@@ -120,9 +120,9 @@ def _training(run: Run, store: Runs) -> tuple[float, str] | None:
             each = store.get(ancestor)
             recipe, (kind, fields) = each.manifest["recipe"], _fields(each)
             defense = DEFENSES.get(kind)(**fields)
-            epochs = recipe["epochs"] * (each.n if defense.in_turn else 1)
+            epochs, members = cost.made(each)
             size = recipe["batch_size"]
-            total += cost.training(defense, each.n, size, epochs, size) / size
+            total += cost.training(defense, members, size, epochs * (members if defense.in_turn else 1), size) / size
         except (RobenchError, LookupError, TypeError):
             # Imported weights, or a defense or a run that is not here.
             if ancestor == run.name:

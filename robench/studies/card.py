@@ -253,6 +253,7 @@ def judge_commands(run: Run, evaluations: Iterable[Evaluation]) -> Iterator[str]
         if each.part or not made:
             continue
         crafts = [cell.craft for cell in made if cell.craft is not None]
+        draws = max(*(cell.draws for cell in made), *(craft.draws for craft in crafts))
         radii = sorted({cell.eps for cell in made})
         surrogates = sorted({cell.surrogate for cell in made if cell.surrogate and not cell.surrogate.isdigit()})
         words = [
@@ -262,6 +263,7 @@ def judge_commands(run: Run, evaluations: Iterable[Evaluation]) -> Iterator[str]
             "--losses", ",".join(sorted({cell.loss for cell in made})),
             "--restarts", max(len({number for craft in crafts for number in craft.restarts}), 1),
             "--samples", len(each.samples), "--seed", crafts[0].seed,
+            *(["--draws", draws] if draws > 1 else []),
             *(["--precision", crafts[0].precision] if crafts[0].precision != "float32" else []),
             *(["--surrogates", ",".join(surrogates)] if surrogates else []),
         ]  # fmt: skip

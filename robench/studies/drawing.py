@@ -15,10 +15,13 @@ from robench.core.errors import RobenchError
 from robench.core.files import content_key
 from robench.evaluation import cost
 from robench.evaluation.checks import check
-from robench.evaluation.outcomes import Outcomes
+from robench.evaluation.outcomes import ENSEMBLE, Outcomes
+from robench.evaluation.rows import FolderRows
+from robench.evaluation.threats import BLACKBOX
 from robench.reports import build, html, pareto, published
 from robench.reports.pictures import Picture
 from robench.reports.regions import Regions
+from robench.session import ASIDE
 from robench.store.provenance import versions
 from robench.store.runs import Run, Runs
 
@@ -60,6 +63,7 @@ def draw(
     facts = {**provenance(outcomes, runs), **(more or {})}
     shown: dict[str, Any] = {"history": tracked(runs), "images": regions, "paper": paper, "studies": studies}
     shown["costs"] = costs(runs, shape, seconds or {})
+    shown["surrogates"] = surrogates(outcomes, runs)
     if paper is not None:
         same = facts["data"] == [published.read(paper).data]
         if same and same_data:
@@ -115,6 +119,23 @@ def costs(runs: Sequence[Run], shape: torch.Size | None, seconds: Mapping[str, f
             }
         )
     return pd.DataFrame(rows, columns=["target", *pareto.COSTS])
+
+
+def surrogates(outcomes: Outcomes, runs: Sequence[Run]) -> dict[str, float]:
+    """Clean accuracy, in [0, 1], of each black-box surrogate that lies beside ``runs``, on the images that were
+    attacked; by name."""
+    rows = outcomes.where(threat=list(BLACKBOX)).frame
+    stores = {run.folder.parent: Runs(run.folder.parent) for run in runs}
+    found = {}
+    for name, own in rows.groupby("surrogate", observed=True):
+        for store in stores.values():
+            if name in store.names():
+                kept = FolderRows(store.folder(str(name)) / ASIDE, repair=False).everything()
+                clean = kept.where(threat="clean", member=ENSEMBLE).frame
+                clean = clean[clean["sample"].isin(own["sample"])]
+                if len(clean):
+                    found[str(name)] = float(clean.groupby("sample")["correct"].all().mean())
+    return found
 
 
 def tracked(runs: Sequence[Run]) -> pd.DataFrame:

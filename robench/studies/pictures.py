@@ -114,7 +114,8 @@ def _crafted(session: Session, target: EvaluatedModel, rows: pd.DataFrame, cell:
         model = attackable(job.source, clean[:1], precision)
     labels, samples = (rows[name].to_numpy(np.int64) for name in ("label", "sample"))
     eps, restart = rows["eps"].to_numpy(np.float64), int(rows["restart"].iloc[0])
-    return craft(model, job.attack, clean, labels, samples, eps, seed=made.seed, restart=restart).images
+    how = {"seed": made.seed, "restart": restart, "draws": made.draws}
+    return craft(model, job.attack, clean, labels, samples, eps, **how).images
 
 
 def _craft(cell: Cell) -> Craft:

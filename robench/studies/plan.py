@@ -17,7 +17,7 @@ import torch
 from robench.core.data import DATASETS, Data, outline
 from robench.core.errors import RobenchError, unknown
 from robench.core.files import content_key
-from robench.core.models import MODELS, build
+from robench.core.models import MODELS, ModelSpec, build
 from robench.core.threads import fitting_threads
 from robench.evaluation import cost, words
 from robench.evaluation.threats import versions
@@ -36,7 +36,36 @@ from robench.studies.study import (
 from robench.training.recipes import recipe_file
 from robench.training.task import Task, resolve
 
-Kind = Literal["train", "craft", "judge", "report"]
+Kind = Literal["train", "combine", "craft", "judge", "report"]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Surrogates of several trainings as one ensemble.
+
+    Attributes:
+        name: of its run; parts: the trainings, in the order of the members.
+    """
+
+    pool: str
+    parts: tuple[Task, ...]
+
+    @property
+    def key(self) -> str:
+        return content_key(["pool", *(part.key for part in self.parts)])
+
+    @property
+    def name(self) -> str:
+        return f"{self.pool}-{self.key[:6]}"
+
+    @property
+    def members(self) -> tuple[ModelSpec, ...]:
+        """The architecture of each."""
+        return tuple(spec for part in self.parts for spec in part.members * (part.count // part.n))
+
+    @property
+    def count(self) -> int:
+        return len(self.members)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +76,7 @@ class Step:
         needs: keys of the tasks that are done before.
         passes, disk: at most, and bytes that it leaves, as `robench.evaluation.cost` counts them.
         task: what is trained, or who is judged: under ``threat`` with its ``options``, from ``surrogates``.
+        pool: what is combined.
     """
 
     kind: Kind
@@ -56,8 +86,9 @@ class Step:
     passes: float = 0.0
     disk: int = 0
     task: Task | None = None
+    pool: Pool | None = None
     threat: str = ""
-    surrogates: tuple[Task, ...] = ()
+    surrogates: tuple[Task | Pool, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     samples: int = 0
     subset: str = "first"
@@ -165,14 +196,23 @@ class _Builder:
                 raise RobenchError(f"{self.name}: {where}: {unknown('name', str(each), map(str, allowed))}")
 
     def task(
-        self, where: str, defense: str, n: int, seed: int = 0, *, role: Role = "target", fields: Fields | None = None
+        self,
+        where: str,
+        defense: str,
+        n: int,
+        seed: int = 0,
+        *,
+        role: Role = "target",
+        fields: Fields | None = None,
+        models: list[str] | None = None,
     ) -> Task:
         """What is trained; where its settings are the recipe's own, under the plain name."""
         overrides = {**self.study.defenses.get(defense, {}), **(fields or {})}
         init = overrides.pop("init", None)
         if init not in (None, "scratch", "baseline"):
             raise RobenchError(f"{self.name}: {where}: expected `init` to be scratch or baseline, got {init!r}")
-        models = [self.study.model] if self.study.model else []
+        if models is None:
+            models = [self.study.model] if self.study.model else []
         with self.at(where):
             # The recipe is named, as on the command line, so that a training has one name wherever it is asked for.
             same: dict[str, Any] = {"seed": seed, "role": role, "models": models, "recipe": self.study.recipe}
@@ -199,11 +239,39 @@ class _Builder:
         self.steps.setdefault(step.key, step)
         return step.key
 
+    def surrogate(self, where: str, value: int | str, defense: str) -> Task | Pool:
+        """What is meant by a size, or by the name of a pool: of one part that part, under a name that says the pool."""
+        if isinstance(value, int):
+            return self.task(where, defense, value, role="surrogate")
+        parts = []
+        for number, part in enumerate(self.study.surrogates[value], 1):
+            own = f"surrogates.{value}.{number}"
+            fields = {**self.study.defenses.get(part.defense, {}), **part.fields}
+            models = [part.model] if part.model else None
+            made = self.task(own, part.defense, part.n, part.seed, role="surrogate", fields=fields, models=models)
+            parts.append(made)
+        if len(parts) == 1:
+            return replace(parts[0], given_name=f"{value}-{parts[0].key[:6]}")
+        if len({part.key for part in parts}) < len(parts):
+            raise RobenchError(
+                f"{self.name}: surrogates.{value}: two parts are the same training; give one another seed, or raise n"
+            )
+        return Pool(value, tuple(parts))
+
+    def ready(self, made: Task | Pool) -> str:
+        """The key of the task after which the run is there."""
+        if isinstance(made, Task):
+            return self.train(made)
+        return self.add(
+            "combine", f"combine {made.name}", [made.name, made.key], needs=tuple(map(self.train, made.parts)),
+            pool=made, disk=cost.weights(made.members),
+        )  # fmt: skip
+
     def train(self, task: Task) -> str:
         needs = (self.train(task.start),) if task.start else ()
         return self.add(
             "train", f"train {task.name}", [task.name, task.key], needs=needs, task=task,
-            passes=training_passes(task, self.data), disk=cost.weights(task.members),
+            passes=training_passes(task, self.data), disk=cost.weights(task.members) * (task.count // task.n),
         )  # fmt: skip
 
     def judged(self, name: str, threat: ThreatTable | DiversityTable, targets: list[Task]) -> list[str]:
@@ -240,7 +308,7 @@ class _Builder:
         done = []
         for defense, group in groups.items():
             where = f"threats.{name}.surrogate_defense"
-            surrogates = tuple(self.task(where, defense, n, role="surrogate") for n in map(int, threat.surrogates))
+            surrogates = tuple(self.surrogate(where, value, defense) for value in threat.surrogates)
             crafts = self.crafts(name, threat, options, group[0], surrogates, images)
             count = sum(len(versions(attack, options["restarts"])) for attack in options["attacks"]) * len(surrogates)
             seen = images * (1 + len(options["eps"]) * count)
@@ -259,7 +327,7 @@ class _Builder:
         threat: ThreatTable,
         options: dict[str, Any],
         target: Task,
-        surrogates: tuple[Task, ...],
+        surrogates: tuple[Task | Pool, ...],
         images: int,
     ) -> tuple[str, ...]:
         """Tasks that make adversarial images, each of one attack on one surrogate, which is judged on them too."""
@@ -269,9 +337,9 @@ class _Builder:
         for surrogate in surrogates:
             for attack in options["attacks"]:
                 count = len(versions(attack, options["restarts"]))
-                passes = cost.attacked(attack, count, surrogate.n, cells, cells * surrogate.n)
+                passes = cost.attacked(attack, count, surrogate.count, cells, cells * surrogate.count)
                 if attack == options["attacks"][0]:
-                    passes += cost.judged(images * surrogate.n)  # clean ones
+                    passes += cost.judged(images * surrogate.count)  # clean ones
                 made.append(
                     self.judge(
                         "craft", name, target, threat, {**options, "attacks": (attack,)}, passes,
@@ -298,7 +366,7 @@ class _Builder:
         options: dict[str, Any],
         passes: float,
         *,
-        surrogates: tuple[Task, ...] = (),
+        surrogates: tuple[Task | Pool, ...] = (),
         needs: tuple[str, ...] = (),
         disk: int = 0,
     ) -> str:
@@ -306,6 +374,8 @@ class _Builder:
         wanted = (threat.subset if isinstance(threat, ThreatTable) else None) or self.study.subset
         subset = self.data.resolved(wanted, samples)
         attacks = options.get("attacks", ())
+        if target.rule != "random":  # at most: whether a network draws is seen when it is judged
+            passes *= options.get("draws", 1)
         title = f"{name} of {target.name}"
         if kind == "craft":
             title = f"craft {attacks[0].label} {attacks[0].loss} on {surrogates[0].name}"
@@ -315,7 +385,7 @@ class _Builder:
             samples, subset, self.study.seed, self.study.precision,
         ]  # fmt: skip
         return self.add(
-            kind, title, identity, needs=(*map(self.train, (target, *surrogates)), *needs), task=target, threat=name,
+            kind, title, identity, needs=(*map(self.ready, (target, *surrogates)), *needs), task=target, threat=name,
             surrogates=surrogates, options=options, samples=samples, subset=subset, passes=passes, disk=disk,
         )  # fmt: skip
 

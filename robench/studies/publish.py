@@ -13,7 +13,7 @@ from robench.session import Session, stored
 from robench.store.runs import Run, Runs
 from robench.studies.drawing import draw
 from robench.studies.pictures import pictures
-from robench.studies.plan import Plan, expand
+from robench.studies.plan import Plan, Pool, expand
 from robench.studies.plane import decision_regions
 from robench.studies.state import Basis
 from robench.studies.study import find, parse
@@ -111,7 +111,9 @@ def facts(plan: Plan) -> dict[str, str]:
             found |= {f"{step.threat}: {name}": value for name, value in step.options.items() if name != "attacks"}
             found[f"{step.threat}: images"] = f"{step.subset} {min(step.samples, len(plan.data.test))}"
             if step.surrogates:
-                found[f"{step.threat}: surrogates"] = [task.n for task in step.surrogates]
+                found[f"{step.threat}: surrogates"] = [
+                    each.pool if isinstance(each, Pool) else each.given_name or each.n for each in step.surrogates
+                ]
             if "attacks" in step.options:
                 found[f"{step.threat}: attacks"] = [f"{each.label} {each.loss}" for each in step.options["attacks"]]
     found |= {f"axis {name}": axis.values for name, axis in study.axes.items()}

@@ -131,6 +131,8 @@ class StudyStatus:
         if step.kind == "train":
             assert step.task is not None
             return self._run(step.task.name)[0] == step.task.key
+        if step.pool is not None:
+            return self._run(step.pool.name)[0] == step.pool.key
         if step.kind == "report":
             drawn = self.folder.drawn()
             files = drawn.get("files", {})

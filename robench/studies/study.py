@@ -50,6 +50,21 @@ class _Targets(Validated):
     seeds: Seeds | None = None
 
 
+class Part(Validated):
+    """Networks of a pool of surrogates, trained together.
+
+    Attributes:
+        n: members; model: of all of them, by default the study's, or the recipe's.
+        fields: of the defense or its recipe, such as stop_after or snapshots, and ``init``.
+    """
+
+    defense: str = "baseline"
+    n: Count = 1
+    model: str | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    fields: Fields = Field({})
+
+
 class ThreatTable(_Targets, Asked):
     """One table of ``[threats]``; what is absent is the protocol's, or the study's."""
 
@@ -68,7 +83,12 @@ class BlackboxOwnTable(ThreatTable, Surrogates):
 
 
 class BlackboxTable(BlackboxOwnTable, SurrogateDefense):
-    """Surrogates of one defense, whoever is judged."""
+    """Surrogates whoever is judged: sizes of one defense, and names of the study's pools."""
+
+    @field_validator("surrogates")
+    @classmethod
+    def _trained_here(cls, values: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        return values
 
 
 class DiversityTable(_Targets, schema.Diversity):
@@ -153,6 +173,7 @@ class Study(Samples):
         defenses: names, or a table of names with the fields that differ from the data set's recipe.
         recipe: a file of `robench/recipes`, instead of the data set's own.
         rule: how target ensembles decide, instead of as the defenses' authors do.
+        surrogates: pools of hold-out surrogates that ``threats.blackbox`` may name, each one ensemble of all its parts.
         sizes: members per ensemble; samples, subset: test images.
         seed: of the attacks' draws.
     """
@@ -170,6 +191,9 @@ class Study(Samples):
     seed: Annotated[int, Field(ge=0)] = 0
     track: Track | None = None
     threats: Threats = Threats()
+    surrogates: dict[
+        Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]*$")], Annotated[tuple[Part, ...], Field(min_length=1)]
+    ] = Field({})
     axes: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")], Axis] = Field({})
     report: Report = Report()
 
@@ -214,9 +238,19 @@ def parse(name: str, text: str, settings: Sequence[str] = ()) -> Study:
         raw["defenses"] = {each: {} for each in names}
     try:
         # By way of JSON: strict, and a list may still be a tuple.
-        return Study.model_validate_json(json.dumps(raw, default=str))
+        study = Study.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
         raise _explained(name, error.errors()[0], Study) from error
+    wanted = study.threats.blackbox.surrogates if study.threats.blackbox else ()
+    if unknown_pools := [each for each in wanted if isinstance(each, str) and each not in study.surrogates]:
+        there = (
+            f"pools of [surrogates] ({', '.join(study.surrogates)})" if study.surrogates else "pools of [surrogates]"
+        )
+        raise RobenchError(
+            f"{name}: threats.blackbox.surrogates: should be sizes, for a study trains its surrogates, or {there}, "
+            f"not {unknown_pools[0]}"
+        )
+    return study
 
 
 #: Branches of a union that hold one value.

@@ -36,6 +36,23 @@ def objects(outcomes: Outcomes) -> list[dict[str, Any]]:
     return rows
 
 
+def expectations(outcomes: Outcomes) -> list[dict[str, Any]]:
+    """One object per target, threat and ε of models that were judged over several draws, as `objects` has it, with the
+    accuracy in expectation; the threat says so, and clean images are in each of them, at ε 0."""
+    by = ["target", "defense", "n", "seed", "threat", "eps"]
+    kept = ["clean", "whitebox", *BLACKBOX]
+    found = outcomes.where(threat=kept).over_draws(by)
+    named = "%s, in expectation over %d draws"
+    parts = []
+    for (target, threat), rows in found[found["threat"] != "clean"].groupby(["target", "threat"], observed=True):
+        clean = found[(found["target"] == target) & (found["threat"] == "clean")]
+        parts.append(pd.concat([clean, rows]).assign(threat=named % (threat, rows["draws"].max())))
+    if not parts:
+        return []
+    columns = [*by, "accuracy", "low", "high", "samples"]
+    return _plain(pd.concat(parts).rename(columns={"expectation": "accuracy"})[columns])
+
+
 def left(outcomes: Outcomes) -> list[dict[str, Any]]:
     """One object per target and ε of `robench.evaluation.worst.worst`, its threat called ``worst``."""
     return _plain(worst(outcomes.frame).assign(threat="worst"))

@@ -217,14 +217,16 @@ def _rows_again(session: Session, run: Run, cell: Cell, samples: list[int]) -> O
         raise RobenchError(f"cell {cell.key} is of other weights than run {run.name!r} has")
     if cell.data != session.data.identity:
         raise RobenchError(f"cell {cell.key} was judged on other data than {session.data.name!r}; name it: --dataset")
-    threat: Threat = _Clean()
+    threat: Threat = _Clean(draws=max(cell.draws, 1))
+    drawing: tuple[str, ...] = ()
     settings = Settings(session.settings.device, "float64" if cell.double else "float32")
     if cell.craft is not None:
         job = session.job(target, cell)
-        threat = _Again(eps=(cell.eps,), attacks=(job.attack,), job=job)
+        threat = _Again(eps=(cell.eps,), attacks=(job.attack,), job=job, draws=job.draws)
+        drawing = (cell.craft.source.partition("/")[0],) if cell.craft.draws else ()
         precision: Any = cell.craft.precision
         settings = Settings(session.settings.device, precision, cell.craft.batch, cell.craft.seed)
-    outcomes = Evaluator(session.data, settings).run([target], threat, torch.tensor(samples))
+    outcomes = Evaluator(session.data, settings, drawing=drawing).run([target], threat, torch.tensor(samples))
     if set(outcomes.frame["cell"]) != {cell.key}:
         raise RobenchError(f"cell {cell.key} is not what its manifest says, or a plug-in has another version")
     return outcomes

@@ -19,6 +19,7 @@ from robench.evaluation.engine import Settings
 from robench.evaluation.threats import THREATS
 from robench.session import Session
 from robench.store.claims import owner
+from robench.store.combining import combine
 from robench.studies.plan import Plan, Step, expand, with_recipe
 from robench.studies.state import DRAWN, StudyFolder, StudyStatus
 from robench.studies.study import Study
@@ -98,6 +99,10 @@ def _do(plan: Plan, step: Step, folder: StudyFolder, session: Session) -> dict[s
         shown = {"step": step.key, "basis": basis.key, "evaluations": basis.evaluations, "files": files}
         write_record(folder.report / DRAWN, shown)
         return {}
+    if step.pool is not None:
+        parts = [session.store.get(part.name) for part in step.pool.parts]
+        pool = combine(step.pool.name, parts, session.store, key=step.pool.key)
+        return {"weights": {pool.name: pool.weights}}
     assert step.task is not None
     if step.kind == "train":
         track, every = None, None

@@ -27,6 +27,7 @@ class State:
         sums: the loss's terms, summed over these steps, on the device.
         history: per finished epoch the learning rate and the mean of each term.
         kept: what the defense keeps between steps, `Batch.state`.
+        snapshots: the ensemble's state, on the CPU, where `Recipe.snapshots` asks for it; the earliest first.
     """
 
     epoch: int = 0
@@ -34,6 +35,7 @@ class State:
     sums: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     kept: dict[str, Tensor] = field(default_factory=dict)
+    snapshots: list[dict[str, Tensor]] = field(default_factory=list)
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
         for name, value in terms.items():
@@ -60,6 +62,8 @@ class Checkpoint:
             tensors.update({f"optimizer.{index}.{name}": value for name, value in values.items()})
         tensors.update({f"sums.{name}": value for name, value in state.sums.items()})
         tensors.update({f"kept.{name}": value for name, value in state.kept.items()})
+        for number, snapshot in enumerate(state.snapshots):
+            tensors.update({f"snapshot.{number}.{name}": value for name, value in snapshot.items()})
         progress = json.dumps({"epoch": state.epoch, "step": state.step, "history": state.history})
         write_hashed(self.path, tensors, {"key": self.key, "progress": progress}, _hashed)
 
@@ -83,12 +87,16 @@ class Checkpoint:
         ensemble.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
         entries: dict[int, dict[str, Tensor]] = {}
         sums, kept = {}, {}
+        snapshots: dict[int, dict[str, Tensor]] = {}
         device = next(ensemble.parameters()).device
         for name, value in tensors.items():
             kind, _, rest = name.partition(".")
             if kind == "optimizer":
                 index, _, entry = rest.partition(".")
                 entries.setdefault(int(index), {})[entry] = value
+            elif kind == "snapshot":
+                index, _, entry = rest.partition(".")
+                snapshots.setdefault(int(index), {})[entry] = value
             elif kind == "sums":
                 sums[rest] = value.to(device)
             elif kind == "kept":
@@ -100,7 +108,8 @@ class Checkpoint:
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         progress = json.loads(metadata["progress"])
-        return State(progress["epoch"], progress["step"], sums, progress["history"], kept)
+        in_order = [snapshots[number] for number in sorted(snapshots)]
+        return State(progress["epoch"], progress["step"], sums, progress["history"], kept, in_order)
 
 
 def _hashed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

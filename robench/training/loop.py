@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
@@ -198,8 +199,7 @@ def _train(
     stream = Stream((task.role, task.defense.name, task.n, task.seed))
     ensemble = _initial(task, data, stream, parent, device)
     writes = parallel.place()[0] == 0
-    if not writes:
-        progress = silent
+    progress = progress if writes else silent
     train, paired = data.train.near(device), task.defense.paired
     optimizer = make_optimizer(task.recipe, ensemble)
     checkpoint = Checkpoint(runs.folder(task.name) / CHECKPOINT, task.key)
@@ -227,6 +227,7 @@ def _train(
                 if fast:
                     begin_step(device)
                 state.add(train_step(ensemble, optimizer, task, batch))
+                _keep_snapshot(task.recipe, state, ensemble, steps)
                 progress(state.epoch * steps + state.step, total, task.name)
                 if writes and time.monotonic() - saved > CHECKPOINT_SECONDS:
                     checkpoint.save(ensemble, optimizer, state)
@@ -239,25 +240,52 @@ def _train(
                 _track(track, track_every, ensemble, state.history, took)
             book.history(state.history)
     if writes:
-        _save(task, data, runs, parent, ensemble, {"history": state.history, **({"compiled": True} if fast else {})})
+        _save(task, data, runs, parent, _of_snapshots(ensemble, state.snapshots), state.history, fast)
         checkpoint.path.unlink(missing_ok=True)
     parallel.wait()
     return runs.get(task.name)
 
 
-def _save(task: Task, data: Data, runs: Runs, parent: Run | None, ensemble: Ensemble, more: dict[str, Any]) -> None:
+def _keep_snapshot(recipe: Recipe, state: State, ensemble: Ensemble, steps: int) -> None:
+    """Adds the ensemble's weights to ``state`` where the recipe asks for them after a step; an epoch has ``steps``."""
+    if recipe.snapshot_after(state.step, steps):
+        state.snapshots.append({name: value.cpu().clone() for name, value in ensemble.state_dict().items()})
+
+
+def _of_snapshots(ensemble: Ensemble, snapshots: Sequence[dict[str, Tensor]]) -> Ensemble:
+    """One ensemble of the members of all snapshots; where there are none, ``ensemble`` itself."""
+    if not snapshots:
+        return ensemble
+    members = []
+    for snapshot in snapshots:
+        each = copy.deepcopy(ensemble).to("cpu")
+        each.load_state_dict(snapshot)
+        members += list(each.members)
+    return Ensemble(members, ensemble.rule)
+
+
+def _save(
+    task: Task,
+    data: Data,
+    runs: Runs,
+    parent: Run | None,
+    ensemble: Ensemble,
+    history: list[dict[str, Any]],
+    fast: bool,
+) -> None:
     """Makes the finished run."""
+    compiled = {"compiled": True} if fast else {}
     runs.save(
         task.name,
         ensemble.eval().to("cpu").to(memory_format=torch.contiguous_format),
-        members=task.members,
+        members=task.members * (len(ensemble) // task.n),
         defense=task.defense.manifest(),
         seed=task.seed,
         role=task.role,
         data=data.told,
         ancestors=lineage(parent) if parent else (),
         key=task.key,
-        more={"recipe": task.recipe.model_dump(mode="json"), **more},
+        more={"recipe": task.recipe.model_dump(mode="json"), "history": history, **compiled},
     )
 
 

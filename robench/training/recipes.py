@@ -29,6 +29,11 @@ class Recipe(BaseModel):
         pad: random crop after zero-padding by this many pixels; flip: random horizontal flip.
         noise: standard deviation of Gaussian noise that is added to a batch with ``noise_probability``, not clamped.
         negative_slope: of every activation; 0 is ReLU.
+        stop_after: epochs after which training ends, before its schedule does; 0 is none. Surrogates that are stopped
+            early transfer better (Zhang et al. 2024, §4, https://arxiv.org/abs/2304.02688).
+        snapshots: of an epoch: members are kept so often, evenly, and the run's members are these, the earliest first,
+            instead of the last weights; 0 is none. With a constant rate, from trained weights, these are LGV (Gubri et
+            al. 2022, algorithm 1, https://arxiv.org/abs/2207.13129): 10 epochs at .05, 4 of each.
         precision: of the passes through the network, in training and in crafting for it (autocast); weights, gradients,
             the optimiser and BatchNorm's statistics stay float32.
     """
@@ -51,16 +56,27 @@ class Recipe(BaseModel):
     noise: float = Field(0.0, ge=0)
     noise_probability: float = Field(1.0, ge=0, le=1)
     negative_slope: float = Field(0.0, ge=0, lt=1)
+    stop_after: int = Field(0, ge=0)
+    snapshots: int = Field(0, ge=0, le=1000)
     precision: Literal["float32", "bfloat16"] = "float32"
 
     @model_serializer(mode="wrap")
     def _dumped(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = dump(self)
         # Runs that were trained before there was a choice keep their keys.
-        for name in ("precision", "schedule", "warmup"):
+        for name in ("precision", "schedule", "warmup", "stop_after", "snapshots"):
             if values[name] == Recipe.model_fields[name].default:
                 del values[name]
         return values
+
+    @property
+    def trained(self) -> int:
+        """Epochs that are made."""
+        return self.stop_after or self.epochs
+
+    def snapshot_after(self, step: int, steps: int) -> bool:
+        """Whether members are kept after ``step`` (from 1) of the ``steps`` of an epoch, of which the last is one."""
+        return self.snapshots > 0 and step * self.snapshots // steps > (step - 1) * self.snapshots // steps
 
     def rate(self, position: float) -> float:
         """The learning rate at ``position``, in epochs from 0, in which 1.5 is the middle of the second epoch."""
@@ -142,6 +158,17 @@ class RecipeFile(BaseModel):
             recipe = Recipe.model_validate(train)
         except ValidationError as error:
             raise explained(error, "the recipe", Recipe) from error
+        if recipe.stop_after > recipe.epochs:
+            raise RobenchError(
+                f"expected `stop_after` of the recipe to be at most its {recipe.epochs} epochs, got "
+                f"{recipe.stop_after}; raise `epochs`, of which the schedule is"
+            )
+        for name in ("stop_after", "snapshots"):
+            if cls.in_turn and getattr(recipe, name):
+                raise RobenchError(
+                    f"`{name}` of the recipe is not for defense {defense!r}, whose members are trained one after the "
+                    f"other; omit it, or choose a defense that trains them together, such as baseline"
+                )
         without_effect = {
             "momentum": recipe.optimizer == "adam" and "optimizer 'adam'",
             "adam_eps": recipe.optimizer == "sgd" and "optimizer 'sgd'",

@@ -63,8 +63,13 @@ class Task:
 
     @property
     def epochs(self) -> int:
-        """Of the whole training: the recipe's, for each member where these are trained in turn."""
-        return self.recipe.epochs * (self.n if self.defense.in_turn else 1)
+        """Of the whole training: those of the recipe that are made, for each member where these are trained in turn."""
+        return self.recipe.trained * (self.n if self.defense.in_turn else 1)
+
+    @property
+    def count(self) -> int:
+        """Members of the run: the task's, or their snapshots."""
+        return self.n * (self.recipe.trained * self.recipe.snapshots or 1)
 
     @property
     def name(self) -> str:
@@ -110,6 +115,7 @@ def resolve(
     file = recipe_file(recipe or data.recipe)
     settings, loss = file.resolve(defense, n, overrides or {})
     loss.check(members=n, classes=data.num_classes)
+    _check_snapshots(data, settings)
     members = _members(data, list(models) or [file.model], n, settings.negative_slope)
     chosen = init or loss.start
     start = None
@@ -146,6 +152,15 @@ def _check(data: Data, n: int, seed: int) -> None:
             raise RobenchError(f"expected `{what}` to be at least {least}, got {value}")
     if not len(data.train):
         raise RobenchError(f"{data.label} has no images to train on; train on the clean ones, and judge on these")
+
+
+def _check_snapshots(data: Data, settings: Recipe) -> None:
+    steps = len(data.train) // settings.batch_size
+    if settings.snapshots > max(steps, 1):
+        raise RobenchError(
+            f"`snapshots` of the recipe, {settings.snapshots}, is more than the {steps} steps of an epoch; choose "
+            f"fewer, or a smaller batch_size"
+        )
 
 
 def _members(data: Data, names: list[str], n: int, negative_slope: float) -> tuple[ModelSpec, ...]:

@@ -243,8 +243,8 @@ def _repeats(model: nn.Module, output: Tensor, images: Tensor) -> Iterator[Findi
             "not deterministic",
             "fail",
             f"the same images give outputs that differ by {again:.1%} of their range",
-            "switch dropout and noise off in eval mode; where they are the defense, attack their mean "
-            "(--attacks torchattacks/EOTPGD)",
+            "switch dropout and noise off in eval mode; where they are the defense, attack the mean of several draws "
+            "and judge over them (--draws 20)",
         )
         return
     alone = apart(torch.cat([_outputs(model, images[i : i + 1]) for i in range(min(4, len(images)))]), output[:4])

@@ -97,7 +97,7 @@ def attack_again(evaluator: Evaluator, target: EvaluatedModel, outcomes: Outcome
         attacks = tuple(attack for attack in attacks if attack.gradient_free)
     count = min(len(survivors), cost.affordable(attacks, _steps_taken(own, threat, target.ensemble.rule)))
     samples = survivors[torch.linspace(0, len(survivors) - 1, count).long()]
-    found = [probed(own, evaluator.run([target], Probe(eps=(eps,), attacks=attacks), samples))]
+    found = [probed(own, evaluator.run([target], Probe(eps=(eps,), attacks=attacks, draws=threat.draws), samples))]
     evaluator.remember(target, PROBE, found)
     return found
 

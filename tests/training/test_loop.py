@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from robench.core.files import read_record, read_tensors, tensors_hash
 from robench.core.models import build
 from robench.core.rng import Stream
 from robench.defenses import Batch
+from robench.evaluation import cost
 from robench.store import claims
 from robench.store.runs import Run, Runs
 from robench.training import loop, parallel
@@ -735,3 +738,86 @@ def test_an_unknown_log_is_refused_before_the_training(small: Small, train: Trai
     with pytest.raises(RobenchError, match="unknown log 'tensorbord'"):
         train(small(), logs=["tensorbord"])
     assert runs.names() == []
+
+
+# Surrogates: stopped early, and snapshots
+
+
+def test_a_training_that_stops_early_is_the_beginning_of_the_usual_one(small: Small, train: Train) -> None:
+    overrides = {"epochs": 4, "schedule": "cosine"}
+    whole, early = small(overrides=overrides), small(overrides={**overrides, "stop_after": 2})
+    assert early.key != whole.key
+    assert early.name != whole.name
+    assert early.epochs == 2
+    run, full = train(early), train(whole)
+    assert [entry["lr"] for entry in run.manifest["history"]] == [entry["lr"] for entry in full.manifest["history"][:2]]
+    assert run.manifest["history"][-1]["terms"] == full.manifest["history"][1]["terms"]
+    assert cost.trained(run) == cost.trained(full) / 2
+    assert run.manifest["member_weights"] != full.manifest["member_weights"]
+
+
+def test_snapshots_of_a_constant_rate_are_the_weights_on_the_way(small: Small, train: Train) -> None:
+    """LGV: every member once after each part of an epoch, from a trained Baseline, which is an ancestor."""
+    start = train(small()).name
+    overrides = {"epochs": 3, "lr": 0.05, "milestones": (), "snapshots": 2}
+    task = small(overrides=overrides, init=start)
+    run = train(task)
+    assert run.n == task.count == 3 * 2 * 2
+    assert len(run.manifest["member_weights"]) == 12
+    assert len(set(run.manifest["member_weights"])) == 12
+    assert run.manifest["ancestors"][0]["run"] == start
+    assert {entry["lr"] for entry in run.manifest["history"]} == {0.05}
+    # Those after an epoch are what a training that stops there ends with.
+    for epochs in (1, 2, 3):
+        ends = {**overrides, "snapshots": 0, **({"stop_after": epochs} if epochs < 3 else {})}
+        until = train(small(overrides=ends, init=start))
+        assert run.manifest["member_weights"][4 * epochs - 2 : 4 * epochs] == until.manifest["member_weights"]
+    assert cost.trained(run) == cost.trained(until)
+    plain = small(overrides={**overrides, "snapshots": 0}, init=start)
+    assert task.key != plain.key
+
+
+def test_snapshots_are_resumed_after_a_kill(small: Small, train: Train, tmp_path: Path) -> None:
+    task = small(overrides={"epochs": 2, "milestones": (), "snapshots": 3})
+    whole = train(task)
+
+    other = Runs(tmp_path / "other")
+    for step in (2, 3, 5, 7, 10):
+        with pytest.raises(Stop):
+            train(task, other, progress=stop_at(step))
+    assert train(task, other).manifest["member_weights"] == whole.manifest["member_weights"]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5, 7])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_snapshots_are_spread_evenly_over_an_epoch(small: Small, steps: int, count: int) -> None:
+    recipe = small(overrides={"snapshots": count}).recipe
+    kept = [step for step in range(1, steps + 1) if recipe.snapshot_after(step, steps)]
+    assert len(kept) == min(count, steps)
+    assert kept[-1] == steps
+    gaps = [later - earlier for earlier, later in pairwise([0, *kept])]
+    assert max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize(
+    ("defense", "overrides", "says"),
+    [
+        ("baseline", {"stop_after": 3}, "`stop_after` of the recipe to be at most its 2 epochs, got 3"),
+        ("baseline", {"stop_after": -1}, "stop_after"),
+        ("baseline", {"stop_after": 1.5}, "stop_after"),
+        ("baseline", {"stop_after": "early"}, "stop_after"),
+        ("baseline", {"snapshots": -2}, "snapshots"),
+        ("baseline", {"snapshots": 0.5}, "snapshots"),
+        ("baseline", {"snapshots": 5000}, "snapshots"),
+        ("baseline", {"snapshot": 2}, "did you mean snapshots"),
+        ("mrboost", {"snapshots": 2}, "`snapshots` of the recipe is not for defense 'mrboost'"),
+        ("mrboost", {"stop_after": 1}, "`stop_after` of the recipe is not for defense 'mrboost'"),
+        ("baseline", {"snapshots": 6}, "`snapshots` of the recipe, 6, is more than the 5 steps of an epoch"),
+    ],
+)
+def test_what_cannot_be_stopped_or_kept_is_refused(
+    small: Small, defense: str, overrides: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(RobenchError, match=re.escape(says)) as error:
+        small(defense, overrides=overrides)
+    assert "\n" not in str(error.value)
