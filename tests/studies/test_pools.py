@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ from robench.session import stored
 from robench.store.runs import Runs
 from robench.studies.plan import Pool, expand
 from robench.studies.study import parse
+from robench.training.task import Task
 from tests.studies import small
 
 POOLS = """
@@ -136,3 +138,16 @@ def test_what_is_wrong_with_a_pool_is_said_with_its_place(tmp_path: Path, old: s
     with pytest.raises(RobenchError, match=says) as error:
         expand("pools", parse("pools", spoilt.replace(old, new)))
     assert "\n" not in str(error.value)
+
+
+def test_the_pools_of_the_page_on_studies_are_understood() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text("utf-8")
+    (block,) = [each for each in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if "[[surrogates." in each]
+    head = 'title = "page"\ndataset = "cifar10"\nsizes = [3]\ndefenses = ["baseline"]\n'
+    plan = expand("page", parse("page", head + block))
+    (judged,) = [step for step in plan.steps.values() if step.kind == "judge"]
+    assert [each.count for each in judged.surrogates] == [3, 1, 4, 40]
+    (lgv,) = [each for each in judged.surrogates if each.name.startswith("lgv")]
+    assert isinstance(lgv, Task)
+    assert {lgv.recipe.rate(epoch) for epoch in range(10)} == {0.05}
+    assert lgv.start is not None
