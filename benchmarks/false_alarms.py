@@ -29,9 +29,9 @@ from robench.core.data import Data, load, make, to_images
 from robench.core.ensemble import Ensemble
 from robench.core.files import write_text
 from robench.core.models import build
+from robench.evaluation.doctor import diagnose
 from robench.store.importing import import_weights
 from robench.store.runs import Runs
-from robench.validity.doctor import diagnose
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 SIDE = 32

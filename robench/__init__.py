@@ -42,11 +42,14 @@ _HOME = {
     "Whitebox": "robench.evaluation.threats",
     "evaluate": "robench.api",
 }
+#: What was called otherwise, for scripts that use the old name.
+_RENAMED = {"Subject": "EvaluatedModel"}
 
 
 def __getattr__(name: str) -> Any:
     if name == "load_data":
         return import_module("robench.core.data").load
+    name = _RENAMED.get(name, name)
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'robench' has no attribute {name!r}")

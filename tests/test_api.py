@@ -76,3 +76,7 @@ def test_what_the_package_offers_exists() -> None:
         assert getattr(robench, name) is not None
     with pytest.raises(AttributeError, match="nothing"):
         robench.nothing  # noqa: B018
+
+
+def test_scripts_with_the_old_name_of_a_model_run() -> None:
+    assert robench.Subject is robench.EvaluatedModel

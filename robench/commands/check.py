@@ -69,8 +69,8 @@ def model(what: str, dataset: str | None, model: tuple[str, ...], data_dir: str,
     from robench.core.ensemble import Ensemble
     from robench.core.errors import RobenchError
     from robench.core.models import build, import_model
+    from robench.evaluation.doctor import diagnose
     from robench.store.runs import Runs
-    from robench.validity.doctor import diagnose
 
     if ":" in what:
         refuse_given({"model", "runs"}, "has no effect for a FACTORY")

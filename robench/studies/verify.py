@@ -93,34 +93,37 @@ def verify(
     chosen = [(name, str(cell)) for name in (rows if only is None else only) for cell in rows[name]["cell"].unique()]
     if not chosen:
         return
-    benches: dict[str, Session] = {}
+    sessions: dict[str, Session] = {}
     if dataset is not None:
-        benches[dataset] = _session(store, dataset, data_dir, device)
-        chosen = _of_data(store, chosen, benches[dataset].data)
+        sessions[dataset] = _session(store, dataset, data_dir, device)
+        chosen = _of_data(store, chosen, sessions[dataset].data)
     chosen.sort(key=lambda pair: content_key([seed, *pair]))
     possible = _possible(store, chosen, cells)
 
     def tried(name: str, cell: str) -> Finding:
         run = store.get(name)
-        return _tried(benches[label_of(run)], run, cell, rows[name][rows[name]["cell"] == cell], tolerance)
+        own = rows[name][rows[name]["cell"] == cell]
+        return _tried(sessions[dataset or run.dataset], run, cell, own, tolerance)
 
-    def label_of(run: Run) -> str:
-        return dataset or run.dataset
-
-    # What the one who asks has to say is no finding.
-    labels = set()
-    for name in {name for name, _ in possible}:
-        # Of a manifest that is damaged, the findings of its cells tell.
-        with suppress(RobenchError, LookupError, TypeError, AttributeError):
-            labels.add(label_of(store.get(name)))
-    for label in sorted(labels - set(benches)):
-        if not has_name(label):
-            raise RobenchError(f"data set {label!r} is not a registered one; say where it is: --dataset")
-        benches[label] = _session(store, label, data_dir, device)
+    for label in [] if dataset else _labels(store, {name for name, _ in possible}):
+        sessions[label] = _session(store, label, data_dir, device)
     for name, cell in possible:
         yield guarded(f"{name} {cell}", partial(tried, name, cell))
     if only is None and (result / SUMMARY).exists():
         yield guarded(SUMMARY, lambda: summary(result, kept))
+
+
+def _labels(store: Runs, names: Collection[str]) -> list[str]:
+    """The data sets that these runs were trained on, sorted; RobenchError where one is not registered."""
+    labels = set()
+    for name in names:
+        # Of a manifest that is damaged, the findings of its cells tell.
+        with suppress(RobenchError, LookupError, TypeError, AttributeError):
+            labels.add(store.get(name).dataset)
+    for label in sorted(labels):
+        if not has_name(label):
+            raise RobenchError(f"data set {label!r} is not a registered one; say where it is: --dataset")
+    return sorted(labels)
 
 
 def _session(store: Runs, dataset: str, data_dir: str, device: torch.device | None) -> Session:

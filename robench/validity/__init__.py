@@ -1,1 +1,1 @@
-"""Whether a plug-in, a model or a number can be believed."""
+"""Whether a plug-in keeps its contract, and whether a number can be believed."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from robench.core.data import Data, make
 from robench.core.ensemble import Ensemble
 from robench.core.models import Normalized
+from robench.evaluation.doctor import diagnose
 from robench.evaluation.findings import Finding
-from robench.validity.doctor import diagnose
 
 MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.22, 0.25)
 
