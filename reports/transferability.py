@@ -85,7 +85,7 @@ def panels(frame: pd.DataFrame, *, n: int, eps: float, link: Callable[[str, str,
     down = -(-len(targets) // across)
     side = min(style.TEXT / across, 0.6 + 0.32 * n)
     # A matrix is wider than high; titles and ticks come on top.
-    figure = style.figure(max(side * across, 1.8), down * ((side - 0.3) * n / (n + 1.25) + 0.45) + 0.2)
+    figure = style.figure(max(side * across, 1.8), down * ((side - 0.3) * n / (n + 1.25) + 0.45) + 0.27)
     figure.set_layout_engine("compressed")
     axes = figure.subplots(down, across, squeeze=False).ravel()
     several = targets["seed"].nunique() > 1

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
 from robench.core.errors import RobenchError
@@ -256,3 +257,27 @@ def test_trade_off_by_setting() -> None:
     np.testing.assert_allclose(right.get_lines()[0].get_xydata(), [[90, 20], [80, 40]])
     with pytest.raises(RobenchError, match="none of these targets"):
         appendix.setting_values(pd.concat(parts), settings, 0.07)
+
+
+@pytest.mark.parametrize(("n", "count"), [(2, 1), (3, 4), (3, 7), (5, 3), (5, 4), (8, 2)])
+def test_no_title_of_a_matrix_is_cut_off(n: int, count: int) -> None:
+    defenses = ["baseline", "adp", "gal", "dverge", "advt", "dverge-advt", "fasten"][:count]
+    names = [str(i + 1) for i in range(n)]
+    frame = pd.DataFrame(
+        [
+            {
+                "target": defense, "defense": defense, "n": n, "seed": 0, "threat": "transfer", "surrogate": source,
+                "source": source, "member": member, "sample": 0, "eps": 0.03, "correct": True, "attack": "pgd",
+                "loss": "ce", "restart": 0, "cell": "c",
+            }
+            for defense in defenses
+            for source in names
+            for member in [*names, "ensemble"]
+        ]
+    )  # fmt: skip
+    with style.context():
+        figure = transferability.panels(frame, n=n, eps=0.03)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        top = figure.get_window_extent().height
+        assert all(ax.title.get_window_extent(canvas.get_renderer()).y1 < top for ax in figure.axes if ax.axison)
