@@ -146,7 +146,7 @@ def test_what_init_writes_keeps_the_contract(answers: dict[str, Any]) -> None:
         (["init", "dverge"], "'dverge' is the name of a plug-in"),
         (["init", "pgd", "--attack"], "'pgd' is the name of a plug-in"),
         (["init", "numpy"], "'numpy' is the name of a plug-in or package"),
-        (["init", "mine", "--out", "."], ". exists; choose another --out"),
+        (["init", "nobody-has-this", "--out", "."], ". exists; choose another --out"),
     ],
 )
 def test_init_overwrites_nothing(line: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
