@@ -379,8 +379,8 @@ def telling_eps(frame: pd.DataFrame, *threats: str) -> float | None:
 
 def _surrogates(frame: pd.DataFrame, eps: float) -> Sheet:
     figure = style.figure(style.TEXT / 2 + 0.8, 2.3)
-    versions.surrogates(frame, figure.subplots(), eps)
     shown = versions.by_surrogates(frame, eps)
+    versions.surrogates(shown.copy(), figure.subplots(), eps)
     style.legend(figure, shown["defense"], shown["n"], loc="outside lower center", ncols=4)
     return Sheet(
         "figA_surrogates", "Accuracy against the number of surrogates", figure, shown,
@@ -391,7 +391,7 @@ def _surrogates(frame: pd.DataFrame, eps: float) -> Sheet:
 def _each_surrogate(frame: pd.DataFrame, eps: float, clean: Mapping[str, float]) -> Sheet:
     shown = versions.by_surrogate(frame, eps, clean)
     figure = style.figure(style.TEXT, 1.1 + 0.28 * shown["surrogate"].nunique())
-    versions.each_surrogate(frame, figure.subplots(), eps, clean)
+    versions.each_surrogate(shown.copy(), figure.subplots(), eps)
     style.legend(figure, shown["defense"], shown["n"], loc="outside lower center", ncols=6)
     return Sheet(
         "figA_each_surrogate", "What each surrogate leaves, and gets right itself", figure, shown,

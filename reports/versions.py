@@ -48,9 +48,9 @@ def by_surrogates(frame: pd.DataFrame, eps: float) -> pd.DataFrame:
     return points
 
 
-def surrogates(frame: pd.DataFrame, ax: Axes, eps: float) -> Axes:
-    """`by_surrogates` in percent, against the number of surrogates; the 95 % interval over images as a band."""
-    points = by_surrogates(frame, eps)
+def surrogates(points: pd.DataFrame, ax: Axes, eps: float) -> Axes:
+    """The points of `by_surrogates` in percent, against the number of surrogates; the 95 % interval over images as a
+    band."""
     lines(points, ax, x="surrogates", y="accuracy", looks=by_defense(points))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylim(-2, 102)
@@ -128,14 +128,14 @@ def by_surrogate_described(points: pd.DataFrame, eps: float, caption: str = "") 
     return Table(["Defense", "N", "Surrogate", "Its own", "Accuracy", "It alone takes"], rows, caption, note)
 
 
-def each_surrogate(frame: pd.DataFrame, ax: Axes, eps: float, clean: Mapping[str, float]) -> Axes:
-    """`by_surrogate` in percent: a line for each surrogate, its own clean accuracy as a circle, and what is left of
-    each ensemble with its 95 % interval; the surrogate that leaves least on top."""
-    points = by_surrogate(frame, eps, clean)
-    names = points.groupby("surrogate", observed=True)["accuracy"].mean().sort_values(ascending=False).index.tolist()
-    looks = by_defense(points)
-    for place, name in enumerate(names):
-        ax.plot(100 * clean.get(name, float("nan")), place, "o", mfc="none", color="black", label="_own")
+def each_surrogate(points: pd.DataFrame, ax: Axes, eps: float) -> Axes:
+    """The points of `by_surrogate` in percent: a line for each surrogate, its own clean accuracy as a circle, and what
+    is left of each ensemble with its 95 % interval; the surrogate that leaves least on top."""
+    means = points.groupby("surrogate", observed=True)[["accuracy", "clean"]].mean()
+    means = means.sort_values("accuracy", ascending=False)
+    names, looks = means.index.tolist(), by_defense(points)
+    for place, clean in enumerate(means["clean"]):
+        ax.plot(100 * clean, place, "o", mfc="none", color="black", label="_own")
     for number, (line, look) in enumerate(looks.items()):
         own = points[points["line"] == line]
         shift = 0.5 * ((number + 0.5) / len(looks) - 0.5)

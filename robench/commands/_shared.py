@@ -37,6 +37,14 @@ def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             metavar="LOG",
             help="jsonl, tensorboard, wandb or mlflow; also several times.",
         ),
+        "style": click.option(
+            "--format",
+            "style",
+            type=click.Choice(["table", "csv", "json"]),
+            default="table",
+            show_default=True,
+            help="Of what is printed.",
+        ),
         "yes": click.option("--yes", is_flag=True, help="Do not ask before ten minutes or more of training."),
     }
 

@@ -33,15 +33,7 @@ _EXAMPLES = (
 @click.option("--eps", help="0.01:0.07:0.01, 8/255, or several with commas. By default all that both have.")
 @click.option("--defenses", is_flag=True, help="A and B are defenses: over at least 3 seeds of each.")
 @click.option("--n", type=int, help="Members, for --defenses; needed where there are several sizes.")
-@click.option(
-    "--format",
-    "style",
-    type=click.Choice(["table", "csv", "json"]),
-    default="table",
-    show_default=True,
-    help="Of what is printed.",
-)
-@shared("runs")
+@shared("style", "runs")
 def command(
     first: str, second: str, threat: str, eps: str | None, defenses: bool, n: int | None, style: str, runs: str
 ) -> None:

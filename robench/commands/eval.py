@@ -82,16 +82,8 @@ _EXAMPLES = (
     help="Attack up to 200 survivors of a white-box result again, far harder; or not even the few that always are.",
 )
 @click.option("--strict", is_flag=True, help="Exit code 1 where a check of validity fails.")
-@click.option(
-    "--format",
-    "style",
-    type=click.Choice(["table", "csv", "json"]),
-    default="table",
-    show_default=True,
-    help="Of what is printed.",
-)
 @_gate.gated
-@shared("log_to", "data_dir", "device", "runs", "yes")
+@shared("style", "log_to", "data_dir", "device", "runs", "yes")
 def command(**given: Any) -> int:
     """Judge RUNs, or every target run of the data set, under a threat; says what speaks against the result."""
     asked = _Asked.of(given)

@@ -874,7 +874,7 @@ def _over_draws(check: Finding, model: EvaluatedModel, threat: Threat) -> Findin
     if others := [attack.label for attack in threat.attacks if attacked and not attack.over_draws]:
         raise RobenchError(
             f"{model.name} draws at inference, and `draws` does not reach attack {others[0]!r}, which takes gradients "
-            f"of its own; leave it away, or choose one of robench's, such as pgd"
+            f"of its own; omit it, or choose one of robench's, such as pgd"
         )
     drawn = "its gradients are means over, and its verdicts over" if attacked else "its verdicts are over"
     return Finding(REPEAT, "pass", f"{model.name} draws at inference: {drawn} {threat.draws} draws")
