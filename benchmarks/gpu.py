@@ -134,6 +134,9 @@ def _importable(folder: Path) -> list[str]:
     shutil.copytree(ROOT / "robench", folder / "tree/robench")
     for name in ("attacks", "defenses", "reports"):
         shutil.copytree(ROOT / name, folder / "tree/robench" / name)
+    if (ROOT / "tests").is_dir():
+        shutil.copytree(ROOT / "tests", folder / "tree/tests")
+        shutil.copy(ROOT / "setup.cfg", folder / "tree")
     return [str(folder / "tree"), *([os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else [])]
 
 

@@ -82,7 +82,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Job:
-    """An ensemble, and images (B,C,H,W) that it gets right."""
+    """An ensemble, and images (B,C,H,W) that it gets right, on its device."""
 
     target: EvaluatedModel
     images: Tensor
@@ -122,14 +122,15 @@ def official(job: Job, model: nn.Module, clone: Path, eps: float) -> Result:
     sys.path.insert(0, str(clone))
     from autoattack import AutoAttack  # type: ignore[import-not-found]
 
-    attack = AutoAttack(model, norm="Linf", eps=eps, seed=0, version="standard", device="cpu", verbose=False)
+    device = str(job.images.device)
+    attack = AutoAttack(model, norm="Linf", eps=eps, seed=0, version="standard", device=device, verbose=False)
     result = Result(np.ones(len(job.images), dtype=bool))
     for name in list(attack.attacks_to_run):
         attack.attacks_to_run, attack.version = [name], "custom"
         left = torch.from_numpy(np.flatnonzero(result.right))
         if not len(left):
             break
-        found = attack.run_standard_evaluation(job.images[left], job.labels[left], bs=len(left))
+        found = attack.run_standard_evaluation(job.images[left], job.labels[left].to(device), bs=len(left))
         result.right[left.numpy()] = job.judged(found, left)
         result.took[name] = len(left) - int(result.right.sum())
     return result
@@ -142,6 +143,8 @@ def official(job: Job, model: nn.Module, clone: Path, eps: float) -> Result:
 @click.option("--samples", default=300, show_default=True)
 @click.option("--batch-size", default=100, show_default=True)
 @click.option("--official", "clone", type=click.Path(exists=True, path_type=Path), help="A clone of auto-attack.")
+@click.option("--attacks", default="", help=f"Some of {', '.join([*OURS, OFFICIAL])}; by default all.")
+@click.option("--device", default="cpu", show_default=True)
 @click.option("--runs", default="runs", show_default=True)
 @click.option("--out", default="results/strongest", show_default=True, type=click.Path(path_type=Path))
 def main(
@@ -151,17 +154,19 @@ def main(
     samples: int,
     batch_size: int,
     clone: Path | None,
+    attacks: str,
+    device: str,
     runs: str,
     out: Path,
 ) -> None:
     data, store = load(dataset), Runs(runs)
     chosen = data.subset(samples, data.resolved("auto", samples), 0)
     for name in names:
-        target = EvaluatedModel.of_run(store.get(name), torch.device("cpu"))
+        target = EvaluatedModel.of_run(store.get(name), torch.device(device))
         for radius in words.radii(eps):
-            for attack in [*OURS, *([OFFICIAL] if clone else [])]:
-                for first in range(0, len(chosen), batch_size):
-                    part = chosen[first : first + batch_size]
+            for first in range(0, len(chosen), batch_size):
+                part = chosen[first : first + batch_size]
+                for attack in attacks.split(",") if attacks else [*OURS, *([OFFICIAL] if clone else [])]:
                     _one(target, data, part, first, attack, radius, clone, out / "rows")
     write_text(out / "strongest.md", _table(out / "rows"))
 
@@ -180,7 +185,8 @@ def _one(
     name, last = f"{target.name}-{eps:g}-{attack.replace(' ', '-')}", first + len(chosen)
     if _is_done(out, name, first, last):
         return
-    images, labels = to_images(data.test.images[chosen]), data.test.labels[chosen]
+    device = next(target.ensemble.parameters()).device
+    images, labels = to_images(data.test.images[chosen]).to(device), data.test.labels[chosen]
     right = torch.from_numpy(predict(target.ensemble, images, labels.numpy()).correct[-1])
     job = Job(target, images[right], labels[right], chosen[right])
     bill, start = Bill(), time.perf_counter()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 from weakref import WeakKeyDictionary
 
@@ -25,4 +24,4 @@ def layers_of(member: nn.Module, images: Tensor) -> int:
 def drawn_layer(member: nn.Module, batch: Batch, per: Literal["epoch", "batch"]) -> int:
     """l = 1 + ⌊u·L⌋, with u ~ U(0, 1) drawn for the epoch or the batch and shared by members of different depth L."""
     draws = batch.epoch_draws if per == "epoch" else batch.draws
-    return 1 + math.floor(float(draws.uniform((1,), "layer")) * layers_of(member, batch.images))
+    return 1 + draws.below(layers_of(member, batch.images), "layer")

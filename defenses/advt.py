@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
-
-import torch.nn.functional as F
 
 from robench.attacks.training import check, craft
 from robench.core.ensemble import Ensemble
 from robench.core.frozen import BatchNormMode
+from robench.defenses._members import by_member, cross_entropy
 from robench.defenses.base import DEFENSES, Batch, Defense, Terms
 
 
@@ -50,5 +50,6 @@ class AdvT(Defense):
             step_ratio=self.step_ratio,
             craft_bn=self.craft_bn,
         )
-        for member in ensemble.members:
-            yield {"ce": F.cross_entropy(member(images), batch.labels)}
+        yield from by_member(
+            [partial(cross_entropy, member, images, batch.labels) for member in ensemble.members], images.device
+        )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
-import torch.nn.functional as F
-
 from robench.core.ensemble import Ensemble
+from robench.defenses._members import by_member, cross_entropy
 from robench.defenses.base import DEFENSES, Batch, Defense, Terms
 
 
@@ -20,5 +20,5 @@ class Baseline(Defense):
     title: ClassVar[str] = "Baseline"
 
     def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
-        for member in ensemble.members:
-            yield {"ce": F.cross_entropy(member(batch.images), batch.labels)}
+        losses = [partial(cross_entropy, member, batch.images, batch.labels) for member in ensemble.members]
+        yield from by_member(losses, batch.images.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -14,7 +15,9 @@ from robench.attacks.distill import distill
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.frozen import BatchNormMode, batchnorm
+from robench.core.streams import side_by_side
 from robench.defenses._layers import drawn_layer, layers_of
+from robench.defenses._members import by_member
 from robench.defenses.base import DEFENSES, Batch, Defense, Terms
 
 
@@ -63,34 +66,28 @@ class Dverge(Defense):
 
     def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
         distilled = self.distilled(ensemble, batch)
-        for i, member in enumerate(ensemble.members):
+
+        def of(i: int) -> Terms:
             others = [images for j, images in enumerate(distilled) if j != i]
-            yield {"distilled": resistance(member, others, batch.labels)}
+            return {"distilled": resistance(ensemble.members[i], others, batch.labels)}
+
+        yield from by_member([partial(of, i) for i in range(len(ensemble))], batch.images.device)
 
     def distilled(self, ensemble: Ensemble, batch: Batch) -> list[Tensor]:
         """x'_j (B,C,H,W) of every member j, all made before any update."""
+        calls = [partial(self._of_member, member, batch) for member in ensemble.members]
+        return side_by_side(calls, batch.images.device)
+
+    def _of_member(self, member: nn.Module, batch: Batch) -> Tensor:
         assert batch.paired is not None
-        images = []
-        for member in ensemble.members:
-            layers = layers_of(member, batch.images)
-            if self.layer > layers:
-                raise RobenchError(
-                    f"expected `layer` of defense {self.name!r} in 0..{layers} for this model, got {self.layer}"
-                )
-            layer = self.layer or drawn_layer(member, batch, self.layer_per)
-            with batchnorm(member, self.craft_bn):
-                images.append(
-                    distill(
-                        member,
-                        batch.images,
-                        batch.paired,
-                        layer,
-                        eps=self.eps,
-                        steps=self.steps,
-                        step_ratio=1 / self.steps,
-                    )
-                )
-        return images
+        layers = layers_of(member, batch.images)
+        if self.layer > layers:
+            raise RobenchError(
+                f"expected `layer` of defense {self.name!r} in 0..{layers} for this model, got {self.layer}"
+            )
+        layer, ratio = self.layer or drawn_layer(member, batch, self.layer_per), 1 / self.steps
+        with batchnorm(member, self.craft_bn):
+            return distill(member, batch.images, batch.paired, layer, eps=self.eps, steps=self.steps, step_ratio=ratio)
 
 
 def resistance(member: nn.Module, distilled: Sequence[Tensor], labels: Tensor) -> Tensor:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch.nn.functional as F
 
 from robench.attacks.training import check, craft
 from robench.core.ensemble import Ensemble
+from robench.core.streams import side_by_side
+from robench.defenses._members import by_member
 from robench.defenses.base import DEFENSES, Batch, Terms
 from robench.defenses.dverge import Dverge, resistance
 
@@ -47,8 +50,9 @@ class DvergeAdvT(Dverge):
 
     def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
         distilled = self.distilled(ensemble, batch)
-        adversarial = [
-            craft(
+        calls = [
+            partial(
+                craft,
                 member,
                 batch.images,
                 batch.labels,
@@ -60,9 +64,13 @@ class DvergeAdvT(Dverge):
             )
             for i, member in enumerate(ensemble.members)
         ]
-        for i, member in enumerate(ensemble.members):
-            others = [images for j, images in enumerate(distilled) if j != i]
-            yield {
+        adversarial = side_by_side(calls, batch.images.device)
+
+        def of(i: int) -> Terms:
+            member, others = ensemble.members[i], [images for j, images in enumerate(distilled) if j != i]
+            return {
                 "distilled": self.weight * resistance(member, others, batch.labels),
                 "adversarial": F.cross_entropy(member(adversarial[i]), batch.labels),
             }
+
+        yield from by_member([partial(of, i) for i in range(len(ensemble))], batch.images.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from robench.core.errors import RobenchError
 from robench.core.rules import USUAL, Rule, checked
+from robench.core.streams import side_by_side
 
 
 class Ensemble(nn.Module):
@@ -40,7 +42,8 @@ class Ensemble(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """Every member's logits, shape (N,B,K)."""
-        return torch.stack([logits_of(member, images) for member in self.members])
+        calls = [partial(logits_of, member, images) for member in self.members]
+        return torch.stack(side_by_side(calls, images.device))
 
     def forward(self, images: Tensor) -> Tensor:
         return followed(self.logits(images), self.rule)

@@ -25,6 +25,11 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
+def in_a_line(error: BaseException) -> str:
+    """An error of other people's code for a log: its type, and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+
+
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> RobenchError:
     """The error for a name that is not registered, with its nearest neighbours."""
     names = sorted(known)

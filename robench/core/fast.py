@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from robench.core.ensemble import Ensemble, logits_of
-from robench.core.errors import out_of_memory
+from robench.core.errors import in_a_line, out_of_memory
 from robench.core.frozen import hooked
 from robench.core.rules import USUAL, Rule
 
@@ -207,7 +207,7 @@ def compiled(model: nn.Module, image: Tensor) -> tuple[nn.Module, str]:
         images = image.detach().clone().requires_grad_(True)
         torch.autograd.grad(fast(images).sum(), images)
     except Exception as error:  # whatever a compiler may raise
-        return model, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        return model, in_a_line(error)
     return fast, ""
 
 

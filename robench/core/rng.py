@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -89,6 +90,10 @@ class Stream:
         """Uniform in (0, 1), float32, on the CPU."""
         count = int(np.prod(shape, dtype=np.int64))
         return torch.from_numpy(_unit(_raw(self.key(*purpose), 0, count))).view(*shape)
+
+    def below(self, count: int, *purpose: Part) -> int:
+        """⌊u·count⌋ with u of `uniform`: a choice among ``count``. The same u serves every count."""
+        return math.floor(float(self.uniform((1,), *purpose)) * count)
 
     def within(self, *purpose: Part) -> Stream:
         """The stream of a part of this run, such as one step."""

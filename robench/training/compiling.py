@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.core.ensemble import Ensemble
-from robench.core.errors import out_of_memory
+from robench.core.errors import in_a_line, out_of_memory
 from robench.core.fast import Precision
 from robench.core.features import parted
 
@@ -110,7 +110,7 @@ def differs(
     except Exception as error:  # whatever a compiler may raise
         if out_of_memory(error):
             raise
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        return in_a_line(error)
     finally:
         ensemble.load_state_dict(before)
         ensemble.zero_grad(set_to_none=True)

@@ -31,8 +31,9 @@ from robench.defenses import Batch, Terms
 from robench.store.runs import Run, Runs, lineage, load_state
 from robench.training import parallel
 from robench.training.checkpoint import Checkpoint, State
-from robench.training.compiling import COMPARED, begin_step, compiled_if_same
+from robench.training.compiling import COMPARED, begin_step, compiled_if_same, differs
 from robench.training.recipes import Recipe
+from robench.training.recording import Gradients, Recorded, cuda_record, or_plain
 from robench.training.task import Task
 
 log = logging.getLogger(__name__)
@@ -213,10 +214,13 @@ def _train(
     with ExitStack() as stack:
         config = {**task.manifest(), **task.recipe.model_dump(mode="json")}
         book = stack.enter_context(opened(logs if writes else (), runs.folder(task.name), "train", config))
-        fast = False
-        if compile and state.epoch < task.epochs:
+        fast, gradients = False, plain_gradients(task)
+        if state.epoch < task.epochs and (compile or device.type == "cuda"):
             few = list(islice(batches(train, task.recipe, stream, state.epoch, paired, device=device), COMPARED))
-            fast = stack.enter_context(_through_compiler(ensemble, task, few, device))
+            if compile:
+                fast = stack.enter_context(_through_compiler(ensemble, task, few, device))
+            if not fast:
+                gradients = recorded_if_same(ensemble, task, few, device)
         while state.epoch < task.epochs:
             began, first = time.monotonic(), state.step
             for batch in batches(train, task.recipe, stream, state.epoch, paired, state.step, device):
@@ -226,7 +230,7 @@ def _train(
                 set_rate(optimizer, rate)
                 if fast:
                     begin_step(device)
-                state.add(train_step(ensemble, optimizer, task, batch))
+                state.add(train_step(ensemble, optimizer, task, batch, gradients))
                 _keep_snapshot(task.recipe, state, ensemble, steps)
                 progress(state.epoch * steps + state.step, total, task.name)
                 if writes and time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -334,6 +338,23 @@ def _through_compiler(ensemble: Ensemble, task: Task, few: Sequence[Batch], devi
         yield fast
 
 
+def recorded_if_same(ensemble: Ensemble, task: Task, few: Sequence[Batch], device: torch.device) -> Gradients:
+    """The task's gradients as CUDA graphs, where ``few`` batches show that steps stay the same; else plain ones."""
+    plain = plain_gradients(task)
+    if device.type != "cuda" or parallel.place()[1] > 1:
+        return plain
+    mine = Recorded(plain, cuda_record(device))
+
+    def step(each: Ensemble, optimizer: torch.optim.Optimizer, number: int) -> dict[str, Tensor]:
+        batch = replace(few[number % len(few)], state={})
+        return train_step(each, optimizer, task, batch, mine if each is ensemble else plain)
+
+    why = differs(ensemble, partial(make_optimizer, task.recipe), step, task.recipe.precision)
+    if why:
+        log.info(f"training goes on without CUDA graphs: {why}")
+    return plain if why else or_plain(mine, plain)
+
+
 def _track(track: Track, every: int | None, ensemble: Ensemble, history: list[dict[str, Any]], seconds: float) -> None:
     """Adds a measurement to the last epoch of ``history`` where one is due."""
     earlier = [entry["track"]["every"] for entry in history if "track" in entry]
@@ -359,14 +380,22 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def train_step(ensemble: Ensemble, optimizer: torch.optim.Optimizer, task: Task, batch: Batch) -> dict[str, Tensor]:
+def train_step(
+    ensemble: Ensemble,
+    optimizer: torch.optim.Optimizer,
+    task: Task,
+    batch: Batch,
+    gradients: Gradients | None = None,
+) -> dict[str, Tensor]:
     """One update; the loss's named terms, each a scalar that stays on the device.
 
     Among several processes (`parallel`) each takes its part of ``batch``; terms and update are those of the whole.
+
+    Args:
+        gradients: what computes them, by default `plain_gradients`.
     """
     batch = parallel.part_of(batch)
     optimizer.zero_grad(set_to_none=True)
-    sums: dict[str, Tensor] = {}
     devices = [batch.images.device] if batch.images.is_cuda else []
     # Dropout and stochastic depth draw from torch's generator: keyed here, and left as it was.
     with full_float32(), torch.random.fork_rng(devices=devices):
@@ -374,11 +403,7 @@ def train_step(ensemble: Ensemble, optimizer: torch.optim.Optimizer, task: Task,
         if devices:
             # torch.cuda.manual_seed is of the current device, which need not be this one.
             torch.cuda.default_generators[devices[0].index].manual_seed(batch.draws.key("torch"))
-        for terms in _terms(ensemble, task, batch):
-            values = list(terms.values())
-            sum(values[1:], values[0]).backward()  # type: ignore[no-untyped-call]
-            for name, value in terms.items():
-                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+        sums = (gradients or plain_gradients(task))(ensemble, batch)
     parallel.average([parameter.grad for parameter in ensemble.parameters()])
     parallel.average(sums.values())
     optimizer.step()
@@ -386,6 +411,21 @@ def train_step(ensemble: Ensemble, optimizer: torch.optim.Optimizer, task: Task,
         task.defense.finish(ensemble, batch)
     parallel.share_rows(batch)
     return sums
+
+
+def plain_gradients(task: Task) -> Gradients:
+    """The gradients of a task's loss, added to those that the parameters have; and the loss's terms."""
+
+    def gradients(ensemble: Ensemble, batch: Batch) -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = {}
+        for terms in _terms(ensemble, task, batch):
+            values = list(terms.values())
+            sum(values[1:], values[0]).backward()  # type: ignore[no-untyped-call]
+            for name, value in terms.items():
+                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+        return sums
+
+    return gradients
 
 
 def _terms(ensemble: Ensemble, task: Task, batch: Batch) -> Iterator[Terms]:

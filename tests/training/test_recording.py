@@ -1,0 +1,174 @@
+"""Recorded steps: what is replayed is the step of the batch that is given, or nothing is recorded."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robench.core.data import make
+from robench.core.ensemble import Ensemble
+from robench.core.models import build
+from robench.core.rng import Stream
+from robench.defenses import Batch, Defense, Terms
+from robench.training.compiling import differs
+from robench.training.loop import batches, make_optimizer, plain_gradients, train_step
+from robench.training.recording import NotRecorded, Record, Recorded, or_plain
+from robench.training.task import Task, resolve
+
+
+def played(ensemble: Ensemble) -> Record:
+    """A recording as a CPU can make one: what was recorded runs again, and writes into the same tensors."""
+
+    def record(
+        call: Callable[[], dict[str, Tensor]], restore: Callable[[], None]
+    ) -> tuple[Callable[[], None], dict[str, Tensor]]:
+        call()
+        restore()
+        terms = call()
+        restore()
+        slopes = [parameter.grad for parameter in ensemble.parameters()]
+
+        def replay() -> None:
+            for name, value in call().items():
+                terms[name].copy_(value)
+            for parameter, slope in zip(ensemble.parameters(), slopes, strict=True):
+                if slope is not None:
+                    assert parameter.grad is not None
+                    slope.copy_(parameter.grad)
+
+        return replay, terms
+
+    return record
+
+
+def started(defense: str, **fields: object) -> tuple[Task, Ensemble, Iterator[Batch]]:
+    draws = np.random.default_rng(0)
+    images, labels = draws.integers(0, 256, (96, 3, 16, 16), dtype=np.uint8), np.arange(96) % 4
+    few = make("npz:few", (images, labels), (images[:8], labels[:8]), recipe="digits")
+    task = resolve(few, defense, 2, models=["resnet8"], init="scratch", overrides={"batch_size": 8, **fields})
+    ensemble = Ensemble(build(spec, key) for key, spec in enumerate(task.members)).train()
+    return task, ensemble, batches(few.train, task.recipe, Stream(("here",)), 0, task.defense.paired)
+
+
+@pytest.mark.parametrize(
+    ("defense", "fields"),
+    [
+        ("baseline", {}),
+        ("adp", {}),
+        ("gal", {}),
+        ("dverge", {"layer_per": "batch"}),
+        ("dverge", {"layer_per": "epoch"}),
+        ("advt", {}),
+        ("dverge-advt", {"layer_per": "batch"}),
+        ("igat", {}),
+    ],
+)
+def test_steps_are_plain_ones(defense: str, fields: dict[str, Any]) -> None:
+    task, ensemble, source = started(defense, **fields)
+    other = copy.deepcopy(ensemble)
+    mine = Recorded(plain_gradients(task), played(ensemble))
+    one, two = make_optimizer(task.recipe, ensemble), make_optimizer(task.recipe, other)
+    for batch in source:
+        found, wanted = train_step(ensemble, one, task, batch, mine), train_step(other, two, task, batch)
+        assert {name: float(value) for name, value in found.items()} == {
+            name: float(value) for name, value in wanted.items()
+        }
+    for (name, value), expected in zip(ensemble.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(value, expected), name
+    if fields.get("layer_per") == "batch":
+        assert len(mine._found) > 1
+
+
+def test_terms_of_a_step_outlive_the_next() -> None:
+    task, ensemble, source = started("baseline")
+    mine = Recorded(plain_gradients(task), played(ensemble))
+    first = mine(ensemble, next(source))["ce"]
+    kept = float(first)
+    mine(ensemble, next(source))
+    assert float(first) == kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss(Defense):
+    """A loss that needs what is not recorded."""
+
+    what: str = ""
+    name: ClassVar[str] = "not-recorded"
+    calls: ClassVar[int] = 0
+
+    def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
+        Loss.calls += 1
+        loss = F.cross_entropy(ensemble(batch.images), batch.labels)
+        if self.what == "progress":
+            loss = loss * (1 + batch.progress)
+        if self.what == "state":
+            batch.state["seen"] = batch.labels
+        if self.what == "key":
+            loss = loss * batch.draws.key("own")
+        if self.what == "count":
+            loss = loss + float(batch.draws.uniform((Loss.calls,), "noise").sum())
+        if self.what == "choices":
+            for number in range(Loss.calls):
+                batch.draws.below(3, "which", number)
+        yield {"ce": loss}
+
+
+@pytest.mark.parametrize("what", ["progress", "state", "key", "count"])
+def test_what_needs_more_than_batch_and_draws_is_found_at_once(what: str) -> None:
+    task, ensemble, source = started("baseline")
+    task = replace(task, defense=Loss(what=what))
+    plain, few = plain_gradients(task), list(source)[:3]
+    before = copy.deepcopy(ensemble.state_dict())
+    mine = Recorded(plain, played(ensemble))
+
+    def step(each: Ensemble, optimizer: torch.optim.Optimizer, number: int) -> dict[str, Tensor]:
+        batch = replace(few[number], state={}, progress=0.5)
+        return train_step(each, optimizer, task, batch, mine if each is ensemble else plain)
+
+    assert differs(ensemble, partial(make_optimizer, task.recipe), step, "float32")
+    assert all(torch.equal(value, before[name]) for name, value in ensemble.state_dict().items())
+
+
+def test_other_choices_are_no_recording() -> None:
+    Loss.calls = 0
+    task, ensemble, source = started("baseline")
+    mine = Recorded(plain_gradients(replace(task, defense=Loss(what="choices"))), played(ensemble))
+    with pytest.raises(NotRecorded, match="choices"):
+        for batch in source:
+            mine(ensemble, batch)
+
+
+def test_training_goes_on_where_a_later_step_cannot_be_recorded(caplog: pytest.LogCaptureFixture) -> None:
+    """A new layer may find the memory full, hours after the first steps were compared."""
+    task, ensemble, source = started("dverge", layer_per="batch")
+    other, record, made = copy.deepcopy(ensemble), played(ensemble), 0
+
+    def failing(*arguments: Any) -> Any:
+        nonlocal made
+        made += 1
+        if made == 3:
+            arguments[0]()
+            raise RuntimeError("CUDA out of memory")
+        return record(*arguments)
+
+    plain = plain_gradients(task)
+    mine = or_plain(Recorded(plain, failing), plain)
+    one, two = make_optimizer(task.recipe, ensemble), make_optimizer(task.recipe, other)
+    for batch in source:
+        train_step(ensemble, one, task, batch, mine)
+        train_step(other, two, task, batch)
+    assert made == 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "training goes on without CUDA graphs: RuntimeError: CUDA out of memory"
+    ]
+    for (name, value), expected in zip(ensemble.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(value, expected), name
