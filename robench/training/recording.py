@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -33,6 +33,17 @@ Record = Callable[[Callable[[], dict[str, Tensor]], Callable[[], None]], tuple[C
 
 class NotRecorded(RobenchError):
     """A step cannot be recorded; the message says why."""
+
+
+class _Unknown(float):
+    """`Batch.progress` of a step that is recorded once for all: a loss that reckons with it is none."""
+
+    def _refuse(self, *others: object) -> NoReturn:
+        raise NotRecorded("it changes with the part of the training that is done")
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
+    __pow__ = __rpow__ = __neg__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = __float__ = _refuse
+    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -144,7 +155,7 @@ class Recorded:
                 labels=batch.labels.clone(),
                 paired=None if batch.paired is None else batch.paired.clone(),
                 samples=None if batch.samples is None else batch.samples.clone(),
-                progress=float("nan"),  # a loss that reads it is not finite, and found by the comparison
+                progress=_Unknown("nan"),
             )
         else:
             for name in ("images", "labels", "paired", "samples"):

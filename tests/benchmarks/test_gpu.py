@@ -108,11 +108,12 @@ def test_every_stage_runs_in_miniature(tmp_path: Path) -> None:
         [python, "-c", "import robench.attacks"], env=bare, cwd=tmp_path, capture_output=True, check=False
     )
     assert there.returncode == 1, "robench is installed after all"
-    command = [python, "tree/benchmarks/gpu.py", "--tiny", "--device", "cpu", "--minutes", "8"]
+    # From within the tree: its folder `robench` lacks attacks and defenses, and must not be the one that is imported.
+    command = [python, "benchmarks/gpu.py", "--tiny", "--device", "cpu", "--minutes", "8"]
     done = subprocess.run(
-        [*command, "--data", str(ROOT.parent / "shared/data"), "--out", "out"],
+        [*command, "--data", str(ROOT.parent / "shared/data"), "--out", str(tmp_path / "out")],
         env=bare,
-        cwd=tmp_path,
+        cwd=tmp_path / "tree",
         capture_output=True,
         text=True,
         check=False,

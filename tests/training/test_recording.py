@@ -110,6 +110,8 @@ class Loss(Defense):
         loss = F.cross_entropy(ensemble(batch.images), batch.labels)
         if self.what == "progress":
             loss = loss * (1 + batch.progress)
+        if self.what == "late" and batch.progress > 0.9:
+            loss = 2 * loss
         if self.what == "state":
             batch.state["seen"] = batch.labels
         if self.what == "key":
@@ -122,7 +124,7 @@ class Loss(Defense):
         yield {"ce": loss}
 
 
-@pytest.mark.parametrize("what", ["progress", "state", "key", "count"])
+@pytest.mark.parametrize("what", ["progress", "late", "state", "key", "count"])
 def test_what_needs_more_than_batch_and_draws_is_found_at_once(what: str) -> None:
     task, ensemble, source = started("baseline")
     task = replace(task, defense=Loss(what=what))
@@ -134,7 +136,7 @@ def test_what_needs_more_than_batch_and_draws_is_found_at_once(what: str) -> Non
         batch = replace(few[number], state={}, progress=0.5)
         return train_step(each, optimizer, task, batch, mine if each is ensemble else plain)
 
-    assert differs(ensemble, partial(make_optimizer, task.recipe), step, "float32")
+    assert "NotRecorded" in differs(ensemble, partial(make_optimizer, task.recipe), step, "float32")
     assert all(torch.equal(value, before[name]) for name, value in ensemble.state_dict().items())
 
 
@@ -142,9 +144,27 @@ def test_other_choices_are_no_recording() -> None:
     Loss.calls = 0
     task, ensemble, source = started("baseline")
     mine = Recorded(plain_gradients(replace(task, defense=Loss(what="choices"))), played(ensemble))
+    mine(ensemble, next(source))
     with pytest.raises(NotRecorded, match="choices"):
-        for batch in source:
-            mine(ensemble, batch)
+        [mine(ensemble, batch) for batch in source]
+
+
+@pytest.mark.parametrize("defense", ["baseline", "dverge", "advt", "dverge-advt"])
+def test_members_side_by_side_are_members_in_turn(defense: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, ensemble, source = started(defense)
+    other, batch = copy.deepcopy(ensemble), next(source)
+    wanted = plain_gradients(task)(ensemble, batch)
+    monkeypatch.setattr("robench.defenses._members.recording", lambda device: True)
+    found = plain_gradients(task)(other, batch)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert float(found[name]) == pytest.approx(float(value), rel=1e-6)
+    for one, two in zip(ensemble.parameters(), other.parameters(), strict=True):
+        assert one.grad is not None
+        assert two.grad is not None
+        assert torch.allclose(one.grad, two.grad, atol=1e-6)
+    for one, two in zip(ensemble.buffers(), other.buffers(), strict=True):
+        assert torch.equal(one, two)
 
 
 def test_training_goes_on_where_a_later_step_cannot_be_recorded(caplog: pytest.LogCaptureFixture) -> None:
