@@ -193,8 +193,11 @@ class Recorded:
             for name, value in ensemble.named_buffers():
                 value.copy_(before[name])
 
+        devices = [given.images.device] if given.images.is_cuda else []
         try:
-            replay, terms = self._record(call, restore)
+            # Dropout of what is replayed draws what it would have drawn.
+            with torch.random.fork_rng(devices=devices):
+                replay, terms = self._record(call, restore)
         except BaseException:
             restore()
             ensemble.zero_grad(set_to_none=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from robench.core.data import make
 from robench.core.ensemble import Ensemble
@@ -86,6 +86,20 @@ def test_steps_are_plain_ones(defense: str, fields: dict[str, Any]) -> None:
         assert torch.equal(value, expected), name
     if fields.get("layer_per") == "batch":
         assert len(mine._found) > 1
+
+
+def test_dropout_draws_what_it_draws_in_plain_steps() -> None:
+    task, ensemble, source = started("advt")
+    for member in ensemble.members:
+        for module in list(member.modules()):
+            if isinstance(module, nn.ReLU):
+                module.register_forward_hook(lambda module, inputs, outputs: F.dropout(outputs, 0.2, module.training))
+    other = copy.deepcopy(ensemble)
+    mine = Recorded(plain_gradients(task), played(ensemble))
+    one, two = make_optimizer(task.recipe, ensemble), make_optimizer(task.recipe, other)
+    for batch in source:
+        found, wanted = train_step(ensemble, one, task, batch, mine), train_step(other, two, task, batch)
+        assert float(found["ce"]) == float(wanted["ce"])
 
 
 def test_terms_of_a_step_outlive_the_next() -> None:
