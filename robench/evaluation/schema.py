@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Protocol(NamedTuple):
@@ -47,11 +47,17 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is expected, no truth value")
+    return value
+
+
 Distinct = AfterValidator(_distinct)
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1), BeforeValidator(_number)]
 #: Draws of a model.
-Draws = Annotated[int, Field(ge=1, le=10_000)]
-Radius = Annotated[float, Field(gt=0, le=1)]
+Draws = Annotated[int, Field(ge=1, le=10_000), BeforeValidator(_number)]
+Radius = Annotated[float, Field(gt=0, le=1), BeforeValidator(_number)]
 Radii = Annotated[tuple[Radius, ...], Field(min_length=1)]
 Names = Annotated[tuple[str, ...], Field(min_length=1), Distinct]
 Sizes = Annotated[tuple[Count, ...], Field(min_length=1), Distinct]

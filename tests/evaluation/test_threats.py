@@ -77,6 +77,11 @@ def test_queries_are_of_outputs_alone() -> None:
         ({"eps": (float("nan"),)}, "'eps' of threat 'whitebox': input should be a finite number, got nan"),
         ({"eps": (0.1,), "restarts": 0}, "'restarts' of threat 'whitebox'.* got 0; Random starts of each attack"),
         ({"eps": (0.1,), "restarts": 2.5}, "'restarts' of threat 'whitebox'.* got 2.5"),
+        (
+            {"eps": (0.1,), "restarts": True},
+            "'restarts' of threat 'whitebox': a number is expected, no truth value, got True",
+        ),
+        ({"eps": (True,)}, "'eps' of threat 'whitebox': a number is expected, no truth value, got True"),
         ({"eps": (0.1,), "restart": 2}, "unknown field of threat 'whitebox' 'restart'; did you mean restarts"),
         ({"eps": (0.1,), "attacks": ("pgd",)}, "'attacks' of threat 'whitebox': .*, got 'pgd'"),
         ({"eps": (0.1,), "surrogates": ()}, "unknown field of threat 'whitebox' 'surrogates'"),
