@@ -125,3 +125,26 @@ def test_every_stage_runs_in_miniature(tmp_path: Path) -> None:
     assert not [stage["failure"] for stage in found.values() if stage["failure"]], done.stderr
     assert done.returncode == 0
     assert "all is well" in done.stdout
+
+
+def test_what_takes_too_long_is_left_with_where_it_was() -> None:
+    """One attack that hung took all others of its stage along."""
+    code = (
+        "import json, time\n"
+        "from gpu_stages import tried\n"
+        "def waiting():\n    time.sleep(60)\n"
+        "print(json.dumps([tried('one', waiting, 1), tried('two', lambda: 'done', 1)]))"
+    )
+    folder = os.pathsep.join([str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": folder},
+    )
+    one, two = json.loads(done.stdout)
+    assert one["ok"] is False
+    assert "TimeoutError: not done after 1 s" in one["value"]
+    assert "waiting" in one["value"]
+    assert two["ok"] is True
