@@ -109,7 +109,7 @@ def test_every_stage_runs_in_miniature(tmp_path: Path) -> None:
     )
     assert there.returncode == 1, "robench is installed after all"
     # From within the tree: its folder `robench` lacks attacks and defenses, and must not be the one that is imported.
-    command = [python, "benchmarks/gpu.py", "--tiny", "--device", "cpu", "--minutes", "8"]
+    command = [python, "benchmarks/gpu.py", "--tiny", "--device", "cpu", "--minutes", "13"]
     done = subprocess.run(
         [*command, "--data", str(ROOT.parent / "shared/data"), "--out", str(tmp_path / "out")],
         env=bare,
