@@ -337,13 +337,13 @@ def test_no_number_rests_on_some_of_the_versions_that_were_asked_for(
 ) -> None:
     """All-or-nothing over the versions that were done when an evaluation was killed would be too high."""
     threat, target = threats(make_model)[2], make_model(0)
-    original = Evaluator._share
+    original = Evaluator._version
 
-    def killed(self: Evaluator, works: Any, *rest: Any) -> Any:
-        original(self, works[:1], *rest)
+    def killed(self: Evaluator, *unit: Any) -> Any:
+        original(self, *unit)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Evaluator, "_share", killed)
+    monkeypatch.setattr(Evaluator, "_version", killed)
     with pytest.raises(KeyboardInterrupt):
         folder_evaluator(data, tmp_path).run([target], threat, SAMPLES)
     kept = FolderRows(tmp_path / "model0", repair=False)
@@ -354,7 +354,7 @@ def test_no_number_rests_on_some_of_the_versions_that_were_asked_for(
     (line,) = told
     assert "an evaluation under blackbox" in line
     assert " is incomplete: " in line
-    monkeypatch.setattr(Evaluator, "_share", original)
+    monkeypatch.setattr(Evaluator, "_version", original)
     whole = folder_evaluator(data, tmp_path).run([target], threat, SAMPLES)
     told.clear()
     read = FolderRows(tmp_path / "model0", repair=False).outcomes(target.identity)
