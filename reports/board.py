@@ -12,7 +12,7 @@ import pandas as pd
 from robench.core.errors import RobenchError
 from robench.core.files import write_text
 from robench.evaluation.findings import Finding
-from robench.evaluation.outcomes import ENSEMBLE, wilson
+from robench.evaluation.outcomes import ENSEMBLE, survived, wilson
 from robench.evaluation.worst import worst
 from robench.reports import html, style
 from robench.reports.document import MISSING, Table, TableCell
@@ -138,7 +138,7 @@ def clean(frame: pd.DataFrame) -> TableCell:
     clean = frame[(frame["threat"] == "clean") & (frame["member"] == ENSEMBLE)]
     if clean.empty:
         return MISSING
-    right = clean.groupby("sample")["correct"].all()
+    right = survived(clean)["correct"]
     return TableCell.measured(right.mean(), *wilson(int(right.sum()), len(right)))
 
 

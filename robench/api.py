@@ -19,7 +19,7 @@ from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.schema import SAMPLES
 from robench.evaluation.threats import Threat, Transfer
-from robench.validity.probe import judge
+from robench.validity.probe import attack_again
 
 
 def evaluate(
@@ -64,7 +64,9 @@ def evaluate(
     with bar(terminal=False) as progress:
         evaluator = Evaluator(data, settings, progress=progress)
         chosen = chosen_samples(data, threat, samples, subset, settings)
-        outcomes = judge(evaluator, [target], threat, chosen, again=probe)
+        outcomes = evaluator.run([target], threat, chosen)
+        if probe:
+            outcomes = attack_again(evaluator, [target], threat, outcomes)
     found = check(outcomes)
     for each in found:
         if each.status != "pass":

@@ -33,7 +33,7 @@ from robench.evaluation.threats import BLACKBOX, Blackbox, Job, Threat, Transfer
 from robench.store.runs import Run, Runs
 from robench.training.loop import Track, ensure
 from robench.training.task import Task, resolve
-from robench.validity.probe import judge
+from robench.validity.probe import attack_again
 
 log = logging.getLogger(__name__)
 
@@ -145,9 +145,8 @@ class Session:
         Raises:
             RobenchError: the attack has changed, or the surrogate is not among the runs any more.
         """
-        assert cell.craft is not None
-        attack, source, restarts = attack_of(cell), cell.craft.source, cell.craft.restarts
-        draws = max(cell.draws, cell.craft.draws, 1)
+        attack, source, restarts = attack_of(cell), cell.attacked.source, cell.attacked.restarts
+        draws = max(cell.draws, cell.attacked.draws, 1)
         # A target may be its own surrogate, where that was allowed.
         if source == target.identity and cell.threat not in BLACKBOX:
             return Job(cell.threat, target.ensemble, "", source, attack, restarts, pooled=True, draws=draws)
@@ -256,7 +255,8 @@ class Session:
             for model in (*targets, *surrogates_of(threat)):
                 if model.name in self._recognised:
                     self._recognised[model.name].keep()
-            return judge(evaluator, targets, threat, samples, again=probe, part=part)
+            outcomes = evaluator.run(targets, threat, samples, part=part)
+            return attack_again(evaluator, targets, threat, outcomes) if probe else outcomes
 
     def forecast(
         self, runs: Sequence[Run], threat: Threat, *, cache: bool = True, probe: bool = True

@@ -85,6 +85,12 @@ class Cell:
     double: bool = False
     draws: int = 0
 
+    @property
+    def attacked(self) -> Craft:
+        """`craft`, of a cell that is not of clean images."""
+        assert self.craft is not None
+        return self.craft
+
     def recipe(self) -> dict[str, Any]:
         """Everything that its rows depend on; names do not."""
         drawn = {"draws": self.draws} if self.draws else {}

@@ -15,7 +15,7 @@ from robench.core.errors import RobenchError
 from robench.evaluation import words
 from robench.evaluation.evaluated import EvaluatedModel, kinship
 from robench.evaluation.findings import Finding, Status
-from robench.evaluation.outcomes import ENSEMBLE, PROBE, SURROGATE, Outcomes, counted, robust, wilson
+from robench.evaluation.outcomes import ENSEMBLE, PROBE, SURROGATE, Outcomes, counted, robust, survived, wilson
 from robench.evaluation.statistics import LEVEL, mcnemar
 from robench.evaluation.threats import BLACKBOX
 
@@ -302,8 +302,8 @@ def surrogates_work(outcomes: Outcomes, sources: Outcomes, classes: int) -> list
             continue
         keys = ["attack", "loss", "eps", "restart"]
         on_itself = own[own["threat"] == SURROGATE].merge(versions[keys].drop_duplicates(), on=keys)
-        fooled = ~on_itself.groupby("sample")["correct"].all()
-        took = 1 - versions.groupby("sample")["correct"].all().mean()
+        fooled = ~survived(on_itself)["correct"]
+        took = 1 - survived(versions)["correct"].mean()
         low, high = wilson(int(right.sum()), len(right))
         evidence = (
             f"{name} gets {right.mean():.1%} of {len(right)} images right; what was crafted on it at ε {eps:g} fools "

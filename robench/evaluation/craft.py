@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from robench.core.files import content_key
 from robench.core.plugins import construct
 from robench.core.rng import Draws
 from robench.evaluation.cells import Cell
-from robench.evaluation.predict import Indices
+from robench.evaluation.predict import Indices, Radii
 from robench.evaluation.soundness import keyed_torch
 
 
@@ -26,7 +25,7 @@ def craft(
     images: Tensor,
     labels: Indices,
     samples: Indices,
-    eps: npt.NDArray[np.float64],
+    eps: Radii,
     *,
     seed: int,
     restart: int,
@@ -59,8 +58,7 @@ def craft(
 
 def attack_of(cell: Cell) -> Attack:
     """The attack that the images of a cell were crafted with; RobenchError where it is not the same any more."""
-    assert cell.craft is not None
-    told = cell.craft.attack
+    told = cell.attacked.attack
     values = {name: value for name, value in told.items() if name not in ("name", "version")}
     made: Attack = construct(ATTACKS.get(told["name"]), values, f"attack {cell.attack!r}")
     if content_key(made.manifest()) != content_key(told):

@@ -28,7 +28,7 @@ from robench.core.progress import Progress, silent
 from robench.core.rng import Stream
 from robench.evaluation.craft import craft
 from robench.evaluation.evaluated import EvaluatedModel
-from robench.evaluation.predict import classes
+from robench.evaluation.predict import correct
 from robench.evaluation.schema import DIVERSITY_STEPS
 
 #: Images that share a feature layer.
@@ -143,7 +143,7 @@ def transfer_rate(
     for i, member in enumerate(ensemble.members):
         for restart in range(restarts):
             crafted = craft(member, attack, images, known, samples, radii, seed=seed, restart=restart).images
-            fooled[i] |= classes(ensemble, crafted, members=True)[:-1] != labels
+            fooled[i] |= ~correct(ensemble, crafted, labels, members=True)[:-1]
     off = ~torch.eye(count, dtype=torch.bool, device=images.device)
     return float(fooled[off].float().mean())
 
@@ -175,7 +175,7 @@ class Tracking:
 
         def measure(ensemble: Ensemble) -> dict[str, float]:
             images = to_images(pixels)
-            right = classes(ensemble, images, members=True) == truth
+            right = correct(ensemble, images, truth, members=True)
             clean = {"clean": float(right[-1].float().mean()), "clean_images": float(len(images))}
             by_all = right[:-1].all(dim=0)
             images, labels = images[by_all][: self.images], truth[by_all][: self.images]

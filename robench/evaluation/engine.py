@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks import Attack, Crafted
-from robench.core import linf, rules
+from robench.core import rules
 from robench.core.data import Data
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError, out_of_memory
@@ -38,7 +38,7 @@ from robench.evaluation.evaluations import Evaluation
 from robench.evaluation.findings import Finding
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import ASIDE, ENSEMBLE, SURROGATE, Outcomes
-from robench.evaluation.predict import Indices, Predictions, classes, predict
+from robench.evaluation.predict import Indices, Predictions, Radii, correct, predict
 from robench.evaluation.rows import Rows
 from robench.evaluation.soundness import GRADIENT, REPEAT, changed, examine
 from robench.evaluation.threats import Blackbox, Job, Threat
@@ -88,7 +88,7 @@ class _Pending:
     cell: Cell
     target: EvaluatedModel
     samples: Indices
-    anew: int = 1
+    anew: int
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class _Crafting:
     parts: list[_Pending]
 
     @cached_property
-    def pairs(self) -> tuple[Indices, npt.NDArray[np.float64]]:
+    def pairs(self) -> tuple[Indices, Radii]:
         """(sample, ε) pairs that some part waits for, by ε and sample."""
         wanted: dict[float, set[int]] = {}
         for part in self.parts:
@@ -108,6 +108,11 @@ class _Crafting:
         samples = [np.array(sorted(wanted[eps]), dtype=np.int64) for eps in sorted(wanted)]
         radii = [np.full(len(wanted[eps]), eps) for eps in sorted(wanted)]
         return np.concatenate(samples), np.concatenate(radii)
+
+    @property
+    def cells(self) -> dict[float, Cell]:
+        """By ε, one that says what the images are made of: those of several targets say the same."""
+        return {part.cell.eps: part.cell for part in self.parts}
 
     def passes(self, crafted: int | None = None) -> float:
         """What it takes at most, see `robench.evaluation.cost`; ``crafted`` images are missing, by default all."""
@@ -119,9 +124,7 @@ class _Crafting:
     @property
     def draws(self) -> int:
         """Over how many draws of the source gradients are means; 0 where it draws nothing."""
-        craft = self.parts[0].cell.craft
-        assert craft is not None
-        return craft.draws
+        return self.parts[0].cell.attacked.draws
 
 
 def _title(job: Job, target: EvaluatedModel) -> str:
@@ -154,8 +157,8 @@ def correct_for_all(
             break
         chunk = order[at]
         images = _images(data, chunk.numpy(), device, torch.float32)
-        found = classes(target.ensemble, images, members=True)[:-1].cpu()
-        chosen = torch.cat([chosen, chunk[(found == data.test.labels[chunk]).all(dim=0)]])
+        right = correct(target.ensemble, images, data.test.labels[chunk], members=True)[:-1].cpu()
+        chosen = torch.cat([chosen, chunk[right.all(dim=0)]])
     chosen = chosen[:samples]
     if not len(chosen):
         raise RobenchError(
@@ -243,42 +246,18 @@ class Evaluator:
                     f"{attack.label}: an image depends on the others in its batch, so other samples, another "
                     f"--batch-size or an interruption give other rows"
                 )
-        self._craft_missing(targets, threats, indices, len(threat.eps))
+        units = self._units(targets, threats, indices)
+        # Closed, it gives back the claim of a unit that failed.
+        with fitting_threads(self.settings.device, self._fitting() * self._numbers), closing(units):
+            for unit, source in units:
+                make = self._pooled if unit.job.pooled else self._version
+                make(unit, source)
+        for rows in self._rows.values():
+            rows.compact()
         self._again(targets, threat, found)
         return Outcomes.concat(
             self._judged(target, threat, evaluations[target.name], found[target.name]) for target in targets
         )
-
-    def _craft_missing(
-        self,
-        targets: Sequence[EvaluatedModel],
-        threats: Mapping[str, Threat],
-        indices: Mapping[str, Indices],
-        radii: int,
-    ) -> None:
-        """Makes every row that is missing, together with whoever works on the same store."""
-        requested = np.unique(np.concatenate(list(indices.values())))
-        self._done = 0.0
-        left: int | None = None
-        waits = 0
-        while works := self.plan(targets, threats, indices):
-            now = sum(len(part.samples) for work in works for part in work.parts)
-            self._total = self._done + sum(work.passes() for work in works)
-            with fitting_threads(self.settings.device, self._fitting() * self._numbers):
-                shared = self._share(works, requested, radii)
-            if shared:
-                assert left is None or now < left, "units were done and their rows are still missing"
-            else:
-                # What is left, other processes have.
-                time.sleep(PAUSE)
-                waits += 1
-                if waits == TOLD_AFTER:
-                    log.info(f"waiting for what other processes have in hand ({self._claims.terms})")
-            left = now if shared else None
-            for rows in self._rows.values():
-                rows.refresh()
-        for rows in self._rows.values():
-            rows.compact()
 
     def _evaluation(
         self, target: EvaluatedModel, threat: Threat, made: Threat, samples: Indices, part: bool
@@ -374,7 +353,7 @@ class Evaluator:
         """What `run` would do of each attack on each source, and for how long at most; writes nothing.
 
         Args:
-            again: survivors of a white-box result are attacked again, as by `robench.validity.probe.judge`.
+            again: survivors of a white-box result are attacked again, as by `robench.validity.probe.attack_again`.
             timed: False measures nothing and leaves the seconds at 0.
         """
         indices = self._open(targets, threat, samples)
@@ -446,11 +425,9 @@ class Evaluator:
         samples, eps = work.pairs
         if self._images is None or work.job.pooled:
             return len(samples)
-        crafts = {part.cell.eps: part.cell.craft for part in work.parts}
         there = sum(
-            int(np.isin(samples[eps == radius], self._images.samples(craft.key)).sum())
-            for radius, craft in crafts.items()
-            if craft is not None
+            int(np.isin(samples[eps == radius], self._images.samples(cell.attacked)).sum())
+            for radius, cell in work.cells.items()
         )
         return len(samples) - there
 
@@ -501,11 +478,11 @@ class Evaluator:
         def add(job: Job, target: EvaluatedModel, threat: Threat, wanted: set[int], threat_of_rows: str) -> None:
             rows = self._kept(target, threat_of_rows)
             for cell in self._cells(job, target, threat):
-                assert cell.craft is not None
                 samples = np.array(sorted(wanted - rows.samples(cell.key)), dtype=np.int64)
                 if len(samples):
-                    key = content_key([cell.craft.at_any_eps, target.identity if job.pooled else None])
-                    works.setdefault(key, _Crafting(key, job, [])).parts.append(_Pending(cell, target, samples))
+                    key = content_key([cell.attacked.at_any_eps, target.identity if job.pooled else None])
+                    part = _Pending(cell, target, samples, self._anew(target, threat.draws))
+                    works.setdefault(key, _Crafting(key, job, [])).parts.append(part)
 
         for target in targets:
             threat, wanted = threats[target.name], set(indices[target.name].tolist())
@@ -570,14 +547,9 @@ class Evaluator:
         """Passes of a verdict over so many draws."""
         return draws if target.identity in self._drawing else 1
 
-    def _says(
-        self, target: EvaluatedModel, images: Tensor, samples: Indices, draws: int, *, members: bool = False
-    ) -> Predictions:
-        """What ``target`` says of images of these samples."""
-        own = samples if target.identity in self._drawing else None
-        return predict(
-            self._judge_of(target), images, self._labels(samples), members=members, draws=max(draws, 1), samples=own
-        )
+    def _keys(self, target: EvaluatedModel, samples: Indices) -> Indices | None:
+        """What the draws of ``target`` at inference are keyed by: ``samples``; None where it draws nothing."""
+        return samples if target.identity in self._drawing else None
 
     def _who(self, target: EvaluatedModel) -> dict[str, Any]:
         who = {"target": target.name, "defense": target.defense, "n": target.n, "seed": target.seed}
@@ -588,17 +560,18 @@ class Evaluator:
         done = self._kept(target, threat).samples(self._clean_cell(target, draws).key)
         return np.array(sorted(set(samples.tolist()) - done), dtype=np.int64)
 
-    def _clean(self, target: EvaluatedModel, samples: Indices, threat: str, draws: int) -> None:
-        pending = self._not_judged(target, samples, threat, draws)
+    def _clean(self, target: EvaluatedModel, wanted: Indices, threat: str, draws: int) -> None:
+        pending = self._not_judged(target, wanted, threat, draws)
         if not len(pending):
             return
         cell, rows = self._clean_cell(target, draws), self._kept(target, threat)
         rows.declare(cell)
         parts = []
         for chunk in _chunks(len(pending), judging_batch(self._numbers, self.settings.batch_size)):
-            images = self._batch_of(pending[chunk])
+            samples = pending[chunk]
+            images, labels, keys = self._batch_of(samples), self._labels(samples), self._keys(target, samples)
             try:
-                verdict = self._says(target, images, pending[chunk], cell.draws)
+                verdict = predict(self._judge_of(target), images, labels, draws=cell.draws, samples=keys)
             except RobenchError:
                 raise
             except Exception as error:  # whatever a user's module may raise
@@ -608,43 +581,45 @@ class Evaluator:
                     f"{target.name} takes a few images and not {len(images)} at once ({type(error).__name__}: "
                     f"{' '.join(str(error).split())[:160]}); evaluate with a smaller --batch-size"
                 ) from error
-            size = len(images)
-            parts.append(
-                _rows(
-                    cell,
-                    pending[chunk],
-                    self._labels(pending[chunk]),
-                    verdict,
-                    np.zeros(size),
-                    np.zeros(size),
-                    False,
-                )
-            )
+            nothing = np.zeros(len(images))
+            parts.append(_rows(cell, samples, labels, verdict, nothing, nothing, False))
         rows.append(pd.concat(parts, ignore_index=True))
 
-    def _share(self, works: Sequence[_Crafting], requested: Indices, radii: int) -> bool:
-        """Does every unit of ``works`` that no other process has; whether there was any.
+    def _units(
+        self, targets: Sequence[EvaluatedModel], threats: Mapping[str, Threat], indices: Mapping[str, Indices]
+    ) -> Generator[tuple[_Crafting, AttackedModel]]:
+        """Units of what is missing that no other process has, and whom their attack follows, until nothing is missing.
+        Each is claimed until the next one is asked for: by then its rows are kept.
 
         Units are cut by the rank of a sample among those requested, so that processes with the same command cut alike.
         """
-        any_mine = False
-        for work in works:
-            size = self._unit_size(work, len(requested), radii)
-            source = self._source(work)
-            for number in range(-(-len(requested) // size)):
-                mine = requested[number * size : (number + 1) * size]
-                with self._claims.take(content_key([work.key, number, size])) as granted:
-                    unit = self._unit(work, mine) if granted else None
-                    if unit is None:
-                        continue
-                    any_mine = True
-                    for part in unit.parts:
-                        self._kept_of(part).declare(part.cell)
-                    if unit.job.pooled:
-                        self._pooled(unit, source)
-                    else:
-                        self._version(unit, source)
-        return any_mine
+        requested = np.unique(np.concatenate(list(indices.values())))
+        radii = len(next(iter(threats.values())).eps)
+        self._done = 0.0
+        left: int | None = None
+        waits = 0
+        while works := self.plan(targets, threats, indices):
+            now = sum(len(part.samples) for work in works for part in work.parts)
+            assert left is None or now < left, "units were done and their rows are still missing"
+            self._total = self._done + sum(work.passes() for work in works)
+            left = None
+            for work in works:
+                source, size = self._source(work), self._unit_size(work, len(requested), radii)
+                for number, at in enumerate(_chunks(len(requested), size)):
+                    with self._claims.take(content_key([work.key, number, size])) as granted:
+                        unit = self._unit(work, requested[at]) if granted else None
+                        if unit is not None:
+                            left = now
+                            for part in unit.parts:
+                                self._kept_of(part).declare(part.cell)
+                            yield unit, source
+            if left is None:  # what is missing, other processes have
+                time.sleep(PAUSE)
+                waits += 1
+                if waits == TOLD_AFTER:
+                    log.info(f"waiting for what other processes have in hand ({self._claims.terms})")
+            for rows in self._rows.values():
+                rows.refresh()
 
     def _unit_size(self, work: _Crafting, count: int, radii: int) -> int:
         """Samples of a unit, of ``count``: a few passes, and two units at least for every process."""
@@ -689,8 +664,8 @@ class Evaluator:
         """All restarts, each on what still stands in some draw; a row says whether any succeeded, and which was the
         first, or of several draws the one that is survived in the fewest."""
         samples, eps = work.pairs
-        job, target = work.job, work.parts[0].target
-        labels = self._labels(samples)
+        job, target, draws = work.job, work.parts[0].target, work.parts[0].cell.draws
+        judge, labels = self._judge_of(target), self._labels(samples)
         count, judged = len(samples), (target.n if job.members_too else 0) + 1
         verdict = Predictions.empty(judged, count)
         restart_of = np.zeros((judged, count), dtype=np.int16)
@@ -698,10 +673,11 @@ class Evaluator:
         distance, flat = np.zeros((judged, count), dtype=np.float32), np.zeros((judged, count), dtype=bool)
         alive = np.arange(count)
         for restart in job.restarts:
-            for chunk, crafted in self._crafts(source, work, samples, eps, alive, restart):
-                found = self._says(
-                    target, crafted.images, samples[chunk], work.parts[0].cell.draws, members=job.members_too
-                )
+            for chunk, crafted in self._adversarial(work, source, alive, restart):
+                found = predict(
+                    judge, crafted.images, labels[chunk],
+                    members=job.members_too, draws=draws, samples=self._keys(target, samples[chunk]),
+                )  # fmt: skip
                 update = verdict.correct[:, chunk] | (found.expected < verdict.expected[:, chunk])
                 for mine, theirs in zip(verdict.arrays(), found.arrays(), strict=True):
                     mine[:, chunk] = np.where(update, theirs, mine[:, chunk])
@@ -730,7 +706,7 @@ class Evaluator:
         (restart,) = work.job.restarts
         made: dict[Rows, list[pd.DataFrame]] = {}
         targets = {part.target.name: part.target for part in work.parts}
-        for chunk, crafted in self._through_cache(work, source, samples, eps, restart):
+        for chunk, crafted in self._adversarial(work, source, np.arange(len(samples)), restart):
             for name, target in targets.items():
                 parts = [part for part in work.parts if part.target.name == name]
                 order = np.concatenate(
@@ -744,7 +720,8 @@ class Evaluator:
                 at = torch.from_numpy(order).to(crafted.images.device)
                 judged, radii = samples[chunk][order], eps[chunk][order]
                 labels = self._labels(judged)
-                verdict = self._says(target, crafted.images[at], judged, parts[0].cell.draws)
+                judge, draws = self._judge_of(target), parts[0].cell.draws
+                verdict = predict(judge, crafted.images[at], labels, draws=draws, samples=self._keys(target, judged))
                 distance, flat = crafted.linf[at].cpu().numpy(), crafted.zero_gradient[at].cpu().numpy()
                 for part in parts:
                     own = np.flatnonzero(radii == part.cell.eps)
@@ -754,50 +731,21 @@ class Evaluator:
         for rows, frames in made.items():
             rows.append(pd.concat(frames, ignore_index=True))
 
-    def _through_cache(
-        self, work: _Crafting, source: AttackedModel, samples: Indices, eps: npt.NDArray[np.float64], restart: int
+    def _adversarial(
+        self, work: _Crafting, source: AttackedModel, chosen: Indices, restart: int
     ) -> Iterator[tuple[Indices, Crafted]]:
-        """As `_crafts` on all pairs: from the cache where it has the images, else crafted and kept there."""
-        everything = np.arange(len(samples))
-        if self._images is None:
-            yield from self._crafts(source, work, samples, eps, everything, restart)
-            return
-        cells = {part.cell.eps: part.cell for part in work.parts}
-        there = np.zeros(len(samples), dtype=bool)
-        for radius, cell in cells.items():
-            assert cell.craft is not None
-            kept = self._images.kept(cell.craft.key)
-            mine = np.flatnonzero((eps == radius) & np.isin(samples, list(kept)))
-            there[mine] = True
-            for at in _chunks(len(mine), self._images_per_pass(work.job.attack, len(mine))):
-                chunk = mine[at]
-                clean = self._batch_of(samples[chunk])
-                images, flat = self._images.load(kept, samples[chunk], clean, radius)
-                nothing, none = images.new_empty((len(images), 0)), torch.full((len(images),), -1)
-                yield chunk, Crafted(images, linf.distance(images, clean), flat, nothing, none)
-        for chunk, crafted in self._crafts(source, work, samples, eps, everything[~there], restart):
-            for radius in np.unique(eps[chunk]):
-                own = np.flatnonzero(eps[chunk] == radius)
-                at_own = torch.from_numpy(own).to(crafted.images.device)
-                self._images.save(
-                    cells[float(radius)],
-                    samples[chunk][own],
-                    crafted.images[at_own],
-                    crafted.zero_gradient[at_own],
-                )
-            yield chunk, crafted
-
-    def _crafts(
-        self,
-        source: AttackedModel,
-        work: _Crafting,
-        samples: Indices,
-        eps: npt.NDArray[np.float64],
-        chosen: Indices,
-        restart: int,
-    ) -> Iterator[tuple[Indices, Crafted]]:
-        """Crafts for ``samples[chosen]`` batch by batch: (positions, crafted)."""
-        start, attack = 0, work.job.attack
+        """Adversarial images of ``chosen`` positions in ``work.pairs``, batch by batch: (positions, crafted). Those of
+        surrogates, which other targets meet too, are taken from the cache where it has them, and else kept there."""
+        samples, eps = work.pairs
+        attack, cache = work.job.attack, None if work.job.pooled else self._images
+        if cache is not None:
+            for radius, cell in work.cells.items():
+                kept = chosen[(eps[chosen] == radius) & np.isin(samples[chosen], list(cache.kept(cell.attacked)))]
+                for at in _chunks(len(kept), self._images_per_pass(attack, len(kept))):
+                    own = samples[kept[at]]
+                    yield kept[at], cache.load(cell.attacked, own, self._batch_of(own))
+                chosen = np.setdiff1d(chosen, kept)
+        start = 0
         while start < len(chosen):
             chunk = chosen[start : start + self._images_per_pass(attack, len(chosen) - start)]
             try:
@@ -808,20 +756,27 @@ class Evaluator:
                 )  # fmt: skip
                 same = source.proves(attack, crafted, torch.from_numpy(labels).to(images.device))
             except RuntimeError as error:
-                if not out_of_memory(error) or len(chunk) == 1:
-                    raise
-                if attack.batch_dependent:
-                    raise RobenchError(
-                        f"out of memory with {len(chunk)} images, and of attack {attack.label!r} an image depends on "
-                        f"its batch: choose a smaller --batch-size"
-                    ) from error
-                self._batch = max(1, len(chunk) // 2)
-                log.warning(f"out of memory with {len(chunk)} images: going on with {self._batch}")
+                self._halve(attack, len(chunk), error)
                 continue
             if not same:  # once more, on a plain copy
                 continue
+            if cache is not None:
+                cache.save(work.cells, samples[chunk], eps[chunk], crafted)
             yield chunk, crafted
             start += len(chunk)
+
+    def _halve(self, attack: Attack, images: int, error: RuntimeError) -> None:
+        """Halves batches from now on, as memory ran out with so many ``images``; raises where that is not what
+        happened, or no way out."""
+        if not out_of_memory(error) or images == 1:
+            raise error
+        if attack.batch_dependent:
+            raise RobenchError(
+                f"out of memory with {images} images, and of attack {attack.label!r} an image depends on its batch: "
+                f"choose a smaller --batch-size"
+            ) from error
+        self._batch = max(1, images // 2)
+        log.warning(f"out of memory with {images} images: going on with {self._batch}")
 
     def _images_per_pass(self, attack: Attack, count: int) -> int:
         """As many as are allowed, but no small rest of ``count``, which would take longer by the image."""

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from robench.attacks import Crafted
+from robench.core import linf
 from robench.core.errors import RobenchError
-from robench.core.files import Damaged, checked_name, read_hashed, read_record, tensors_hash, write_hashed, write_record
+from robench.core.files import Damaged, read_hashed, read_record, tensors_hash, write_hashed, write_record
 from robench.core.parts import read_intact, read_parts
-from robench.evaluation.cells import Cell
+from robench.evaluation.cells import Cell, Craft
+from robench.evaluation.predict import Indices, Radii
 
 #: Names of the parts of a craft, and what is told where one is damaged.
 PARTS = "part-*.safetensors"
 DAMAGE = ("its images", "are crafted again")
-
-#: Where each sample of a craft is: file, and row in it.
-Kept = dict[int, tuple[Path, int]]
 
 
 class CacheEntry(NamedTuple):
@@ -47,44 +45,49 @@ class Images:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._read = lru_cache(maxsize=8)(_read)
-        self._kept: dict[str, Kept] = {}
+        #: Where each sample of a craft is: file, and row in it.
+        self._kept: dict[str, dict[int, tuple[Path, int]]] = {}
         self._known: set[Path] = set()
 
-    def kept(self, craft: str) -> Kept:
-        """What the cache has of a craft, by sample."""
-        kept = self._kept.setdefault(craft, {})
-        folder = self.root / checked_name(craft, "craft")
+    def kept(self, craft: Craft) -> Collection[int]:
+        """The samples that the cache has of a craft; every file that is new is read."""
+        kept = self._kept.setdefault(craft.key, {})
+        folder = self.root / craft.key
         for path, tensors in read_parts(folder, PARTS, self._read, *DAMAGE, known=self._known):
             if tensors is not None:
                 self._known.add(path)
                 kept.update({int(sample): (path, row) for row, sample in enumerate(tensors["samples"])})
         return kept
 
-    def samples(self, craft: str) -> list[int]:
+    def samples(self, craft: Craft) -> list[int]:
         """The samples that `kept` would have, unless their images are damaged; only looks."""
-        parts = map(_header, (self.root / checked_name(craft, "craft")).glob(PARTS))
+        parts = map(_header, (self.root / craft.key).glob(PARTS))
         return [int(sample) for part in parts if part is not None for sample in part["samples"]]
 
-    def save(self, cell: Cell, samples: npt.NDArray[np.int64], images: Tensor, zero_gradient: Tensor) -> None:
-        """Keeps images (B,C,H,W) that were crafted for ``cell``."""
-        assert cell.craft is not None
-        folder = self.root / cell.craft.key
-        if not (folder / "craft.json").exists():
-            write_record(
-                folder / "craft.json", {name: getattr(cell, name) for name in ("surrogate", "attack", "loss", "eps")}
-            )
-        tensors = {"images": images.cpu(), "samples": torch.from_numpy(samples), "zero_gradient": zero_gradient.cpu()}
-        write_hashed(folder / f"part-{tensors_hash(tensors)[:24]}.safetensors", tensors)
+    def save(self, cells: Mapping[float, Cell], samples: Indices, eps: Radii, crafted: Crafted) -> None:
+        """Keeps what was crafted of ``samples``, (B,), at ``eps``, (B,), for ``cells``, by ε."""
+        for radius, cell in cells.items():
+            own = torch.from_numpy(eps == radius)
+            if not bool(own.any()):
+                continue
+            folder = self.root / cell.attacked.key
+            if not (folder / "craft.json").exists():
+                about = {name: getattr(cell, name) for name in ("surrogate", "attack", "loss", "eps")}
+                write_record(folder / "craft.json", about)
+            images, flat = (every[own.to(every.device)].cpu() for every in (crafted.images, crafted.zero_gradient))
+            tensors = {"images": images, "samples": torch.from_numpy(samples)[own], "zero_gradient": flat}
+            write_hashed(folder / f"part-{tensors_hash(tensors)[:24]}.safetensors", tensors)
 
-    def load(self, kept: Kept, samples: npt.NDArray[np.int64], clean: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """Images (B,C,H,W) and zero-gradient flags (B,) of ``samples``, on the device of ``clean``.
+    def load(self, craft: Craft, samples: Indices, clean: Tensor) -> Crafted:
+        """What was crafted of ``samples``, which are among `kept`, on the device of ``clean`` (B,C,H,W); what the
+        attacked model returned for it is not kept.
 
         Raises:
             RobenchError: a file that was damaged since, or an image outside the ball or the box.
         """
         images, flags = [], []
         for sample in samples:
-            path, row = kept[int(sample)]
+            path, row = self._kept[craft.key][int(sample)]
             tensors = read_intact(path, self._read, *DAMAGE)
             if tensors is None:
                 raise RobenchError(f"{path} was damaged while it was in use; run the same command again")
@@ -96,13 +99,15 @@ class Images:
                 f"robench cache clear, or --no-cache"
             )
         loaded = torch.stack(images).to(clean)
-        inside = (loaded - clean).abs().amax() <= eps + 1e-6 and loaded.amin() >= 0 and loaded.amax() <= 1
+        distance = linf.distance(loaded, clean)
+        inside = distance.amax() <= craft.eps + 1e-6 and loaded.amin() >= 0 and loaded.amax() <= 1
         if not bool(inside):
             raise RobenchError(
-                f"cached images in {self.root} leave the ball of {eps:g} around their clean images; "
+                f"cached images in {self.root} leave the ball of {craft.eps:g} around their clean images; "
                 f"robench cache clear, or --no-cache"
             )
-        return loaded, torch.stack(flags).to(clean.device)
+        nothing, none = loaded.new_empty((len(loaded), 0)), torch.full((len(loaded),), -1)
+        return Crafted(loaded, distance, torch.stack(flags).to(clean.device), nothing, none)
 
     def crafts(self, *, verify: bool = False) -> Iterator[CacheEntry]:
         """Every entry; with ``verify`` each file is read and a damaged one set aside."""

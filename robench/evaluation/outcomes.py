@@ -125,14 +125,18 @@ def left_out(frame: pd.DataFrame) -> list[str]:
 
 
 def robust(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """All-or-nothing: per group of ``by`` and sample, whether it is right in every row that is `counted`.
+    """`survived` of the rows that are `counted`."""
+    return survived(frame[counted(frame, by)], by)
+
+
+def survived(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """All-or-nothing: per group of ``by`` and sample, whether it is right in every row.
 
     Returns:
         Columns ``by``, sample, correct, and versions: in how many rows.
     """
-    by = list(by)
-    groups = frame[counted(frame, by)].groupby([*by, "sample"], sort=True, observed=True)["correct"]
-    return groups.agg(["all", "size"]).reset_index().rename(columns={"all": "correct", "size": "versions"})
+    groups = frame.groupby([*by, "sample"], sort=True, observed=True)["correct"]
+    return groups.agg(correct="all", versions="size").reset_index()
 
 
 def accuracies(verdicts: pd.DataFrame, by: Sequence[str], runs: Sequence[str] = ()) -> pd.DataFrame:

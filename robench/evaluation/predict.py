@@ -26,6 +26,7 @@ USUAL_LEADS = (1e-2, 1e4)
 FIRST_ORDER = 1e-10
 
 Indices = npt.NDArray[np.int64]
+Radii = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def predict(
 
     Args:
         images: (B,C,H,W) in [0, 1]; labels: (B,).
-        draws: how often a model that draws at inference is asked, or the member of rule ``random`` drawn.
+        draws: how often a model that draws at inference is asked, or the member of rule ``random`` drawn; 0 is once.
         samples: of a model whose members draw, indices in the data set, (B,): its draws are keyed by these.
 
     Raises:
@@ -90,7 +91,7 @@ def predict(
     """
     found: list[Predictions] = []
     logits: Tensor | None = None
-    for number in range(draws):
+    for number in range(max(draws, 1)):
         if logits is None or samples is not None:
             logits = _logits(ensemble, images, samples, number)
         found.append(_judged(ensemble, logits, images, labels, members, number))
@@ -123,6 +124,11 @@ def classes(ensemble: Ensemble, images: Tensor, *, members: bool = False) -> Ten
     for at, outputs in _decisive(logits, members, ensemble.rule, _drawn(ensemble, images)):
         found[:, at] = torch.stack([output.argmax(dim=1) for output in outputs])
     return found if members else found[0]
+
+
+def correct(ensemble: Ensemble, images: Tensor, labels: Tensor, *, members: bool = False) -> Tensor:
+    """Whether each of ``labels``, (B,), is the class of `classes`, whose shape and device it has."""
+    return classes(ensemble, images, members=members) == labels.to(images.device)
 
 
 def _logits(ensemble: Ensemble, images: Tensor, samples: Indices | None = None, number: int = 0) -> Tensor:

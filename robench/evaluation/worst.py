@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from robench.evaluation.outcomes import ENSEMBLE, intervals
+from robench.evaluation.outcomes import ENSEMBLE, intervals, survived
 from robench.evaluation.threats import BLACKBOX
 
 _WHO = ["target", "defense", "n", "seed"]
@@ -49,9 +49,8 @@ def verdicts(frame: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for who, own in rows.groupby(_WHO, observed=True):
         for eps, _, tried in _bases(own):
-            judged = tried.groupby("sample", observed=True)["correct"].agg(correct="all", versions="size").reset_index()
             about = pd.DataFrame([[*who, eps]], columns=[*_WHO, "eps"])
-            parts.append(about.merge(judged, how="cross"))
+            parts.append(about.merge(survived(tried), how="cross"))
     columns = [*_WHO, "eps", "sample", "correct", "versions"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 

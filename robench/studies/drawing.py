@@ -15,7 +15,7 @@ from robench.core.errors import RobenchError
 from robench.core.files import content_key
 from robench.evaluation import cost
 from robench.evaluation.checks import check
-from robench.evaluation.outcomes import ENSEMBLE, Outcomes
+from robench.evaluation.outcomes import ENSEMBLE, Outcomes, survived
 from robench.evaluation.rows import FolderRows
 from robench.evaluation.threats import BLACKBOX
 from robench.reports import build, html, pareto, published
@@ -134,7 +134,7 @@ def surrogates(outcomes: Outcomes, runs: Sequence[Run]) -> dict[str, float]:
                 clean = kept.where(threat="clean", member=ENSEMBLE).frame
                 clean = clean[clean["sample"].isin(own["sample"])]
                 if len(clean):
-                    found[str(name)] = float(clean.groupby("sample")["correct"].all().mean())
+                    found[str(name)] = float(survived(clean)["correct"].mean())
     return found
 
 

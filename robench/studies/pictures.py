@@ -17,7 +17,7 @@ from robench.core.errors import RobenchError
 from robench.core.fast import Precision, attackable, crafting_dtype
 from robench.core.frozen import full_float32
 from robench.core.threads import fitting_batch, fitting_threads
-from robench.evaluation.cells import Cell, Craft
+from robench.evaluation.cells import Cell
 from robench.evaluation.craft import craft
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.images import Images
@@ -42,7 +42,7 @@ def pictures(session: Session, outcomes: Outcomes, runs: Sequence[Run], count: i
     rows = choose(outcomes.frame, count)
     cells, cache = outcomes.cells, Images(session.store.root / CRAFTED)
     # What one call of an attack gives, whatever its ε values; one target judges it.
-    same = rows["cell"].map({key: _craft(cells[key]).at_any_eps for key in rows["cell"].unique()})
+    same = rows["cell"].map({key: cells[key].attacked.at_any_eps for key in rows["cell"].unique()})
     numbers = session.data.test.images[0].numel()
     size = fitting_batch(session.settings.device, numbers, session.settings.batch_size)
     groups = [
@@ -72,7 +72,7 @@ def _seen(session: Session, rows: pd.DataFrame, cells: Sequence[Cell], cache: Im
     target = session.load(session.store.get(str(rows["target"].iloc[0])))
     if cells[0].identity != target.identity:
         raise RobenchError(f"the weights of run {target.name!r} are no longer those that were judged")
-    precision = cast(Precision, _craft(cells[0]).precision)
+    precision = cast(Precision, cells[0].attacked.precision)
     pixels = session.data.test.images[torch.from_numpy(rows["sample"].to_numpy(np.int64))].to(session.settings.device)
     clean = pixels.to(crafting_dtype(precision)) / 255
     images = _cached(rows, cells, clean, cache)
@@ -93,20 +93,18 @@ def _seen(session: Session, rows: pd.DataFrame, cells: Sequence[Cell], cache: Im
 
 def _cached(rows: pd.DataFrame, cells: Sequence[Cell], clean: Tensor, cache: Images) -> Tensor | None:
     """The images, (B,C,H,W), where the cache has all of them."""
-    kept = [cache.kept(_craft(cell).key) for cell in cells]
     samples = rows["sample"].to_numpy(np.int64)
-    if not all(sample in each for sample, each in zip(samples.tolist(), kept, strict=True)):
+    if not all(sample in cache.kept(cell.attacked) for sample, cell in zip(samples.tolist(), cells, strict=True)):
         return None
     loaded = [
-        cache.load(each, samples[at : at + 1], clean[at : at + 1], float(eps))[0]
-        for at, (each, eps) in enumerate(zip(kept, rows["eps"], strict=True))
+        cache.load(cell.attacked, samples[at : at + 1], clean[at : at + 1]).images for at, cell in enumerate(cells)
     ]
     return torch.cat(loaded)
 
 
 def _crafted(session: Session, target: EvaluatedModel, rows: pd.DataFrame, cell: Cell, clean: Tensor) -> Tensor:
     """The images, (B,C,H,W), crafted as one of their cells says."""
-    made = _craft(cell)
+    made = cell.attacked
     if made.batch is not None:
         raise RobenchError(f"images of {cell.attack} depend on the batch that they were crafted in")
     job, precision = session.job(target, cell), cast(Precision, made.precision)
@@ -116,11 +114,6 @@ def _crafted(session: Session, target: EvaluatedModel, rows: pd.DataFrame, cell:
     eps, restart = rows["eps"].to_numpy(np.float64), int(rows["restart"].iloc[0])
     how = {"seed": made.seed, "restart": restart, "draws": made.draws}
     return craft(model, job.attack, clean, labels, samples, eps, **how).images
-
-
-def _craft(cell: Cell) -> Craft:
-    assert cell.craft is not None  # clean images do not fall
-    return cell.craft
 
 
 def _caption(row: Mapping[Any, Any], classes: Sequence[str]) -> str:

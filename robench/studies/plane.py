@@ -12,7 +12,7 @@ from robench.core.errors import RobenchError
 from robench.core.frozen import frozen, full_float32
 from robench.core.losses import cross_entropy
 from robench.core.rng import Draws
-from robench.evaluation.predict import classes
+from robench.evaluation.predict import correct
 from robench.reports import regions, style
 from robench.session import Session
 from robench.store.runs import Run
@@ -35,7 +35,7 @@ def decision_regions(
     labels = data.test.labels[:500].to(device)
     right = torch.ones(len(images), dtype=torch.bool, device=device)
     for model in models:
-        right &= classes(model.ensemble, images) == labels
+        right &= correct(model.ensemble, images, labels)
     if not bool(right.any()):
         raise RobenchError("none of the first 500 test images is classified correctly by all ensembles")
     sample = int(right.nonzero()[0])

@@ -198,7 +198,7 @@ def _train(
     progress: Progress,
 ) -> Run:
     stream = Stream((task.role, task.defense.name, task.n, task.seed))
-    ensemble = _initial(task, data, stream, parent, device)
+    ensemble = _initial(task, data, stream, parent, device).train()
     writes = parallel.place()[0] == 0
     progress = progress if writes else silent
     train, paired = data.train.near(device), task.defense.paired
@@ -208,9 +208,7 @@ def _train(
     if state.step:
         log.info(f"{task.name} resumes at epoch {state.epoch + 1} of {task.epochs}")
     steps = len(train) // task.recipe.batch_size
-    total = task.epochs * steps
     saved = time.monotonic()
-    ensemble.train()
     with ExitStack() as stack:
         config = {**task.manifest(), **task.recipe.model_dump(mode="json")}
         book = stack.enter_context(opened(logs if writes else (), runs.folder(task.name), "train", config))
@@ -226,13 +224,12 @@ def _train(
             for batch in batches(train, task.recipe, stream, state.epoch, paired, state.step, device):
                 batch = replace(batch, state=state.kept)
                 # In the middle of the step, so that the first of a warm-up learns and the last of a cosine does too.
-                rate = task.recipe.rate(state.epoch % task.recipe.epochs + (state.step + 0.5) / steps)
-                set_rate(optimizer, rate)
+                set_rate(optimizer, task.recipe.rate(state.epoch % task.recipe.epochs + (state.step + 0.5) / steps))
                 if fast:
                     begin_step(device)
                 state.add(train_step(ensemble, optimizer, task, batch, gradients))
                 _keep_snapshot(task.recipe, state, ensemble, steps)
-                progress(state.epoch * steps + state.step, total, task.name)
+                progress(state.epoch * steps + state.step, task.epochs * steps, task.name)
                 if writes and time.monotonic() - saved > CHECKPOINT_SECONDS:
                     checkpoint.save(ensemble, optimizer, state)
                     saved = time.monotonic()

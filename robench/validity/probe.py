@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -57,48 +57,40 @@ class Probe(Whitebox):
     restarts: Count = 1
 
 
-def judge(
-    evaluator: Evaluator,
-    targets: Sequence[EvaluatedModel],
-    threat: Threat,
-    samples: Tensor | Callable[[EvaluatedModel], Tensor],
-    *,
-    again: bool = True,
-    part: bool = False,
+def attack_again(
+    evaluator: Evaluator, targets: Sequence[EvaluatedModel], threat: Threat, outcomes: Outcomes
 ) -> Outcomes:
-    """`Evaluator.run`, and after a white-box threat `attack_again` on every target, if ``again``."""
-    outcomes = evaluator.run(targets, threat, samples, part=part)
-    if not again or type(threat) is not Whitebox:
-        return outcomes
-    found = [check for target in targets for check in attack_again(evaluator, target, outcomes, threat)]
-    return outcomes.with_checks((*outcomes.checks, *found))
-
-
-def attack_again(evaluator: Evaluator, target: EvaluatedModel, outcomes: Outcomes, threat: Whitebox) -> list[Finding]:
-    """Attacks a few survivors without gradient (`Square`) and by PGD with the loss that was not tried, for at most
-    `cost.SHARE` of the gradient steps that the result took, or `cost.FLOOR` steps where that is less.
+    """Attacks a few survivors of each target without gradient (`Square`) and by PGD with the loss that was not tried,
+    for at most `cost.SHARE` of the gradient steps that the result took, or `cost.FLOOR` steps where that is less.
 
     They are taken at the ε whose accuracy is nearest to half the clean one. What `evaluator` has of it already is not
     computed again.
 
     Args:
-        outcomes: rows of ``target`` under ``threat``.
+        outcomes: what `Evaluator.run` returned of ``targets`` under ``threat``.
 
     Returns:
-        One check.
+        The same rows with a check more for each target; of a threat that is not white-box, as they were.
     """
+    if type(threat) is not Whitebox:
+        return outcomes
+    found = [_attacked_again(evaluator, target, threat, outcomes) for target in targets]
+    return outcomes.with_checks((*outcomes.checks, *found))
+
+
+def _attacked_again(evaluator: Evaluator, target: EvaluatedModel, threat: Whitebox, outcomes: Outcomes) -> Finding:
     own = outcomes.where(target=target.name, member=ENSEMBLE)
     chosen = _survivors(own)
     if chosen is None:
-        return [Finding(SURVIVORS, "pass", f"nothing of {target.name} survives")]
+        return Finding(SURVIVORS, "pass", f"nothing of {target.name} survives")
     eps, _, survivors = chosen
     attacks = cost.harder(threat.attacks)
     if not examine(target, evaluator.data, evaluator.settings.device).differentiable:
         attacks = tuple(attack for attack in attacks if attack.gradient_free)
     count = min(len(survivors), cost.affordable(attacks, _steps_taken(own, threat, target.ensemble.rule)))
     samples = survivors[torch.linspace(0, len(survivors) - 1, count).long()]
-    found = [probed(own, evaluator.run([target], Probe(eps=(eps,), attacks=attacks, draws=threat.draws), samples))]
-    evaluator.remember(target, PROBE, found)
+    found = probed(own, evaluator.run([target], Probe(eps=(eps,), attacks=attacks, draws=threat.draws), samples))
+    evaluator.remember(target, PROBE, [found])
     return found
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from robench.attacks import Crafted
 from robench.core import decoded
 from robench.core.errors import RobenchError
 from robench.core.files import Absent, read_frame, tensors_hash, write_frame, write_hashed
@@ -69,12 +70,13 @@ def rows(folder: Path) -> list[int] | None:
 
 
 def keep_images(folder: Path) -> None:
-    Images(folder).save(CELL, np.array([3, 4]), torch.full((2, 1, 2, 2), 0.5), torch.zeros(2, dtype=torch.bool))
+    grey, none = torch.full((2, 1, 2, 2), 0.5), torch.zeros(2, dtype=torch.bool)
+    crafted = Crafted(grey, torch.zeros(2), none, torch.empty(2, 0), torch.full((2,), -1))
+    Images(folder).save({CELL.eps: CELL}, np.array([3, 4]), np.full(2, CELL.eps), crafted)
 
 
 def images(folder: Path) -> list[int] | None:
-    assert CELL.craft is not None
-    return sorted(Images(folder).kept(CELL.craft.key)) or None
+    return sorted(Images(folder).kept(CELL.attacked)) or None
 
 
 def values(folder: Path) -> list[float] | None:
@@ -194,15 +196,14 @@ def test_what_is_no_file_is_an_error(name: str, tmp_path: Path) -> None:
 
 
 def test_images_that_are_made_again_under_the_same_name_are_used(tmp_path: Path, told: list[str]) -> None:
-    assert CELL.craft is not None
     kept = Images(tmp_path)
     keep_images(tmp_path)
     (path,) = tmp_path.glob("*/part-*")
     cut_short(path)
-    assert not kept.kept(CELL.craft.key)
+    assert not kept.kept(CELL.attacked)
     keep_images(tmp_path)
     told.clear()
-    assert sorted(kept.kept(CELL.craft.key)) == [3, 4]
+    assert sorted(kept.kept(CELL.attacked)) == [3, 4]
     assert told == []
 
 

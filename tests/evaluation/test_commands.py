@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from robench.commands import _helpers
 from robench.core.data import Data, load
 from robench.core.files import read_record
 from robench.core.pool import Processes
-from robench.evaluation.engine import Evaluator
+from robench.store.claims import Claims
 from robench.store.runs import Runs
 from tests import forged
 from tests.core import chores
@@ -246,7 +246,8 @@ def test_helpers_do_the_work(work: Path, capsys: pytest.CaptureFixture[str], mon
     shutil.rmtree("runs/adp1/outcomes")
     killed: list[int] = []
 
-    def kill_first_owner(self: Evaluator, *_: object) -> bool:
+    @contextmanager
+    def kill_first_owner(self: Claims, unit: str) -> Iterator[bool]:
         for path in Path("runs/.claims").glob("*.lock"):
             with suppress(OSError, TypeError):  # it may be written or gone by now
                 owner = int(re.search("pid=(.*)", path.read_text())[1])  # type: ignore[index]
@@ -254,9 +255,9 @@ def test_helpers_do_the_work(work: Path, capsys: pytest.CaptureFixture[str], mon
                     os.kill(owner, signal.SIGKILL)
                     killed.append(owner)
         time.sleep(0.001)
-        return False
+        yield False
 
-    monkeypatch.setattr(Evaluator, "_share", kill_first_owner)
+    monkeypatch.setattr(Claims, "take", kill_first_owner)
     monkeypatch.setattr("robench.evaluation.engine.time.sleep", lambda seconds: None)
     threads = torch.get_num_threads()
     assert run([*arguments, "--workers", "3"]) == 0
@@ -286,7 +287,7 @@ def test_helpers_know_surrogates_and_code_by_their_names(
     alone = capsys.readouterr().out
     for folder in ("runs/own/outcomes", "runs/adp0/checked", "runs/.crafted"):
         shutil.rmtree(folder)
-    monkeypatch.setattr(Evaluator, "_share", lambda *_: False)
+    monkeypatch.setattr(Claims, "take", lambda *_: nullcontext(False))
     assert run([*arguments, "--workers", "2"]) == 0
     assert capsys.readouterr().out == alone
 
@@ -296,18 +297,18 @@ def test_a_helper_that_fails_is_named(
 ) -> None:
     monkeypatch.setattr("robench.commands.eval._assist", chores.fail)
     begun: list[Future[Any]] = []
-    submit, share = Processes.submit, Evaluator._share
+    submit, take = Processes.submit, Claims.take
 
     def noting(self: Processes, call: tuple[Any, ...]) -> Future[Any]:
         begun.append(submit(self, call))
         return begun[-1]
 
-    def sharing(self: Evaluator, *arguments: Any) -> bool:
+    def taking(self: Claims, unit: str) -> AbstractContextManager[bool]:
         assert not wait(begun, timeout=120).not_done
-        return share(self, *arguments)
+        return take(self, unit)
 
     monkeypatch.setattr(Processes, "submit", noting)
-    monkeypatch.setattr(Evaluator, "_share", sharing)
+    monkeypatch.setattr(Claims, "take", taking)
     arguments = ["eval", "adp1", "--threat", "whitebox", "--eps", "0.05", *EVAL, "--seed", "3", "--workers", "3"]
     assert run(arguments) == 0
     named = [line for line in capsys.readouterr().err.splitlines() if "ended early" in line]

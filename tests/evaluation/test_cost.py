@@ -34,7 +34,7 @@ from robench.evaluation.threats import Blackbox, Convergence, Threat, Transfer, 
 from robench.store.runs import Runs
 from robench.training.loop import ensure
 from robench.training.task import resolve
-from robench.validity.probe import judge
+from robench.validity.probe import attack_again
 
 CPU = torch.device("cpu")
 FEW = torch.arange(24)
@@ -113,7 +113,7 @@ def measured(
     samples = right if isinstance(threat, Transfer) else FEW
     forecast = sum(part.passes for part in evaluator.forecast([target], threat, samples, again=True, timed=False))
     counter.passes = 0.0
-    judge(evaluator, [target], threat, samples)
+    attack_again(evaluator, [target], threat, evaluator.run([target], threat, samples))
     return forecast, counter.passes
 
 

@@ -21,6 +21,7 @@ from robench.attacks.square import Square
 from robench.core.data import Data, load, to_images
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
+from robench.evaluation import cost
 from robench.evaluation.cells import Cell
 from robench.evaluation.craft import craft
 from robench.evaluation.engine import Evaluator, Settings
@@ -32,7 +33,7 @@ from robench.evaluation.threats import Blackbox, Queries, Threat, Transfer
 from robench.reports import tables
 from robench.studies import study
 from robench.studies.summary import expectations
-from robench.validity.probe import judge
+from robench.validity.probe import attack_again
 
 CPU = torch.device("cpu")
 FAST = PGD(steps=3)
@@ -294,6 +295,17 @@ def test_a_forecast_counts_every_draw(make_model: MakeModel, data: Data) -> None
     assert first == second
 
 
+def test_a_forecast_counts_every_draw_of_a_verdict(make_model: MakeModel, data: Data) -> None:
+    """The surrogate draws nothing, so that an image is crafted once, and the target is asked ten times."""
+    target, surrogate = noisy(make_model(0)), make_model(7)
+
+    def passes(draws: int) -> float:
+        threat = Blackbox(eps=(0.05,), attacks=(FAST,), restarts=1, draws=draws, surrogates=(surrogate,))
+        return Evaluator(data).forecast([target], threat, SAMPLES, timed=False)[-1].passes
+
+    assert passes(10) - passes(1) == pytest.approx(9 * len(SAMPLES) * target.n * cost.FORWARD)
+
+
 def test_tables_and_lines_name_both_numbers(make_model: MakeModel, data: Data) -> None:
     target = noisy(make_model(0))
     threats = (
@@ -317,7 +329,8 @@ def test_tables_and_lines_name_both_numbers(make_model: MakeModel, data: Data) -
 def test_survivors_are_attacked_again_over_the_draws(make_model: MakeModel, data: Data) -> None:
     target = noisy(make_model(0), 0.05)
     threat = Whitebox(eps=(0.02,), attacks=(FAST,), restarts=1, draws=3)
-    outcomes = judge(Evaluator(data), [target], threat, SAMPLES)
+    evaluator = Evaluator(data)
+    outcomes = attack_again(evaluator, [target], threat, evaluator.run([target], threat, SAMPLES))
     assert any("survivors" in check.name for check in outcomes.checks)
 
 

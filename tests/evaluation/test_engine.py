@@ -332,18 +332,34 @@ def test_an_interruption_changes_no_row(make_model: MakeModel, data: Data, tmp_p
     assert_same(whole, resumed, 1e-5)
 
 
+def test_a_unit_that_fails_is_given_back(make_model: MakeModel, data: Data, tmp_path: Path, monkeypatch: Any) -> None:
+    """At once, whoever holds the error, so that another process takes it."""
+    taken: list[Path] = []
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        taken.extend(tmp_path.glob("*.lock"))
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(engine, "craft", failing)
+    with pytest.raises(RuntimeError, match="broken") as error:
+        Evaluator(data, Settings(CPU), claims=Claims(tmp_path)).run([make_model(0)], threats(make_model)[0], SAMPLES)
+    assert error.tb is not None
+    assert len(taken) == 1
+    assert not list(tmp_path.glob("*.lock"))
+
+
 def test_no_number_rests_on_some_of_the_versions_that_were_asked_for(
     make_model: MakeModel, data: Data, tmp_path: Path, monkeypatch: Any, told: list[str]
 ) -> None:
     """All-or-nothing over the versions that were done when an evaluation was killed would be too high."""
     threat, target = threats(make_model)[2], make_model(0)
-    original = Evaluator._share
+    original = Evaluator._version
 
-    def killed(self: Evaluator, works: Any, *rest: Any) -> Any:
-        original(self, works[:1], *rest)
+    def killed(self: Evaluator, *unit: Any) -> Any:
+        original(self, *unit)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Evaluator, "_share", killed)
+    monkeypatch.setattr(Evaluator, "_version", killed)
     with pytest.raises(KeyboardInterrupt):
         folder_evaluator(data, tmp_path).run([target], threat, SAMPLES)
     kept = FolderRows(tmp_path / "model0", repair=False)
@@ -354,7 +370,7 @@ def test_no_number_rests_on_some_of_the_versions_that_were_asked_for(
     (line,) = told
     assert "an evaluation under blackbox" in line
     assert " is incomplete: " in line
-    monkeypatch.setattr(Evaluator, "_share", original)
+    monkeypatch.setattr(Evaluator, "_version", original)
     whole = folder_evaluator(data, tmp_path).run([target], threat, SAMPLES)
     told.clear()
     read = FolderRows(tmp_path / "model0", repair=False).outcomes(target.identity)
