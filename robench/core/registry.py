@@ -11,6 +11,9 @@ from typing import Generic, TypeVar, cast
 
 from robench.core.errors import RobenchError, unknown
 
+#: The defense that is none, its members trained alone: what others start from, and the usual surrogates.
+UNDEFENDED = "baseline"
+
 T = TypeVar("T")
 U = TypeVar("U")
 

@@ -10,6 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from robench.core.registry import UNDEFENDED
+
 
 class Protocol(NamedTuple):
     """What a threat tries where nobody says otherwise (protocol §3).
@@ -144,7 +146,7 @@ class SurrogateDefense(Validated):
     group: ClassVar[str] = "Surrogates"
     under: ClassVar[tuple[str, ...]] = ("blackbox",)
 
-    surrogate_defense: str = Field("baseline", description="`same`: each target's own.")
+    surrogate_defense: str = Field(UNDEFENDED, description="`same`: each target's own.")
 
 
 class Relation(Validated):

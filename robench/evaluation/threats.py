@@ -13,6 +13,7 @@ from robench.attacks import Attack
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.plugins import explained
+from robench.core.registry import UNDEFENDED
 from robench.evaluation import words
 from robench.evaluation.evaluated import EvaluatedModel, kinship
 from robench.evaluation.schema import PROTOCOL, Count, Effort, Radii, Relation
@@ -196,7 +197,7 @@ class Blackbox(Threat, Relation):
                     f"{reason}: not a hold-out surrogate, so the result would not be a black-box one; choose another "
                     f"surrogate, or pass --allow-related to measure it and have it labelled"
                 )
-            own = surrogate.defense == target.defense and target.defense not in ("baseline", "unknown")
+            own = surrogate.defense == target.defense and target.defense not in (UNDEFENDED, "unknown")
             threat = "blackbox-related" if reason else "blackbox-own" if own else "blackbox"
             for attack in self.attacks:
                 for restart in versions(attack, self.restarts):

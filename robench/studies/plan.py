@@ -18,6 +18,7 @@ from robench.core.data import DATASETS, Data, outline
 from robench.core.errors import RobenchError, unknown
 from robench.core.files import content_key
 from robench.core.models import MODELS, ModelSpec, build
+from robench.core.registry import UNDEFENDED
 from robench.core.threads import fitting_threads
 from robench.evaluation import cost, words
 from robench.evaluation.threats import versions
@@ -164,7 +165,7 @@ class _Builder:
         axes = {name: self.axis(name, axis) for name, axis in study.axes.items()}
         self.known("report.like", [study.report.like] if study.report.like else [], shipped())
         if study.track is not None:
-            self.known("track.defenses", study.track.defenses, study.defenses)
+            self.known("track.defenses", study.track.defenses or (), study.defenses)
         trained = [self.train(task) for task in main + [task for found in axes.values() for task, _ in found]]
         judged: list[str] = []
         for name, threat in study.threats.given().items():
@@ -209,8 +210,8 @@ class _Builder:
         """What is trained; where its settings are the recipe's own, under the plain name."""
         overrides = {**self.study.defenses.get(defense, {}), **(fields or {})}
         init = overrides.pop("init", None)
-        if init not in (None, "scratch", "baseline"):
-            raise RobenchError(f"{self.name}: {where}: expected `init` to be scratch or baseline, got {init!r}")
+        if init not in (None, "scratch", UNDEFENDED):
+            raise RobenchError(f"{self.name}: {where}: expected `init` to be scratch or {UNDEFENDED}, got {init!r}")
         if models is None:
             models = [self.study.model] if self.study.model else []
         with self.at(where):
@@ -303,7 +304,7 @@ class _Builder:
         groups: dict[str, list[Task]] = {}
         for task in targets:
             defense = threat.surrogate_defense if isinstance(threat, BlackboxTable) else task.defense.name
-            if isinstance(threat, BlackboxTable) or defense != "baseline":
+            if isinstance(threat, BlackboxTable) or defense != UNDEFENDED:
                 groups.setdefault(defense, []).append(task)
         done = []
         for defense, group in groups.items():

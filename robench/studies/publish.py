@@ -86,8 +86,7 @@ def publish(
 
 def _untracked(plan: Plan, runs: Sequence[Run]) -> list[str]:
     """Runs whose training should have been tracked, and was done before that was asked for."""
-    names = plan.study.track.defenses if plan.study.track else ()
-    asked = [run for run in runs if run.defense in names and run.n > 1]
+    asked = [run for run in runs if run.defense in plan.study.tracked and run.n > 1]
     return [run.name for run in asked if not any("track" in entry for entry in run.manifest.get("history", ()))]
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator
 
 from robench.core.errors import RobenchError, unknown
+from robench.core.registry import UNDEFENDED
 from robench.core.rules import Rule
 from robench.evaluation import schema
 from robench.evaluation.schema import (
@@ -58,7 +59,7 @@ class Part(Validated):
         fields: of the defense or its recipe, such as stop_after or snapshots, and ``init``.
     """
 
-    defense: str = "baseline"
+    defense: str = UNDEFENDED
     n: Count = 1
     model: str | None = None
     seed: Annotated[int, Field(ge=0)] = 0
@@ -116,10 +117,11 @@ class Track(Validated):
     """What is measured along training (Fig. 2), see `robench.evaluation.diversity.Tracking`.
 
     Attributes:
+        defenses: whose trainings; by default all of the study.
         every: epochs between two measurements; by default as many as keep them within 15 % of the time.
     """
 
-    defenses: Names = ("dverge",)
+    defenses: Names | None = None
     transfer_eps: Radius
     diversity_eps: Radius | None = None
     images: Count = 100
@@ -196,6 +198,11 @@ class Study(Samples):
     ] = Field({})
     axes: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")], Axis] = Field({})
     report: Report = Report()
+
+    @property
+    def tracked(self) -> Sequence[str]:
+        """Defenses that are measured along training."""
+        return () if self.track is None else self.track.defenses or tuple(self.defenses)
 
 
 def shipped() -> list[str]:

@@ -107,7 +107,7 @@ def _do(plan: Plan, step: Step, folder: StudyFolder, session: Session) -> dict[s
     if step.kind == "train":
         track, every = None, None
         asked = plan.study.track
-        if asked is not None and step.task.name in plan.main and step.task.defense.name in asked.defenses:
+        if asked is not None and step.task.name in plan.main and step.task.defense.name in plan.study.tracked:
             every = asked.every
             usual = recipe_file(session.data.recipe).evaluation.diversity_eps
             fields = {"diversity_eps": usual, **asked.model_dump(exclude={"defenses", "every"}, exclude_none=True)}

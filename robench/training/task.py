@@ -11,6 +11,7 @@ from robench.core.data import Data
 from robench.core.errors import RobenchError
 from robench.core.files import checked_name, content_key
 from robench.core.models import MODELS, ModelSpec
+from robench.core.registry import UNDEFENDED
 from robench.core.rules import USUAL, Rule, checked
 from robench.defenses import Defense
 from robench.store.runs import Role
@@ -119,8 +120,8 @@ def resolve(
     members = _members(data, list(models) or [file.model], n, settings.negative_slope)
     chosen = init or loss.start
     start = None
-    if chosen == "baseline":
-        start = resolve(data, "baseline", n, seed=seed, role=role, models=models, recipe=recipe)
+    if chosen == UNDEFENDED:
+        start = resolve(data, UNDEFENDED, n, seed=seed, role=role, models=models, recipe=recipe)
         if settings.negative_slope:
             start = replace(start, members=members, customised=True)
         if name == start.name:
