@@ -81,7 +81,7 @@ def _done(factory: pytest.TempPathFactory, name: str, study: str) -> Path:
     folder = root / name
     with FileLock(root / f"{name}.lock"):
         if not (folder / "done").exists():
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             path = small.write(folder, study)
             assert run(["run", str(path), "--out", str(folder / "out"), "--workers", "1", "--device", "cpu"]) == 0
             (folder / "done").touch()
