@@ -439,9 +439,10 @@ def save(figure: Figure, title: str, path: Path, provenance: Mapping[str, object
 
 
 def _figure(sheet: Sheet, out: Path, formats: Collection[str], provenance: Mapping[str, object]) -> list[Path]:
-    # Laid out once: every format shows the same figure.
+    # Laid out once: every format shows the same figure. With an engine, were it one that does nothing, each is drawn
+    # twice.
     sheet.figure.draw_without_rendering()
-    sheet.figure.set_layout_engine("none")
+    sheet.figure.set_layout_engine(None)
     paths = [out / f"{sheet.name}.{kind}" for kind in formats]
     for path in paths:
         save(sheet.figure, sheet.title, path, provenance)

@@ -165,6 +165,7 @@ def marker(defense: str) -> Marker:
     return _look(defense)[1]
 
 
+@cache
 def _look(defense: str) -> tuple[str, Marker]:
     """Colour and marker: its own among all that are installed, as far as there are enough; a name that is not
     installed has those that its letters give."""

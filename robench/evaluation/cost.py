@@ -16,7 +16,6 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from robench.attacks import Attack
 from robench.attacks.ascent import ascend
@@ -108,6 +107,8 @@ def decision(members: Sequence[ModelSpec], shape: torch.Size) -> float:
 
 @cache
 def _forward(spec: ModelSpec, shape: torch.Size) -> int:
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton, which takes long and nothing else needs
+
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         build(spec, 0).eval()(torch.zeros(1, *shape))
     return int(counter.get_total_flops())

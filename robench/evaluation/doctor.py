@@ -11,9 +11,9 @@ from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
+import scipy
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from robench.attacks.ascent import gradient
@@ -392,7 +392,7 @@ def _renamed(outputs: Tensor, labels: Tensor, right: _Verdicts, data: Data) -> l
     np.add.at(table, (guess[::2], truth[::2]), 1)
     # Where the images do not say, a class keeps its name.
     table += 0.5 * np.eye(len(table))
-    renamed = linear_sum_assignment(table, maximize=True)[1]
+    renamed = scipy.optimize.linear_sum_assignment(table, maximize=True)[1]
     other, own = renamed[guess[1::2]] == truth[1::2], right[1::2]
     beats = wilson(int(other.sum()), len(other))[0] > _chance(labels)
     if not beats or other.mean() - own.mean() <= FAR or mcnemar(other, own) >= SURE:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy
 
 from robench.core.errors import RobenchError
 from robench.core.rng import Stream
@@ -49,7 +49,7 @@ class Difference(NamedTuple):
 
 def sign_test(wins: int, losses: int) -> float:
     """The exact two-sided p-value that wins and losses are equally likely; 1 of neither."""
-    return float(stats.binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
+    return float(scipy.stats.binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
 
 
 def mcnemar(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
@@ -79,7 +79,7 @@ def over_seeds(accuracies: npt.ArrayLike, confidence: float = 0.95) -> Spread:
     if values.ndim != 1 or len(values) < 2:
         raise RobenchError(f"expected accuracies of at least 2 seeds, got shape {values.shape}; train another --seed")
     mean, sd = float(values.mean()), float(values.std(ddof=1))
-    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * sd / math.sqrt(len(values))
+    half = float(scipy.stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * sd / math.sqrt(len(values))
     return Spread(mean, sd, max(0.0, mean - half), min(1.0, mean + half), len(values))
 
 
@@ -130,8 +130,8 @@ def difference_over_seeds(first: npt.ArrayLike, second: npt.ArrayLike, confidenc
     error, freedom = _error(one.mean(axis=1), other.mean(axis=1), by_image)
     if error == 0:
         return Difference(value, value, value, float(value == 0))
-    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
-    p = 2 * float(stats.t.sf(abs(value) / error, freedom))
+    half = float(scipy.stats.t.ppf((1 + confidence) / 2, freedom)) * error
+    p = 2 * float(scipy.stats.t.sf(abs(value) / error, freedom))
     return Difference(value, max(-1.0, value - half), min(1.0, value + half), p)
 
 
@@ -150,7 +150,7 @@ def accuracy_interval(verdicts: npt.ArrayLike, confidence: float = 0.95) -> Inte
     low, high = wilson(round(value * images), images, confidence)
     if min(seeds, images) > 1:
         error, freedom = _error(values.mean(axis=1), values.mean(axis=0))
-        half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error if error else 0.0
+        half = float(scipy.stats.t.ppf((1 + confidence) / 2, freedom)) * error if error else 0.0
         low, high = max(0.0, min(low, value - half)), min(1.0, max(high, value + half))
     return Interval(low, high)
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from robench.core.data import Data, to_images
@@ -73,7 +73,7 @@ def find(members: Sequence[nn.Module], data: Data) -> tuple[Values, Values, str]
     said = f"on {count} test images of {data.label}: {'; '.join(map(str, tried))}"
     remedy = "say which the weights were trained with: --mean R,G,B --std R,G,B, or --mean none"
     best = max(tried, key=lambda each: float(each.correct.mean()))
-    interval = binomtest(int(best.correct.sum()), count).proportion_ci(0.99, method="wilson")
+    interval = scipy.stats.binomtest(int(best.correct.sum()), count).proportion_ci(0.99, method="wilson")
     if interval.low <= 1 / data.num_classes:
         raise RobenchError(
             f"no normalisation makes these weights better than chance ({1 / data.num_classes:.1%}) {said}; they are of "
@@ -135,7 +135,7 @@ def _tried(
 
 def _clearly_worse(one: _Tried, best: _Tried) -> bool:
     lost, won = int((best.correct & ~one.correct).sum()), int((one.correct & ~best.correct).sum())
-    return lost > won and binomtest(won, won + lost).pvalue < CLEARLY
+    return lost > won and scipy.stats.binomtest(won, won + lost).pvalue < CLEARLY
 
 
 def _try(members: Sequence[nn.Module], name: str, mean: Values, std: Values, images: Tensor, labels: Tensor) -> _Tried:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-from scipy import stats
+import scipy
 
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.threats import ATTACK_BY_ATTACK, BLACKBOX
@@ -63,7 +63,7 @@ def diversities(rows: pd.DataFrame) -> list[dict[str, Any]]:
     nats), low, high (95 % t-interval), samples."""
     by = ["target", "defense", "n", "seed", "eps"]
     table = rows.groupby(by)["diversity"].agg(["mean", "sem", "size"]).reset_index()
-    half = stats.t.ppf(0.975, table["size"] - 1) * table["sem"]
+    half = scipy.stats.t.ppf(0.975, table["size"] - 1) * table["sem"]
     table = table.assign(diversity=table["mean"], low=table["mean"] - half, high=table["mean"] + half)
     return _plain(table.rename(columns={"size": "samples"})[[*by, "diversity", "low", "high", "samples"]])
 

@@ -251,9 +251,10 @@ class _Scene:
 
 
 def _few_steps(kind: type[Any]) -> Any:
-    """The plug-in at its defaults, but for its steps."""
-    steps = 6 if issubclass(kind, Attack) else 2
-    return kind(**{item.name: steps for item in fields(kind) if item.name in ("steps", "advt_steps", "queries")})
+    """The plug-in at its defaults, but for its steps, and for how many passes each of them is a mean of."""
+    few = dict.fromkeys(("steps", "advt_steps", "queries"), 6 if issubclass(kind, Attack) else 2)
+    few |= {"copies": 3, "neighbours": 3}
+    return kind(**{item.name: few[item.name] for item in fields(kind) if item.name in few})
 
 
 def _refuses_wrong_fields(kind: type[Attack]) -> str:

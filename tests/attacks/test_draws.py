@@ -75,10 +75,10 @@ def test_the_gradient_is_the_mean_over_draws_as_written_once_more(
 #: Few steps of every attack that follows the shared gradient, or outputs alone.
 ATTACKED = {
     "apgd": {"steps": 6}, "apgd-t": {"objective": "dlr", "targets": 2, "steps": 3}, "mora": {"steps": 3, "targets": 1},
-    "members": {"steps": 3, "combine": "minmax"}, "strongest": {"steps": 3, "queries": 10}, "square": {"queries": 12},
+    "members": {"steps": 3, "combine": "minmax"}, "strongest": {"steps": 2, "queries": 10}, "square": {"queries": 12},
     "pgd": {"steps": 4}, "mdi2": {"steps": 4}, "sgm": {"steps": 4}, "vmi": {"steps": 3, "neighbours": 2},
     "gra": {"steps": 3, "neighbours": 2}, "pgn": {"steps": 2, "neighbours": 2}, "svre": {"steps": 2, "inner_steps": 1},
-    "bsr": {"steps": 2}, "sia": {"steps": 2}, "tim": {"steps": 3}, "sim": {"steps": 2},
+    "bsr": {"steps": 2, "copies": 3}, "sia": {"steps": 2, "copies": 3}, "tim": {"steps": 3}, "sim": {"steps": 2},
 }  # fmt: skip
 
 

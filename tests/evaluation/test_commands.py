@@ -27,6 +27,7 @@ from robench.core.files import read_record
 from robench.core.pool import Processes
 from robench.store.claims import Claims
 from robench.store.runs import Runs
+from robench.validity import probe
 from tests import forged
 from tests.core import chores
 from tests.small import SPEC, ensemble
@@ -139,7 +140,11 @@ def test_an_allowed_relation_labels_the_result(work: Path, capsys: pytest.Captur
     assert "gal0 (blackbox-related)" in printed
 
 
-def test_probe_says_its_cost_and_what_it_found(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_probe_says_its_cost_and_what_it_found(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, few in (("QUERIES", 100), ("OTHER_STEPS", 10), ("DRAWS", 20)):
+        monkeypatch.setattr(probe, name, few)
     black = ["eval", "gal0", "--threat", "blackbox", "--surrogates", "adp0", "--probe", *EVAL]
     assert run(black) == 2
     assert "--probe has no effect" in capsys.readouterr().err

@@ -123,7 +123,7 @@ def test_a_legend_is_no_wider_than_its_figure() -> None:
     parts = [outcomes()[lambda f: f["defense"] == "dverge"].assign(defense=n, target=n) for n in DEFENSES.names()]
     for frame in (pd.concat(parts, ignore_index=True), outcomes(sizes=(3, 5, 8))):
         with style.context():
-            (sheet,) = [each for each in build.sheets(frame) if each.name == "fig_pareto"]
+            sheet = next(each for each in build.sheets(frame) if each.name == "fig_pareto")
             assert isinstance(sheet, build.Sheet)
             sheet.figure.draw_without_rendering()
             (legend,) = sheet.figure.legends

@@ -1,20 +1,24 @@
-"""A store of random networks, and noise that the first of them labels: nothing has to be trained."""
+"""A store of random networks, and noise that the first of them labels: nothing has to be trained. Studies, done."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
+from robench.cli import run
 from robench.core.data import load
 from robench.evaluation.engine import Settings
 from robench.evaluation.words import attacks
 from robench.session import Session
 from robench.store.runs import Runs
 from tests.small import SPEC, ensemble
+from tests.studies import small
 
 SAMPLES = 16
 
@@ -57,3 +61,28 @@ def judge(session: Session) -> None:
     session.whitebox([run], attacks=attacks("whitebox", steps=2), **options)
     session.transfer([run], eps=(0.3,), attacks=attacks("transfer", steps=2), restarts=2)
     session.blackbox([run], [sub], attacks=attacks("blackbox", ["pgd", "mdi2"], ["ce"], steps=2), **options)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``small.toml``, its data and ``out``, where that study is done; to read or to copy."""
+    return _done(tmp_path_factory, "whole", small.STUDY)
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`whole` of the plain study."""
+    return _done(tmp_path_factory, "plain", small.PLAIN)
+
+
+def _done(factory: pytest.TempPathFactory, name: str, study: str) -> Path:
+    # One for all workers of xdist, whose folders of temporary files lie side by side.
+    root = factory.getbasetemp().parent if os.environ.get("PYTEST_XDIST_WORKER") else factory.getbasetemp()
+    folder = root / name
+    with FileLock(root / f"{name}.lock"):
+        if not (folder / "done").exists():
+            folder.mkdir(exist_ok=True)
+            path = small.write(folder, study)
+            assert run(["run", str(path), "--out", str(folder / "out"), "--workers", "1", "--device", "cpu"]) == 0
+            (folder / "done").touch()
+    return folder

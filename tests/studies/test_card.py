@@ -15,6 +15,7 @@ from robench.session import OUTCOMES, Session, stored
 from robench.store.runs import Runs
 
 TRAIN = ["train", "dverge", "--dataset", "digits", "--n", "2", "--epochs", "1", "--set", "steps=1"]
+TRAIN += ["--set", "batch_size=240"]
 JUDGE = ["eval", "mine", "--eps", "0.1", "--samples", "8", "--device", "cpu", "--steps", "2", "--restarts", "2"]
 
 

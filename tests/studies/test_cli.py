@@ -250,18 +250,36 @@ def test_help_needs_neither_torch_nor_time(work: Path) -> None:
     assert finished.stdout.splitlines()[-1] == "False False"
 
 
+#: An evaluation that takes a second or two, so that it can be cut off or shared.
+LONG = ["eval", "base", "--threat", "whitebox", *EVAL, "--eps", "0.05:0.3:0.05"]
+LONG += ["--steps", "12", "--batch-size", "8", "--precision", "float64"]
+
+
+def unjudged(work: Path, folder: Path) -> Path:
+    """A folder of runs that holds "base" alone, without rows."""
+    shutil.copytree(work / "runs" / "base", folder / "base", ignore=shutil.ignore_patterns("outcomes"))
+    return folder
+
+
+def judged(folder: Path) -> pd.DataFrame:
+    return stored([Runs(folder).get("base")]).frame
+
+
+@pytest.fixture(scope="module")
+def alone(baseline: str, work: Path, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """The rows of `LONG`, by one process that nobody disturbs."""
+    folder = unjudged(work, tmp_path_factory.mktemp("alone"))
+    assert run([*LONG, "--runs", str(folder)]) == 0
+    return judged(folder)
+
+
 @pytest.mark.parametrize("delay", [0.4, 1.5])
 def test_kill_during_evaluation_then_the_same_command_gives_the_same_rows(
-    baseline: str, work: Path, delay: float, tmp_path: Path
+    work: Path, alone: pd.DataFrame, delay: float, tmp_path: Path
 ) -> None:
     """kill -9 once the first rows are there, or a little later."""
-    arguments = ["eval", "base", "--threat", "whitebox", *EVAL]
-    arguments += ["--eps", "0.05:0.3:0.05", "--steps", "12", "--batch-size", "8", "--precision", "float64"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for folder in (whole, killed):
-        shutil.copytree(work / "runs" / "base", folder / "base", ignore=shutil.ignore_patterns("outcomes"))
-    assert run([*arguments, "--runs", str(whole)]) == 0
-    process = subprocess.Popen([sys.executable, "-m", "robench", *arguments, "--runs", str(killed)])
+    killed = unjudged(work, tmp_path)
+    process = subprocess.Popen([sys.executable, "-m", "robench", *LONG, "--runs", str(killed)])
     outcomes = killed / "base" / "outcomes"
     deadline = time.monotonic() + 100
     # The first part is the clean rows; wait for one of the attack.
@@ -270,23 +288,17 @@ def test_kill_during_evaluation_then_the_same_command_gives_the_same_rows(
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert run([*arguments, "--runs", str(killed)]) == 0
-    first, second = (stored([Runs(folder).get("base")]).frame for folder in (whole, killed))
-    pd.testing.assert_frame_equal(first, second, check_exact=False, atol=1e-6)
+    assert run([*LONG, "--runs", str(killed)]) == 0
+    pd.testing.assert_frame_equal(judged(killed), alone, check_exact=False, atol=1e-6)
 
 
-def test_two_processes_share_the_work_and_give_the_same_rows(baseline: str, work: Path, tmp_path: Path) -> None:
-    arguments = ["eval", "base", "--threat", "whitebox", *EVAL]
-    arguments += ["--eps", "0.05:0.3:0.05", "--steps", "8", "--batch-size", "12", "--precision", "float64"]
-    alone, shared = tmp_path / "alone", tmp_path / "shared"
-    for folder in (alone, shared):
-        shutil.copytree(work / "runs" / "base", folder / "base", ignore=shutil.ignore_patterns("outcomes"))
-    assert run([*arguments, "--runs", str(alone)]) == 0
-    command = [sys.executable, "-m", "robench", *arguments, "--runs", str(shared)]
+def test_two_processes_share_the_work_and_give_the_same_rows(work: Path, alone: pd.DataFrame, tmp_path: Path) -> None:
+    shared = unjudged(work, tmp_path)
+    # Other batches than those of one process, too.
+    command = [sys.executable, "-m", "robench", *LONG, "--batch-size", "12", "--runs", str(shared)]
     both = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
-    first, second = (stored([Runs(folder).get("base")]).frame for folder in (alone, shared))
-    pd.testing.assert_frame_equal(first, second, check_exact=False, atol=1e-6)
+    pd.testing.assert_frame_equal(judged(shared), alone, check_exact=False, atol=1e-6)
     assert not list((shared / ".claims").glob("*"))
 
 

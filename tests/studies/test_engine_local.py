@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,41 @@ from robench.studies.study import find, parse
 from tests.studies import small
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small.write(tmp_path_factory.mktemp("study"))
+@pytest.fixture
+def study(whole: Path) -> Path:
+    return whole / "small.toml"
 
 
-@pytest.fixture(scope="module")
-def complete(study: Path) -> Path:
-    """The study, done in this process."""
-    out = study.parent / "complete"
-    assert run(["run", str(study), "--out", str(out), "--workers", "1", "--device", "cpu"]) == 0
-    return out
+@pytest.fixture
+def complete(whole: Path) -> Path:
+    """The study, done in one process."""
+    return whole / "out"
+
+
+@dataclass
+class Copy:
+    """A study that is done, to spoil: its file and folder."""
+
+    study: Path
+    out: Path
+
+    @property
+    def main(self) -> tuple[str, ...]:
+        return planned(self.study).main
+
+    @property
+    def page(self) -> str:
+        return (self.out / "report" / "study.md").read_text()
+
+    def again(self, *more: str) -> int:
+        return run(["run", str(self.study), "--out", str(self.out), "--workers", "1", "--device", "cpu", *more])
+
+
+@pytest.fixture
+def copy(plain: Path, tmp_path: Path) -> Copy:
+    """Of the plain study."""
+    shutil.copytree(plain / "out", tmp_path / "out")
+    return Copy(plain / "small.toml", tmp_path / "out")
 
 
 def planned(study: Path) -> Plan:
@@ -268,96 +293,80 @@ def test_only_what_was_asked_for(study: Path, tmp_path: Path) -> None:
     assert "waits for what failed or is left" in result.left.values()
 
 
-def test_a_task_that_fails_leaves_a_log_and_is_tried_again(
-    study: Path, complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(complete, out)
-    name = planned(study).main[0]
-    manifest = out / "runs" / name / "manifest.json"
+def test_a_task_that_fails_leaves_a_log_and_is_tried_again(copy: Copy, capsys: pytest.CaptureFixture[str]) -> None:
+    name = copy.main[0]
+    manifest = copy.out / "runs" / name / "manifest.json"
     good = manifest.read_text()
     write_record(manifest, {**read_record(manifest), "key": "f"})
-    assert run(["run", str(study), "--out", str(out), "--workers", "1"]) == 1
+    assert copy.again() == 1
     error = capsys.readouterr().err
     assert f"failed: train {name}: run {name!r} exists with other settings" in error
     log = Path(next(line for line in error.splitlines() if "log: " in line).rpartition("log: ")[2])
     assert "Traceback" in log.read_text()
-    assert run(["status", str(study), "--out", str(out)]) == 0
+    assert run(["status", str(copy.study), "--out", str(copy.out)]) == 0
     assert f"failed: train {name}" in capsys.readouterr().out
     manifest.write_text(good)
-    assert run(["run", str(study), "--out", str(out), "--workers", "1"]) == 0
+    assert copy.again() == 0
 
 
-def test_a_report_of_an_incomplete_study_says_so(study: Path, complete: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(complete, out)
-    lost = next(step for step in planned(study).steps.values() if step.threat == "transfer")
-    (out / "tasks" / f"{lost.key}.json").unlink()
-    assert run(["run", str(study), "--out", str(out), "--workers", "1", "--only", "report"]) == 0
-    assert "Incomplete: 1 of the study's judgements" in (out / "report" / "study.md").read_text()
-    assert run(["run", str(study), "--out", str(out), "--workers", "1"]) == 0
-    assert "Incomplete" not in (out / "report" / "study.md").read_text()
+def test_a_report_of_an_incomplete_study_says_so(copy: Copy) -> None:
+    lost = next(step for step in planned(copy.study).steps.values() if step.threat == "whitebox")
+    (copy.out / "tasks" / f"{lost.key}.json").unlink()
+    assert copy.again("--only", "report") == 0
+    assert "Incomplete: 1 of the study's judgements" in copy.page
+    assert copy.again() == 0
+    assert "Incomplete" not in copy.page
 
 
-def test_a_report_shows_what_was_asked_for_and_nothing_beside_it(study: Path, complete: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(complete, out)
-    again = ["run", str(study), "--out", str(out), "--workers", "1", "--device", "cpu"]
-
+def test_a_report_shows_what_was_asked_for_and_nothing_beside_it(copy: Copy) -> None:
     def summary() -> str:
-        return (out / "report" / "summary.json").read_text()
+        return (copy.out / "report" / "summary.json").read_text()
 
     first = summary()
-    assert run([*again, "--set", "samples=20", "--set", "threats.whitebox.steps=1"]) == 0
+    assert copy.again("--set", "samples=20", "--set", "threats.whitebox.steps=1") == 0
     assert summary() != first
-    assert run(again) == 0
+    assert copy.again() == 0
     assert summary() == first
-    assert run([*again, "--set", 'title="Another title"']) == 0
-    assert "# Another title" in (out / "report" / "study.md").read_text()
-    assert run([*again, "--set", "track.transfer_eps=0.3"]) == 0
-    assert "not tracked" in (out / "report" / "report.html").read_text()
+    assert copy.again("--set", 'title="Another title"') == 0
+    assert "# Another title" in copy.page
+    assert copy.again("--set", "track.transfer_eps=0.3") == 0
+    assert "not tracked" in (copy.out / "report" / "report.html").read_text()
 
 
-def test_a_report_on_lost_rows_says_so(study: Path, complete: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(complete, out)
-    shutil.rmtree(out / "runs" / planned(study).main[1] / "outcomes")
-    assert run(["run", str(study), "--out", str(out), "--workers", "1", "--only", "report"]) == 0
-    assert "Incomplete: 3 of the study's judgements" in (out / "report" / "study.md").read_text()
-    assert run(["run", str(study), "--out", str(out), "--workers", "1"]) == 0
-    assert "Incomplete" not in (out / "report" / "study.md").read_text()
-    pd.testing.assert_frame_equal(small.rows(out), small.rows(complete))
+def test_a_report_on_lost_rows_says_so(copy: Copy, plain: Path) -> None:
+    shutil.rmtree(copy.out / "runs" / copy.main[1] / "outcomes")
+    assert copy.again("--only", "report") == 0
+    assert "Incomplete: 1 of the study's judgements" in copy.page
+    assert copy.again() == 0
+    assert "Incomplete" not in copy.page
+    pd.testing.assert_frame_equal(small.rows(copy.out), small.rows(plain / "out"))
 
 
 def test_damaged_rows_and_cells_are_named_and_made_again(
-    study: Path, complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copy: Copy, plain: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(complete, out)
-    part = next((out / "runs" / planned(study).main[0] / "outcomes").glob("part-*.parquet"))
-    cell = next((out / "runs" / planned(study).main[1] / "outcomes" / "cells").iterdir())
+    part = next((copy.out / "runs" / copy.main[0] / "outcomes").glob("part-*.parquet"))
+    cell = next((copy.out / "runs" / copy.main[1] / "outcomes" / "cells").iterdir())
     with part.open("ab") as file:
         file.write(b"x")
     cell.write_text("{")
     for asked in (["status"], ["run", "--dry-run"]):
-        assert run([asked[0], str(study), "--out", str(out), *asked[1:]]) == 0
+        assert run([asked[0], str(copy.study), "--out", str(copy.out), *asked[1:]]) == 0
         assert f"{part} is damaged: its rows do not count here" in capsys.readouterr().err
         assert part.exists()
-    assert run(["run", str(study), "--out", str(out), "--workers", "1"]) == 0
-    pd.testing.assert_frame_equal(small.rows(out), small.rows(complete))
+    assert copy.again() == 0
+    pd.testing.assert_frame_equal(small.rows(copy.out), small.rows(plain / "out"))
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flip", "gone"])
-def test_a_damaged_report_is_drawn_again(study: Path, complete: Path, tmp_path: Path, damage: str) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(complete, out)
-    path = out / "report" / "summary.json"
+def test_a_damaged_report_is_drawn_again(copy: Copy, damage: str) -> None:
+    path = copy.out / "report" / "summary.json"
     whole = path.read_bytes()
     if damage == "gone":
         path.unlink()
     else:
         path.write_bytes({"cut": whole[:-9], "empty": b"", "flip": whole.replace(b"0", b"1", 1)}[damage])
-    assert run(["run", str(study), "--out", str(out), "--workers", "1"]) == 0
+    assert copy.again() == 0
     assert path.read_bytes() == whole
 
 

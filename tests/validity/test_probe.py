@@ -103,7 +103,7 @@ class OneWay(PGD):
 
 
 def test_a_loss_that_misses_classes_is_found_by_targets(make_model: MakeModel, data: Data) -> None:
-    checks = probed(data, make_model(0), OneWay(steps=20), (0.03,))
+    checks = probed(data, make_model(0), OneWay(steps=10), (0.03,), limit=12)
     assert checks["more effort changes nothing"].status == "pass"
     assert checks[TARGETED].status == "fail"
     assert "--attacks apgd:steps=10:objective=dlr:targets=3 " in checks[TARGETED].evidence
