@@ -251,10 +251,14 @@ class _Scene:
 
 
 def _few_steps(kind: type[Any]) -> Any:
-    """The plug-in at its defaults, but for its steps, and for how many passes each of them is a mean of."""
-    few = dict.fromkeys(("steps", "advt_steps", "queries"), 6 if issubclass(kind, Attack) else 2)
-    few |= {"copies": 3, "neighbours": 3}
-    return kind(**{item.name: few[item.name] for item in fields(kind) if item.name in few})
+    """The plug-in at its defaults, but for its steps, and for how many passes each of them is a mean of, where it takes
+    as few."""
+    names = {item.name for item in fields(kind)}
+    steps = dict.fromkeys(names & {"steps", "advt_steps", "queries"}, 6 if issubclass(kind, Attack) else 2)
+    try:
+        return kind(**steps, **dict.fromkeys(names & {"copies", "neighbours"}, 3))
+    except RobenchError:
+        return kind(**steps)
 
 
 def _refuses_wrong_fields(kind: type[Attack]) -> str:

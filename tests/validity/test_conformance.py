@@ -72,6 +72,18 @@ class Sound(_Base):
     """Breaks nothing, though it does not look at the model."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Many(Sound):
+    """Takes no fewer copies than it was made for."""
+
+    copies: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.copies < 10:
+            raise RobenchError(f"expected `copies` of attack {self.name!r} to be at least 10, got {self.copies}")
+
+
 class Undecorated(_Base):
     """No dataclass of its own."""
 
@@ -136,6 +148,7 @@ class Lazy(_Base):
 
 ATTACK_FAULTS: dict[type[Attack], set[tuple[str, str]]] = {
     Sound: set(),
+    Many: set(),
     Undecorated: {("fail", "is data")},
     Listed: {("fail", "is data")},
     Permissive: {("fail", "refuses wrong fields")},
