@@ -16,6 +16,7 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 data=$(realpath "$1") runs=$(realpath "$2") clone=$(realpath "$3") seconds=${5:-540}
 mkdir -p "$4" && out=$(realpath "$4")
 work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 began=$SECONDS
 cd "$here"
 mkdir -p build/cifar10-jpeg/images "$work/study/runs" "$work/logs" "$work/strongest" "$out"

@@ -350,17 +350,8 @@ def _out_of_memory(plan: Plan, digits: Data, run: Run) -> str:
 def _device_tests(plan: Plan) -> str:
     # Beside the package that is in use: pytest imports what lies there first.
     beside = Path(robench.__file__).parents[1]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "tests/test_device.py",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "not compiler",
-    ]
+    options = ["-q", "-p", "no:cacheprovider", "-k", "not compiler"]  # which rows of their own try, for minutes
+    command = [sys.executable, "-m", "pytest", "tests/test_device.py", *options]
     said = subprocess.run(
         command, cwd=beside, capture_output=True, text=True, timeout=max(60.0, plan.left), check=False
     )

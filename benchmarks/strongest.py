@@ -159,6 +159,11 @@ def main(
     runs: str,
     out: Path,
 ) -> None:
+    asked = attacks.split(",") if attacks else [*OURS, *([OFFICIAL] if clone else [])]
+    if unknown := [attack for attack in asked if attack not in (*OURS, OFFICIAL)]:
+        raise click.UsageError(f"there is no attack {unknown[0]!r} here; there are {', '.join([*OURS, OFFICIAL])}")
+    if OFFICIAL in asked and clone is None:
+        raise click.UsageError(f"{OFFICIAL} needs --official, a clone of it")
     data, store = load(dataset), Runs(runs)
     chosen = data.subset(samples, data.resolved("auto", samples), 0)
     for name in names:
@@ -166,7 +171,7 @@ def main(
         for radius in words.radii(eps):
             for first in range(0, len(chosen), batch_size):
                 part = chosen[first : first + batch_size]
-                for attack in attacks.split(",") if attacks else [*OURS, *([OFFICIAL] if clone else [])]:
+                for attack in asked:
                     _one(target, data, part, first, attack, radius, clone, out / "rows")
     write_text(out / "strongest.md", _table(out / "rows"))
 

@@ -87,9 +87,10 @@ def begin_step(device: torch.device) -> None:
 def differs(
     ensemble: Ensemble, make: Callable[[Ensemble], torch.optim.Optimizer], step: Step, precision: Precision
 ) -> str:
-    """How the first steps through torch.compile differ from plain ones, or why there are none; empty where they do not.
+    """How the first steps of ``ensemble`` differ from plain ones, or why there are none; empty where they do not.
 
-    Call it within `compiled`. Weights move, and are afterwards what they were.
+    Call it where ``ensemble`` takes the other steps, through torch.compile or recorded. Weights move, and are
+    afterwards what they were.
 
     Args:
         make: a new optimiser of an ensemble.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from robench.core.data import Data, Split, to_images
 from robench.core.ensemble import Ensemble
-from robench.core.errors import RobenchError
+from robench.core.errors import RobenchError, in_a_line
 from robench.core.fast import channels_last, slow_precision, widen_heads
 from robench.core.frozen import full_float32
 from robench.core.logbook import opened, require
@@ -346,7 +346,10 @@ def recorded_if_same(ensemble: Ensemble, task: Task, few: Sequence[Batch], devic
         batch = replace(few[number % len(few)], state={})
         return train_step(each, optimizer, task, batch, mine if each is ensemble else plain)
 
-    why = differs(ensemble, partial(make_optimizer, task.recipe), step, task.recipe.precision)
+    try:
+        why = differs(ensemble, partial(make_optimizer, task.recipe), step, task.recipe.precision)
+    except RuntimeError as error:  # memory has run out: plain steps need less, as members follow one another
+        why = in_a_line(error)
     if why:
         log.info(f"training goes on without CUDA graphs: {why}")
     return plain if why else or_plain(mine, plain)

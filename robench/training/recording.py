@@ -43,7 +43,6 @@ class _Unknown(float):
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
     __pow__ = __rpow__ = __neg__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = __float__ = _refuse
-    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,8 @@ class _Noted(Stream):
 
     def below(self, count: int, *purpose: Part) -> int:
         draw = _Draw(self.epoch, (*self.purpose, *purpose), (count,))
-        self.tape.choices.append(draw)
+        if draw not in self.tape.choices:  # members share theirs
+            self.tape.choices.append(draw)
         return draw.choice(self.tape.batch)
 
     def within(self, *purpose: Part) -> Stream:
@@ -136,7 +136,7 @@ class Recorded:
         if batch.state:
             raise NotRecorded("it keeps something between steps")
         given = self._take(batch)
-        recording = self._found.get(self._place(batch)) if self._choices is not None else None
+        recording = self._found.get(self._place(batch))
         if recording is None:
             recording = self._make(ensemble, batch, given)
             self._found[self._place(batch)] = recording
@@ -168,7 +168,8 @@ class Recorded:
         return (batch.turn, *(draw.choice(batch) for draw in self._choices or ()))
 
     def _make(self, ensemble: Ensemble, batch: Batch, given: Batch) -> _Recording:
-        tape = _Tape(replace(batch, images=given.images))
+        # With the draws of this batch, and no images of its own.
+        tape = _Tape(replace(given, draws=batch.draws, epoch_draws=batch.epoch_draws))
         noted = replace(
             given,
             draws=_Noted(batch.draws.owner, tape, epoch=False),
@@ -210,15 +211,15 @@ class Recorded:
 
 def or_plain(mine: Recorded, plain: Gradients) -> Gradients:
     """``mine``, and ``plain`` from the first step on that cannot be recorded: one warning says why."""
-    failed = False
+    recorded: Recorded | None = mine
 
     def gradients(ensemble: Ensemble, batch: Batch) -> dict[str, Tensor]:
-        nonlocal failed
-        if not failed:
+        nonlocal recorded
+        if recorded is not None:
             try:
-                return mine(ensemble, batch)
+                return recorded(ensemble, batch)
             except Exception as error:  # whatever recording may raise
-                failed = True
+                recorded = None  # with its memory
                 log.warning(f"training goes on without CUDA graphs: {in_a_line(error)}")
         ensemble.zero_grad(set_to_none=True)
         return plain(ensemble, batch)

@@ -14,8 +14,7 @@ import pandas as pd
 from robench.session import stored
 from robench.store.runs import Runs
 
-STUDY = """
-title = "Small"
+_DEFENSES = """
 dataset = "npz:{data}"
 model = "resnet8"
 sizes = [2]
@@ -30,7 +29,11 @@ init = "scratch"
 epochs = 1
 batch_size = 16
 steps = 1
+"""
 
+STUDY = f"""
+title = "Small"
+{_DEFENSES}
 [threats.transfer]
 eps = [0.3]
 steps = 1
@@ -60,23 +63,9 @@ regions = 5
 """
 
 #: Where it matters that a report is drawn, and not what is in it: two figures, drawn in a third of the time.
-PLAIN = """
+PLAIN = f"""
 title = "Plain"
-dataset = "npz:{data}"
-model = "resnet8"
-sizes = [2]
-samples = 8
-batch_size = 16
-
-[defenses.baseline]
-epochs = 8
-batch_size = 16
-[defenses.dverge]
-init = "scratch"
-epochs = 1
-batch_size = 16
-steps = 1
-
+{_DEFENSES}
 [threats.whitebox]
 eps = [0.1]
 steps = 2

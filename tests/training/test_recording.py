@@ -19,6 +19,7 @@ from robench.core.ensemble import Ensemble
 from robench.core.models import build
 from robench.core.rng import Stream
 from robench.defenses import Batch, Defense, Terms
+from robench.training import loop
 from robench.training.compiling import differs
 from robench.training.loop import batches, make_optimizer, plain_gradients, train_step
 from robench.training.recording import NotRecorded, Record, Recorded, or_plain
@@ -206,3 +207,27 @@ def test_training_goes_on_where_a_later_step_cannot_be_recorded(caplog: pytest.L
     ]
     for (name, value), expected in zip(ensemble.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(value, expected), name
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_training_goes_on_plain_where_recording_takes_too_much_memory(
+    fits: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    task, ensemble, source = started("baseline")
+    few, made = list(source)[:3], 0
+
+    def record(*arguments: Any) -> Any:
+        nonlocal made
+        made += 1
+        if not fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return played(ensemble)(*arguments)
+
+    monkeypatch.setattr(loop, "cuda_record", lambda device: record)
+    gradients = loop.recorded_if_same(ensemble, task, few, torch.device("cuda"))
+    assert made == 1
+    assert ("out of memory" in caplog.text) is not fits
+    terms = gradients(ensemble, few[0])
+    assert made == 1
+    assert float(terms["ce"]) == float(plain_gradients(task)(ensemble, few[0])["ce"])
