@@ -34,6 +34,8 @@ class Adp(Defense):
     """
 
     title: ClassVar[str] = "ADP"
+    color: ClassVar[str] = "#E69F00"
+    marker: ClassVar[str] = "s"
     min_members: ClassVar[int] = 2
 
     alpha: float = 2.0

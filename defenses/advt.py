@@ -29,6 +29,8 @@ class AdvT(Defense):
     """
 
     title: ClassVar[str] = "AdvT"
+    color: ClassVar[str] = "#CC79A7"
+    marker: ClassVar[str] = "v"
     adversarial_training: ClassVar[bool] = True
 
     eps: float = 8 / 255

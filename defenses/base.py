@@ -54,6 +54,8 @@ class Defense(ABC):
 
     Attributes:
         title: how figures and tables call it; the registered name where it is empty.
+        color: of its lines, as ``#0072B2``; marker: of its points, as matplotlib names it, to tell it in grey print.
+            Not inherited; who declares none gets those that the fewest others have.
         adversarial_training: whether it trains on adversarial images of its own loss; Figure 5 shows these.
         version: raise it when training with the same fields gives other weights.
         paired: whether `Batch.paired` is filled.
@@ -67,6 +69,8 @@ class Defense(ABC):
 
     name: ClassVar[str] = ""
     title: ClassVar[str] = ""
+    color: ClassVar[str] = ""
+    marker: ClassVar[str] = ""
     adversarial_training: ClassVar[bool] = False
     version: ClassVar[int] = 1
     paired: ClassVar[bool] = False

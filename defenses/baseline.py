@@ -18,6 +18,8 @@ class Baseline(Defense):
     """Σ_i CE(z_i(x), y): no defense, and the surrogates of the black-box threat."""
 
     title: ClassVar[str] = "Baseline"
+    color: ClassVar[str] = "#555555"
+    marker: ClassVar[str] = "o"
 
     def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
         losses = [partial(cross_entropy, member, batch.images, batch.labels) for member in ensemble.members]

@@ -42,6 +42,8 @@ class Dverge(Defense):
     """
 
     title: ClassVar[str] = "DVERGE"
+    color: ClassVar[str] = "#0072B2"
+    marker: ClassVar[str] = "D"
     paired: ClassVar[bool] = True
     start: ClassVar[Literal["scratch", "baseline"]] = "baseline"
     min_members: ClassVar[int] = 2

@@ -33,6 +33,8 @@ class DvergeAdvT(Dverge):
     """
 
     title: ClassVar[str] = "DVERGE+AdvT"
+    color: ClassVar[str] = "#D55E00"
+    marker: ClassVar[str] = "P"
     adversarial_training: ClassVar[bool] = True
 
     weight: float = 1.0

@@ -31,6 +31,8 @@ class Gal(Defense):
     """
 
     title: ClassVar[str] = "GAL"
+    color: ClassVar[str] = "#009E73"
+    marker: ClassVar[str] = "^"
     min_members: ClassVar[int] = 2
 
     weight: float = 0.5

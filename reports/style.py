@@ -14,12 +14,14 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import is_color_like
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 
 from robench.core.errors import RobenchError
 from robench.defenses.base import DEFENSES
+from robench.reports import published
 
 #: Width of the text and of half of it, in inches, in the NeurIPS template.
 TEXT = 5.5
@@ -30,16 +32,7 @@ _T = TypeVar("_T")
 #: As matplotlib names it; a triple is a star, of so many points.
 Marker = str | tuple[int, Literal[0, 1, 2], int]
 
-#: Okabe and Ito's palette for the study's defenses, in the order of the legend; the marker tells the defense a second
-#: time, for grey print.
-_KNOWN: dict[str, tuple[str, Marker]] = {
-    "baseline": ("#555555", "o"),
-    "adp": ("#E69F00", "s"),
-    "gal": ("#009E73", "^"),
-    "dverge": ("#0072B2", "D"),
-    "advt": ("#CC79A7", "v"),
-    "dverge-advt": ("#D55E00", "P"),
-}
+#: For defenses that declare none, beside Okabe and Ito's, which the paper's have.
 _OTHERS = (
     "#56B4E9", "#882255", "#999933", "#332288", "#AA4499", "#117733", "#661100", "#DDCC77", "#44AA99",
 )  # fmt: skip
@@ -167,15 +160,30 @@ def marker(defense: str) -> Marker:
 
 @cache
 def _look(defense: str) -> tuple[str, Marker]:
-    """Colour and marker: its own among all that are installed, as far as there are enough; a name that is not
-    installed has those that its letters give."""
-    given = dict(_KNOWN)
-    for name in dict.fromkeys((*sorted(set(DEFENSES.names()) - _KNOWN.keys()), *{defense} - _KNOWN.keys())):
-        given[name] = (
-            _least_used("color", name, _OTHERS, [color for color, _ in given.values()]),
-            _least_used("marker", name, _OTHER_MARKERS, [marker for _, marker in given.values()]),
-        )
-    return given[defense]
+    """Colour and marker: declared, or its own among all that are installed, as far as there are enough; a name that is
+    not installed has those that its letters give."""
+    installed = {name: _declared(name) for name in sorted(DEFENSES.names())}
+    colors: dict[str, str] = {name: own["color"] for name, own in installed.items() if own.get("color")}
+    markers: dict[str, Marker] = {name: own["marker"] for name, own in installed.items() if own.get("marker")}
+    for name in dict.fromkeys((*installed, defense)):
+        colors.setdefault(name, _least_used("color", name, _OTHERS, list(colors.values())))
+        markers.setdefault(name, _least_used("marker", name, _OTHER_MARKERS, list(markers.values())))
+    return colors[defense], markers[defense]
+
+
+def _declared(defense: str) -> Mapping[str, Any]:
+    """What its class itself says; nothing of one that does not load, which must not spoil the others' figures.
+
+    Raises:
+        RobenchError: a colour that matplotlib does not know.
+    """
+    try:
+        own = vars(DEFENSES.get(defense))
+    except RobenchError:
+        return {}
+    if own.get("color") and not is_color_like(own["color"]):
+        raise RobenchError(f"expected `color` of defense {defense!r} to be as in '#0072B2', got {own['color']!r}")
+    return own
 
 
 def _least_used(purpose: str, name: str, choices: Sequence[_T], taken: Sequence[_T]) -> _T:
@@ -190,8 +198,8 @@ def dash(n: int) -> tuple[float, tuple[float, ...]]:
 
 
 def order(defenses: Iterable[str]) -> list[str]:
-    """Unique defenses: the paper's in its order, then others by name."""
-    known = list(_KNOWN)
+    """Unique defenses: those of DVERGE's paper in its order, then others by name."""
+    known = list(published.read("dverge2020").defenses.values())
     return sorted(set(defenses), key=lambda name: (known.index(name) if name in known else len(known), name))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -11,6 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
 from robench.core.errors import RobenchError
+from robench.defenses.advt import AdvT
+from robench.defenses.base import DEFENSES
 from robench.evaluation.outcomes import intervals
 from robench.reports import appendix, curves, regions, style, transferability, trend
 from robench.reports._queries import survived
@@ -29,6 +33,28 @@ def test_every_known_defense_has_a_look_of_its_own() -> None:
     assert len({style.color(name) for name in names}) == len({style.marker(name) for name in names}) == 6
     assert style.color("mine") == style.color("mine")
     assert style.order(["zeta", "dverge", "alpha", "baseline"]) == ["baseline", "dverge", "alpha", "zeta"]
+
+
+def test_a_defense_may_declare_its_color_and_those_that_extend_it_get_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mine(AdvT):
+        color: ClassVar[str] = "#123456"
+
+    class Yours(Mine):
+        pass
+
+    class Bad(Mine):
+        color: ClassVar[str] = "bleu"
+
+    monkeypatch.setattr(DEFENSES, "_items", {**DEFENSES._items, "mine": Mine, "yours": Yours})
+    style._look.cache_clear()
+    assert style.color("mine") == "#123456"
+    assert style.marker("mine") != style.marker("advt")
+    assert style.color("yours") not in ("#123456", style.color("advt"))
+    monkeypatch.setattr(DEFENSES, "_items", {**DEFENSES._items, "bad": Bad})
+    style._look.cache_clear()
+    with pytest.raises(RobenchError, match="`color` of defense 'bad'"):
+        style.color("advt")
+    style._look.cache_clear()
 
 
 def test_all_versions_must_be_survived() -> None:
