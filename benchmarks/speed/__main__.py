@@ -11,10 +11,10 @@ import click
 
 from robench import cli
 from robench.commands._shared import dataset_of, device_of, folder_of, refuse_given, shared, split
-from robench.commands._tables import drawn
 from robench.core.data import load
 from robench.core.errors import RobenchError
 from robench.core.files import write_json, write_text
+from robench.core.terminal import drawn
 from robench.store.runs import Run, Runs
 
 from . import measure, table

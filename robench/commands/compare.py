@@ -8,7 +8,7 @@ import click
 
 from robench.commands._help import Group, Grouped
 from robench.commands._shared import as_text, refuse_given, shared
-from robench.commands._tables import drawn, interval
+from robench.core.terminal import drawn, interval
 
 if TYPE_CHECKING:
     from robench.store.runs import Run

@@ -12,8 +12,8 @@ import click
 from robench.commands import _gate
 from robench.commands._help import Group, Grouped
 from robench.commands._shared import device_of, judged, refuse_given, shared
-from robench.commands._tables import drawn, interval
 from robench.core.progress import bar
+from robench.core.terminal import drawn, interval
 
 log = logging.getLogger(__name__)
 

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from robench.core.errors import RobenchError
+from robench.core.terminal import drawn, interval
 from robench.evaluation.threats import ATTACK_BY_ATTACK, BLACKBOX
+from robench.evaluation.words import steps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from robench.evaluation.outcomes import Outcomes
 
+_WORDS = ("target", "threat", "clean", "images")
 _NAMES = {"whitebox": "white-box", "blackbox": "black-box", "blackbox-own": "black-box, own defense"}
 
 
@@ -27,7 +30,7 @@ def table(outcomes: Outcomes) -> pd.DataFrame:
     clean: dict[str, dict[str, str]] = {}
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for row in _accuracies(outcomes).to_dict("records"):
-        said = f"{100 * row['accuracy']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+        said = interval(row, "accuracy")
         count = {"images": str(row["samples"])}
         if row["threat"] == "clean":
             clean[row["target"]] = {"clean": said, **count}
@@ -48,13 +51,20 @@ def table(outcomes: Outcomes) -> pd.DataFrame:
     ).fillna("")
 
 
+def by_radius(outcomes: Outcomes) -> pd.DataFrame:
+    """`table` for readers: its columns of radii are called ``ε 0.1``."""
+    shown = table(outcomes)
+    shown.columns = [name if name in _WORDS else f"ε {name}" for name in shown.columns]
+    return shown
+
+
 def _expected(outcomes: Outcomes) -> dict[tuple[str, str], dict[str, str]]:
     """Rows of `table` for what was judged over several draws."""
     found = outcomes.where(threat=["clean", "whitebox", *BLACKBOX]).over_draws()
     clean: dict[str, dict[str, str]] = {}
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for row in found.sort_values("eps", kind="stable").to_dict("records"):  # clean ones first
-        said = f"{100 * row['expectation']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+        said = interval(row, "expectation")
         threat = f"{_NAMES.get(row['threat'], row['threat'])}, in expectation over {row['draws']} draws"
         if row["threat"] == "clean":
             clean[row["target"]] = {"clean": said}
@@ -65,10 +75,11 @@ def _expected(outcomes: Outcomes) -> dict[tuple[str, str], dict[str, str]]:
 
 
 def _accuracies(outcomes: Outcomes) -> pd.DataFrame:
-    """Of clean images, these first, of white-box and black-box; of threats of growing effort per attack, elsewhere the
-    attack is empty."""
+    """Of clean images, these first, of white-box and black-box; of threats of growing effort per attack, from the
+    fewest steps on, elsewhere the attack is empty."""
     clean, judged = (outcomes.where(threat=names).accuracy() for names in (["clean"], ["whitebox", *BLACKBOX]))
     each = outcomes.where(threat=list(ATTACK_BY_ATTACK)).accuracy(["target", "threat", "eps", "attack"])
+    each = each.sort_values("attack", key=lambda names: names.map(steps), kind="stable")
     parts = [part for part in (clean.assign(attack=""), judged.assign(attack=""), each) if len(part)]
     return pd.concat(parts, ignore_index=True) if parts else each
 
@@ -90,18 +101,16 @@ def _checked(outcomes: Outcomes) -> str:
 
 def text(outcomes: Outcomes) -> str:
     """For the terminal: the table, and what speaks against it."""
-    shown = table(outcomes)
+    shown = by_radius(outcomes)
     head = f"Outcomes of {len(outcomes.frame)} rows, {_checked(outcomes)}; accuracy in % [95 % interval] by ε"
-    lines = [] if shown.empty else shown.to_string(index=False).splitlines()
-    return "\n".join([head, *lines, *_doubts(outcomes)])
+    return "\n".join([drawn(head, list(shown.columns), shown.to_numpy().tolist()), *_doubts(outcomes)])
 
 
 def html(outcomes: Outcomes) -> str:
     """The same for a notebook."""
     from html import escape
 
-    shown = table(outcomes)
-    shown.columns = [name if name in ("target", "threat", "clean", "images") else f"ε {name}" for name in shown.columns]
+    shown = by_radius(outcomes)
     doubts = "".join(f"<li>{escape(doubt)}</li>" for doubt in _doubts(outcomes))
     return (
         f"<p>Accuracy in % [95 % interval]; {escape(_checked(outcomes))}.</p>"

@@ -58,7 +58,7 @@ def test_the_table_has_the_numbers(white: Outcomes) -> None:
 def test_repr_says_what_speaks_against_it(white: Outcomes) -> None:
     lines = repr(white).splitlines()
     assert lines[0].startswith(f"Outcomes of {len(white.frame)} rows, 1 of 2 checks pass; accuracy in %")
-    assert percent(white, "whitebox", 0.1) in lines[2]
+    assert percent(white, "whitebox", 0.1) in lines[4]
     assert lines[-1] == "warn  odd: 1 < 2 & so on"
 
 
