@@ -198,8 +198,8 @@ def dash(n: int) -> tuple[float, tuple[float, ...]]:
 
 
 def order(defenses: Iterable[str]) -> list[str]:
-    """Unique defenses: those of DVERGE's paper in its order, then others by name."""
-    known = list(published.read("dverge2020").defenses.values())
+    """Unique defenses: those of published tables in their order, then others by name."""
+    known = published.order()
     return sorted(set(defenses), key=lambda name: (known.index(name) if name in known else len(known), name))
 
 

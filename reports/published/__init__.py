@@ -82,7 +82,7 @@ class Paper(_Data):
 
 @cache
 def names() -> tuple[str, ...]:
-    """The papers there are, sorted."""
+    """The papers there are, sorted; a name ends with the year."""
     entries = (entry.name for entry in files("robench.reports.published").iterdir())
     return tuple(sorted(name.removesuffix(".toml") for name in entries if name.endswith(".toml")))
 
@@ -103,3 +103,10 @@ def read(paper: str) -> Paper:
         problem = error.errors()[0]
         field = ".".join(map(str, problem["loc"]))
         raise RobenchError(f"{paper}.toml: {field}: {problem['msg'].lower()}, got {problem['input']!r}") from error
+
+
+@cache
+def order() -> tuple[str, ...]:
+    """Our names of all defenses in the papers, the oldest paper first, each paper's as it lists them."""
+    papers = sorted(names(), key=lambda name: (name[-4:], name))
+    return tuple(dict.fromkeys(defense for name in papers for defense in read(name).defenses.values()))

@@ -59,11 +59,11 @@ def _matrices(rows: list[dict[str, Any]]) -> str:
 
 
 def _accuracies(outcomes: Outcomes, threat: str, unprobed: bool) -> str:
-    from robench.evaluation.display import by_radius
+    from robench.evaluation import display
 
-    shown = by_radius(outcomes)
+    shown = display.by_radius(outcomes)
     images = " or ".join(dict.fromkeys(shown.pop("images")))
-    if shown["threat"].nunique() == 1:
+    if set(shown["threat"]) == {display.NAMES.get(threat, threat)}:
         del shown["threat"]
     drawn_often = bool(outcomes.frame["draws"].gt(1).any())
     title = f"{threat}: accuracy in % [95 % interval], {images} images{', not probed' * unprobed}"

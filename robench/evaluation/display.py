@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from robench.evaluation.outcomes import Outcomes
 
 _WORDS = ("target", "threat", "clean", "images")
-_NAMES = {"whitebox": "white-box", "blackbox": "black-box", "blackbox-own": "black-box, own defense"}
+#: Of threats, for readers; others go by their own.
+NAMES = {"whitebox": "white-box", "blackbox": "black-box", "blackbox-own": "black-box, own defense"}
 
 
 def table(outcomes: Outcomes) -> pd.DataFrame:
@@ -35,7 +36,7 @@ def table(outcomes: Outcomes) -> pd.DataFrame:
         if row["threat"] == "clean":
             clean[row["target"]] = {"clean": said, **count}
             continue
-        threat = f"{_NAMES.get(row['threat'], row['threat'])} {row['attack']}".strip()
+        threat = f"{NAMES.get(row['threat'], row['threat'])} {row['attack']}".strip()
         line = rows.setdefault((row["target"], threat), dict(clean.get(row["target"], {})))
         line |= {f"{row['eps']:g}": said, **count}
     rows |= _expected(outcomes)
@@ -65,7 +66,7 @@ def _expected(outcomes: Outcomes) -> dict[tuple[str, str], dict[str, str]]:
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for row in found.sort_values("eps", kind="stable").to_dict("records"):  # clean ones first
         said = interval(row, "expectation")
-        threat = f"{_NAMES.get(row['threat'], row['threat'])}, in expectation over {row['draws']} draws"
+        threat = f"{NAMES.get(row['threat'], row['threat'])}, in expectation over {row['draws']} draws"
         if row["threat"] == "clean":
             clean[row["target"]] = {"clean": said}
         else:
@@ -146,7 +147,7 @@ def plot(outcomes: Outcomes, ax: Axes | None) -> Axes:
     for (target, threat), line in keys:
         points = pd.concat([clean[clean["target"] == target], line]).sort_values("eps")
         (drawn,) = ax.plot(
-            points["eps"], 100 * points["accuracy"], marker="o", label=f"{target}, {_NAMES.get(threat, threat)}"
+            points["eps"], 100 * points["accuracy"], marker="o", label=f"{target}, {NAMES.get(threat, threat)}"
         )
         ax.fill_between(points["eps"], 100 * points["low"], 100 * points["high"], alpha=0.2, color=drawn.get_color())
     ax.set(xlabel="ε", ylabel="accuracy in %", ylim=(0, 100))

@@ -57,6 +57,12 @@ def test_every_number_is_the_sources() -> None:
             assert table[tuple(key)] == pytest.approx(value), (paper, key)
 
 
+def test_defenses_are_in_the_order_of_the_papers() -> None:
+    assert published.order()[:6] == ("baseline", "adp", "gal", "dverge", "advt", "dverge-advt")
+    assert published.order().index("fasten") < published.order().index("lotos")
+    assert all(re.search(r"\d{4}$", name) for name in published.names())
+
+
 def test_no_paper_is_named_in_code() -> None:
     words = [word for name in published.names() for word in (name, re.sub(r"\d+$", "", name))]
     for path in [
