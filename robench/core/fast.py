@@ -139,14 +139,15 @@ def attackable(model: nn.Module, image: Tensor, precision: Precision, *, plain: 
         precision: ``float64`` copies the weights in double; ``bfloat16`` computes under autocast, all but the logits.
         plain: fold nothing and keep the layout.
     """
-    fast = copy.deepcopy(model).eval()
-    for parameter in fast.parameters():
-        parameter.requires_grad_(False)
-    if precision == "float64":
-        fast = fast.double()
+
+    def copied() -> nn.Module:
+        made = copy.deepcopy(model).eval()
+        for parameter in made.parameters():
+            parameter.requires_grad_(False)
+        return made.double() if precision == "float64" else made
+
     probe = image[:1].to(crafting_dtype(precision))
-    if not plain:
-        fast = _faster(fast, probe)
+    fast = copied() if plain else _faster(copied, probe)
     if precision != "bfloat16":
         return fast
     with torch.no_grad():
@@ -154,19 +155,21 @@ def attackable(model: nn.Module, image: Tensor, precision: Precision, *, plain: 
     return _Autocast(fast, torch.bfloat16)
 
 
-def _faster(model: nn.Module, image: Tensor) -> nn.Module:
-    """``model`` folded and channels-last, or as it is where its code takes neither, such as TorchScript's."""
-    faster = copy.deepcopy(model)
+def _faster(copied: Callable[[], nn.Module], image: Tensor) -> nn.Module:
+    """What ``copied`` makes, folded and channels-last, or as it is where its code takes neither, such as
+    TorchScript's."""
+    faster = copied()
     try:
         with torch.no_grad():
+            expected = faster(image)
             # Code that is no module may read a convolution's output beside its BatchNorm: seen in the result alone.
-            if fold_batchnorm(faster, image) and disagreement(faster(image), model(image)) > ROUNDING["float32"]:
-                faster = copy.deepcopy(model)
+            if fold_batchnorm(faster, image) and disagreement(faster(image), expected) > ROUNDING["float32"]:
+                faster = copied()
         channels_last(faster, image)
     except Exception as error:  # whatever a user's module may raise
         if out_of_memory(error):
             raise
-        return model
+        return copied()
     return faster
 
 

@@ -70,7 +70,8 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """
     modules = list(model.modules())
     modes = [module.training for module in modules]
-    hooks = [{name: dict(getattr(module, name)) for name in _HOOKS} for module in modules]
+    hooks = [getattr(module, name) for module in modules for name in _HOOKS]
+    before = [(entries, dict(entries)) for entries in hooks if entries]
     parameters = list(model.parameters())
     flags = [parameter.requires_grad for parameter in parameters]
     try:
@@ -80,12 +81,12 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
         with full_float32():
             yield model
     finally:
-        for module, mode, kept in zip(modules, modes, hooks, strict=True):
+        for module, mode in zip(modules, modes, strict=True):
             module.training = mode
-            for name, entries in kept.items():
-                current = getattr(module, name)
-                current.clear()
-                current.update(entries)
+        for entries in hooks:
+            entries.clear()
+        for entries, kept in before:
+            entries.update(kept)
         for parameter, flag in zip(parameters, flags, strict=True):
             parameter.requires_grad_(flag)
 
