@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 
 import pandas as pd
 from matplotlib.axes import Axes
 
 from robench.core.errors import RobenchError
+from robench.defenses.base import DEFENSES
+from robench.evaluation.outcomes import ENSEMBLE
+from robench.evaluation.threats import BLACKBOX
 from robench.reports import style
-from robench.reports._queries import accuracies, survived
+from robench.reports._queries import accuracies, survived, tidy
 from robench.reports.lines import by_defense, lines
+from robench.reports.sheet import FIGURES, Inputs, Sheet, Skipped
+
+#: ε at which ensembles are compared where there is room for one, or the nearest that was measured.
+EPS = 0.03
+_TITLE = "Accuracy against ε"
 
 #: The link of a point, from (defense, n, ε).
 Link = Callable[[str, int, float], str]
@@ -58,3 +67,79 @@ def curves(frame: pd.DataFrame, ax: Axes, *, threat: str, link: Link | None = No
     ax.set_ylabel("accuracy, %")
     ax.set_title(style.THREATS[threat].title if threat in style.THREATS else threat)
     return ax
+
+
+def telling_eps(frame: pd.DataFrame, *threats: str) -> float | None:
+    """Of the first of these threats that was evaluated, the ε at which accuracies are nearest to half the clean ones,
+    on average over ensembles: where all stand, or all have fallen, none differs from another. None where there is
+    none."""
+    threat = next((name for name in threats if (frame["threat"] == name).any()), None)
+    if threat is None:
+        return None
+    points = values(frame, threat)
+    clean = points.loc[points["eps"] == 0, "accuracy"].mean()
+    means = points[points["eps"] > 0].groupby("eps")["accuracy"].mean()
+    half = (1.0 if pd.isna(clean) else float(clean)) / 2
+    return min(map(float, means.index), key=lambda eps: (abs(float(means[eps]) - half), eps), default=None)
+
+
+def nearest_eps(frame: pd.DataFrame) -> float:
+    """`EPS`, or the nearest ε at which these ensembles were attacked."""
+    attacked = frame.loc[(frame["eps"] > 0) & (frame["member"] == ENSEMBLE), "eps"].unique()
+    return min(map(float, attacked), key=lambda value: (abs(value - EPS), value), default=EPS)
+
+
+@FIGURES.register("fig4_accuracy")
+def without_adversarial_training(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    yield from _accuracy(inputs, inputs.frame[~_adversarial(inputs.frame)], "fig4_accuracy", _TITLE)
+
+
+@FIGURES.register("fig5_adversarial_training")
+def with_adversarial_training(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    own, title = inputs.frame[_adversarial(inputs.frame)], f"{_TITLE}, with adversarial training"
+    yield from _accuracy(inputs, own, "fig5_adversarial_training", title)
+
+
+@FIGURES.register("figA_blackbox_own")
+def own_surrogates(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    yield from _appendix(inputs, "blackbox-own")
+
+
+@FIGURES.register("figA_blackbox_related")
+def related_surrogates(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    yield from _appendix(inputs, "blackbox-related")
+
+
+def _adversarial(frame: pd.DataFrame) -> pd.Series:
+    trained = [name for name in DEFENSES.names() if DEFENSES.get(name).adversarial_training]
+    return tidy(frame)["defense"].isin(trained)
+
+
+def _appendix(inputs: Inputs, threat: str) -> Iterator[Sheet | Skipped]:
+    if inputs.has(threat):
+        name = f"figA_{threat.replace('-', '_')}"
+        yield from _accuracy(inputs, inputs.frame, name, f"{_TITLE}, {style.THREATS[threat].label}", (threat,))
+
+
+def _accuracy(
+    inputs: Inputs, own: pd.DataFrame, name: str, title: str, panels: Collection[str] = ("blackbox", "whitebox")
+) -> Iterator[Sheet | Skipped]:
+    threats = [threat for threat in panels if (own["threat"] == threat).any()]
+    if not threats:
+        yield Skipped(name, "no black-box or white-box accuracy in these outcomes")
+        return
+    figure = style.figure(style.TEXT if len(threats) > 1 else style.TEXT / 2 + 0.6, 2.4)
+    axes = figure.subplots(1, len(threats), squeeze=False, sharey=True)[0]
+    for ax, threat in zip(axes, threats, strict=True):
+        link = None if inputs.links is None else partial(inputs.links.point, threat)
+        curves(own, ax, threat=threat, link=link)
+        ax.label_outer()
+        ax.xaxis.set_tick_params(labelbottom=True)
+    shown = pd.concat([values(own, threat) for threat in threats], keys=threats, names=["panel", None])
+    shown = shown.reset_index("panel")
+    style.legend(figure, shown["defense"], shown["n"], loc="outside lower center", ncols=9 if len(threats) > 1 else 4)
+    surrogates = sorted(set(own.loc[own["threat"].isin(BLACKBOX) & own["threat"].isin(threats), "surrogate"]))
+    alt = f"{title}, for {', '.join(map(style.label, style.order(shown['defense'])))}; the values are in the table."
+    if surrogates:
+        alt += f" Black-box surrogates: {', '.join(surrogates)}."
+    yield Sheet(name, title, figure, shown, alt)

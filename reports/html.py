@@ -6,15 +6,11 @@ import base64
 import hashlib
 import io
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -22,12 +18,13 @@ from PIL import Image
 
 from robench.core.errors import RobenchError
 from robench.core.files import write_text
-from robench.evaluation.outcomes import that_count
 from robench.evaluation.threats import BLACKBOX
-from robench.reports import against, build, document, pareto, published, style, tables, versions
-from robench.reports._queries import tidy
+from robench.reports import against, document, published, style
+from robench.reports.build import Drawn
 from robench.reports.document import Table, TableCell
-from robench.reports.pictures import VERSION, Picture, Pixels
+from robench.reports.drills import Row
+from robench.reports.pictures import Picture, Pixels
+from robench.reports.sheet import Links, Sheet
 
 #: Bytes that a report must stay below, and what images may take of them.
 LIMIT = 5_000_000
@@ -35,77 +32,9 @@ _IMAGE_LIMIT = 2_000_000
 #: Samples named for each attack of a drill-down: the most that keeps the file below `LIMIT`.
 _NAMED = (1_000_000, 300, 100, 30, 10, 0)
 
-#: TableCell, member and sample.
-_Row = tuple[str, str, int]
-
-
-class _Drills:
-    """What a click on a cell or a point leads to, of the rows that count; only what is linked is written."""
-
-    def __init__(self, frame: pd.DataFrame, pictures: Mapping[_Row, dict[str, Any]]) -> None:
-        frame = that_count(frame).sort_values([*VERSION, "sample"], kind="stable", ignore_index=True)
-        self._codes, versions = pd.MultiIndex.from_frame(frame[VERSION]).factorize()
-        self._versions: list[Any] = versions.tolist()
-        self._samples, self._correct = frame["sample"].to_numpy(), frame["correct"].to_numpy(dtype=bool)
-        self._targets = pd.factorize(frame["target"])[0]
-        transfer = np.flatnonzero(frame["threat"] == "transfer")
-        self._points = frame.groupby(["threat", "defense", "n", "eps"], observed=True).indices
-        cells = frame.iloc[transfer].groupby(["target", "eps", "surrogate", "member"], observed=True).indices
-        self._cells = {key: transfer[np.asarray(found)] for key, found in cells.items()}
-        near = frame[frame["cell"].isin({cell for cell, _, _ in pictures})]
-        keys = zip(near["cell"], near["member"], near["sample"], strict=True)
-        self._pictures = {row: pictures[key] for row, key in zip(near.index, keys, strict=True) if key in pictures}
-        self._ids: dict[tuple[object, ...], str] = {}
-        self._found: list[tuple[str, str, npt.NDArray[np.intp]]] = []
-
-    def point(self, threat: str, defense: str, n: int, eps: float) -> str:
-        threat = threat if eps else "clean"
-        title = f"{style.label(defense)}/{n}, {style.THREATS[threat].label}" + (f", ε = {eps:g}" if eps else "")
-        return self._add(("point", threat, defense, n, eps), title, self._points.get((threat, defense, n, eps)))
-
-    def cell(self, target: str, eps: float, source: str, member: str) -> str:
-        judged = "the ensemble" if member == "ensemble" else f"member {member}"
-        title = f"{target}, ε = {eps:g}: crafted on member {source}, judged on {judged}"
-        return self._add(("cell", target, eps, source, member), title, self._cells.get((target, eps, source, member)))
-
-    def _add(self, key: tuple[object, ...], title: str, rows: Any) -> str:
-        if rows is None:
-            return ""
-        if key not in self._ids:
-            self._ids[key] = f"drill-{len(self._ids) + 1}"
-            self._found.append((self._ids[key], title, np.asarray(rows)))
-        return f"#{self._ids[key]}"
-
-    def contents(self) -> Iterator[dict[str, Any]]:
-        """For every attack, how many samples it took, and those that it was the first to take; pictures of some."""
-        for name, title, rows in self._found:
-            fallen = rows[~self._correct[rows]]
-            took: Counter[int] = Counter(self._codes[fallen].tolist())
-            first: dict[int, list[int]] = {code: [] for code in took}
-            seen: set[tuple[int, int]] = set()
-            for code, target, sample in zip(
-                self._codes[fallen].tolist(),
-                self._targets[fallen].tolist(),
-                self._samples[fallen].tolist(),
-                strict=True,
-            ):
-                if (target, sample) not in seen:
-                    seen.add((target, sample))
-                    first[code].append(sample)
-            lines = []
-            for code, samples in first.items():
-                _, run, surrogate, attack, loss, restart = self._versions[code]
-                about = [run, surrogate or "–", attack or "none", loss or "–"]
-                lines.append({"about": about, "restart": restart, "took": took[code], "samples": samples})
-            judged = len(set(zip(self._targets[rows].tolist(), self._samples[rows].tolist(), strict=True)))
-            pictures = [self._pictures[row] for row in rows[np.isin(rows, list(self._pictures))].tolist()]
-            yield {
-                "id": name, "title": title, "lines": lines, "fallen": len(seen), "judged": judged, "pictures": pictures,
-            }  # fmt: skip
-
 
 def write(
-    frame: pd.DataFrame,
+    drawn: Drawn,
     path: Path,
     provenance: Mapping[str, object],
     *,
@@ -114,87 +43,45 @@ def write(
     title: str = "Robustness of ensembles",
     paper: str | None = None,
     data: against.SameData = "different",
-    **more: Any,
 ) -> Path:
     """Writes the report: same rows, same bytes.
 
     Args:
-        frame: outcomes.
-        provenance: what made them, as JSON values.
+        provenance: what made the outcomes, as JSON values.
         checks: name, status and evidence each.
         pictures: shown where their rows are listed; those that do not fit are left out.
         paper: of `robench.reports.published.names`, to compare with.
         data: see `robench.reports.against.against`.
-        more: history, images, studies, costs and surrogates of `robench.reports.build.write`.
 
     Raises:
-        RobenchError: no outcomes, or a report that cannot be kept below `LIMIT`.
+        RobenchError: a report that cannot be kept below `LIMIT`.
     """
-    frame = tidy(frame).reset_index(drop=True)
-    if frame.empty:
-        raise RobenchError("there are no outcomes to report; robench eval makes some")
     style.provenance_json(provenance)
     encoded = _encoded(pictures)
-    drills = _Drills(frame, encoded)
-    links = build.Links(cell=drills.cell, point=drills.point)
-    notices = build.cautions(frame)
     with style.context():
-        drawn = list(build.sheets(frame, links=links, **more))
-        figures = [_figure(sheet, links) for sheet in drawn if isinstance(sheet, build.Sheet)]
-    notices += [str(sheet) for sheet in drawn if isinstance(sheet, build.Skipped)]
+        figures = [_figure(sheet, drawn.drills.links) for sheet in drawn.sheets]
+    notices = list(drawn.notices)
     if len(encoded) < len(pictures):
         missing = len(pictures) - len(encoded)
         notices.append(f"{missing} pictures left out: the report holds what fits in {_IMAGE_LIMIT // 1_000_000} MB")
     values: dict[str, Any] = {
         "title": title,
-        "summary": _summary(frame),
+        "summary": _summary(drawn.frame),
         "notices": notices,
         "checks": _checks(checks) if checks else None,
-        "tables": _tables(frame, links, more.get("costs"), more.get("surrogates")),
-        "paper": _paper(frame, paper, data) if paper is not None else None,
+        "tables": [each.table for each in drawn.tables],
+        "paper": _paper(drawn.frame, paper, data) if paper is not None else None,
         "figures": figures,
         "provenance": dict(provenance),
         "provenance_lines": [(str(name), style.words(provenance[name])) for name in sorted(provenance)],
     }
-    write_text(path, _rendered(values, drills))
+    write_text(path, _rendered(values, list(drawn.drills.contents(encoded))))
     return path
 
 
-def _tables(
-    frame: pd.DataFrame, links: build.Links, costs: pd.DataFrame | None, surrogates: Mapping[str, float] | None
-) -> list[Table]:
-    """Accuracies under each threat, under everything, and at what cost."""
-    found = [
-        tables.described(
-            tables.accuracy(frame, threat),
-            f"Accuracy by ε, {style.THREATS[threat].label}, %, with 95 % Wilson intervals",
-            partial(links.point, threat),
-        )
-        for threat in build.TABLES
-        if (frame["threat"] == threat).any()
-    ]
-    if eps := build.telling_eps(frame, "blackbox"):
-        took = versions.by_version(frame, eps)
-        if surrogates:
-            each = versions.by_surrogate(frame, eps, surrogates)
-            found.append(versions.by_surrogate_described(each, eps, "Black-box accuracy in %, by surrogate"))
-        found.append(versions.described(took, eps, "Black-box accuracy in %, by surrogate, attack and loss"))
-    left = tables.worst(frame)
-    if not left.empty:
-        found.append(tables.worst_described(left, "Under everything that was tried, %, with 95 % Wilson intervals"))
-    drawn = tables.over_draws(frame)
-    if not drawn.empty:
-        found.append(tables.over_draws_described(drawn, "Models that draw, in every draw and in expectation, %"))
-    points = build.trade_offs(frame, costs)
-    if not points.empty:
-        found.append(pareto.described(points, "Clean and robust accuracy, %, with 95 % intervals, and what they cost"))
-    return found
-
-
-def _rendered(values: Mapping[str, Any], drills: _Drills) -> str:
+def _rendered(values: Mapping[str, Any], contents: Sequence[Mapping[str, Any]]) -> str:
     """The page, with as many samples named in each list as fit."""
     template = environment().get_template("report.html.j2")
-    contents = list(drills.contents())
     for limit in _NAMED:
         text = template.render(**values, drills=contents, limit=limit)
         if len(text.encode()) < LIMIT:
@@ -280,7 +167,7 @@ def _paper(frame: pd.DataFrame, paper: str, data: against.SameData) -> dict[str,
 _COMPARED = ("ours", "published", "difference")
 
 
-def _linked(table: Table, values: pd.DataFrame, links: build.Links) -> Table:
+def _linked(table: Table, values: pd.DataFrame, links: Links) -> Table:
     """The table of ``values``, where rows of a curve or of a matrix lead to their drill-down."""
     shown = next((place for place, name in enumerate(values.columns) if name in ("accuracy", "rate")), None)
     for cells, row in zip(table.rows, values.to_dict("records"), strict=True):
@@ -294,7 +181,7 @@ def _linked(table: Table, values: pd.DataFrame, links: build.Links) -> Table:
     return table
 
 
-def _figure(sheet: build.Sheet, links: build.Links) -> dict[str, Any]:
+def _figure(sheet: Sheet, links: Links) -> dict[str, Any]:
     buffer = io.StringIO()
     # An empty dictionary of metadata would still hold a date.
     sheet.figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -315,7 +202,7 @@ def _figure(sheet: build.Sheet, links: build.Links) -> dict[str, Any]:
     }
 
 
-def _encoded(pictures: Sequence[Picture]) -> dict[_Row, dict[str, Any]]:
+def _encoded(pictures: Sequence[Picture]) -> dict[Row, dict[str, Any]]:
     """By row, what the page shows of each picture: the first ones, as many as fit."""
     encoded, size = {}, 0
     for picture in pictures:

@@ -11,10 +11,13 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from robench.evaluation.statistics import accuracy_interval
+from robench.evaluation.threats import BLACKBOX
 from robench.evaluation.worst import verdicts
 from robench.reports import style
 from robench.reports._queries import survived, tidy
+from robench.reports.curves import nearest_eps, telling_eps
 from robench.reports.document import MISSING, Table, TableCell
+from robench.reports.sheet import FIGURES, Inputs, Sheet, Skipped
 
 #: What accuracies are compared with clean accuracy, and how a panel calls them: black-box, and under everything.
 PANELS = {"blackbox": "black-box", "worst": "under everything that was tried"}
@@ -168,3 +171,36 @@ def _measured(row: Mapping[Any, Any], name: str, *, best: bool) -> TableCell:
 
 def _cost(value: float) -> TableCell:
     return MISSING if np.isnan(value) else TableCell(f"{value:,.0f}" if value >= 100 else f"{value:.3g}", value)
+
+
+def trade_offs(frame: pd.DataFrame, costs: pd.DataFrame | None) -> pd.DataFrame:
+    """`values` at `robench.reports.curves.telling_eps`; empty where no image was judged both ways."""
+    return values(frame, telling_eps(frame, *BLACKBOX, "whitebox") or nearest_eps(frame), costs)
+
+
+@FIGURES.register("fig_pareto")
+def sheet(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    points = trade_offs(inputs.frame, inputs.costs)
+    if points.empty:
+        yield Skipped("fig_pareto", "no ensemble was judged both on clean images and under attack")
+        return
+    panels = [panel for panel in PANELS if (points["under"] == panel).any()]
+    figure = style.figure(style.TEXT if len(panels) > 1 else style.TEXT / 2 + 0.6, 3.0)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, panel in zip(axes, panels, strict=True):
+        pareto(points[points["under"] == panel], ax)
+    sizes = areas(points["n"])
+    style.legend(figure, points["defense"], sizes, sizes, loc="outside lower center", ncols=6)
+    front = {
+        panel: [
+            f"{style.label(row.defense)}/{row.n}"
+            for row in points[(points["under"] == panel) & points["front"]].itertuples()
+        ]
+        for panel in panels
+    }
+    yield Sheet(
+        "fig_pareto", "Clean and robust accuracy", figure, points,
+        "Accuracy under attack against clean accuracy. On the front: "
+        + "; ".join(f"{PANELS[panel]} {', '.join(names)}" for panel, names in front.items())
+        + ". The values are in the table.",
+    )  # fmt: skip

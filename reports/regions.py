@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from robench.core.errors import RobenchError
+from robench.reports import style
+from robench.reports.sheet import FIGURES, Inputs, Sheet, Skipped
 
 #: The classes' fills: Okabe-Ito, lightened, then more of equal weight.
 _FILLS = (
@@ -154,3 +156,27 @@ def legend(images: Regions, figure: Figure) -> None:
 
 def _colors(images: Regions) -> list[str]:
     return ["#FFFFFF", *(_FILLS[place % len(_FILLS)] for place in range(len(images.seen) - 1))]
+
+
+@FIGURES.register("fig1_regions")
+def sheet(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    images = inputs.images
+    if images is None:
+        yield Skipped("fig1_regions", "no decision regions were computed")
+        return
+    across = min(4, len(images.classes))
+    down = -(-len(images.classes) // across)
+    side = min(2.2, style.TEXT / across)
+    figure = style.figure(max(style.COLUMN, side * across), down * (side + 0.1) + 0.3)
+    axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
+    for place, (ax, title) in enumerate(zip(axes, images.classes, strict=False)):
+        regions(images, ax, title=title)
+        if place % across == 0:
+            ax.set_ylabel("random direction")
+    for ax in axes[len(images.classes) :]:
+        ax.set_axis_off()
+    legend(images, figure)
+    yield Sheet(
+        "fig1_regions", "Decision regions", figure, images.values(),
+        f"The predicted class around one image of class {images.label}, for {', '.join(images.classes)}.",
+    )  # fmt: skip

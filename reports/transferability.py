@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -14,6 +14,10 @@ from matplotlib.figure import Figure
 from robench.core.errors import RobenchError
 from robench.reports import style
 from robench.reports._queries import transfer_rates
+from robench.reports.sheet import FIGURES, Inputs, Links, Sheet, Skipped
+
+#: ε of the paper's figure.
+EPS = 0.03
 
 #: The link of a cell, from (source, member).
 Link = Callable[[str, str], str]
@@ -98,3 +102,30 @@ def panels(frame: pd.DataFrame, *, n: int, eps: float, link: Callable[[str, str,
     figure.supxlabel("member judged", fontsize=7)
     figure.supylabel("member attacked", fontsize=7)
     return figure
+
+
+@FIGURES.register("fig3_transferability")
+def sheets(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    rates = transfer_rates(inputs.frame) if inputs.has("transfer") else pd.DataFrame()
+    if rates.empty:
+        yield Skipped("fig3_transferability", "no transferability in these outcomes")
+        return
+    radii = sorted(rates["eps"].unique(), key=lambda eps: (abs(eps - EPS), eps))
+    sizes = sorted(rates["n"].unique())
+    for eps in radii:
+        for n in sizes:
+            part = rates[(rates["eps"] == eps) & (rates["n"] == n)]
+            if part.empty:
+                continue
+            main = eps == radii[0] and n == sizes[0]
+            name = "fig3_transferability" if main else f"figA_transferability_n{n}_eps{eps:g}"
+            yield Sheet(
+                name, f"Transferability within ensembles of {n}, ε = {eps:g}",
+                panels(inputs.frame, n=int(n), eps=float(eps), link=_cells(inputs.links, float(eps))), part,
+                "Percentage of samples that an attack on one member (row) takes from another or from the ensemble "
+                f"(column), at ε = {eps:g}; the values are in the table.",
+            )  # fmt: skip
+
+
+def _cells(links: Links | None, eps: float) -> Callable[[str, str, str], str] | None:
+    return None if links is None else lambda target, source, member: links.cell(target, eps, source, member)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from robench.core.errors import RobenchError
 from robench.evaluation.outcomes import intervals
+from robench.reports import style
 from robench.reports.lines import by_defense, lines
+from robench.reports.sheet import FIGURES, Inputs, Sheet, Skipped
 
 TITLES = {"diversity": "Diversity", "transferability": "Transferability", "clean": "Clean accuracy"}
 UNITS = {"diversity": "cross-entropy", "transferability": "success rate, %", "clean": "accuracy, %"}
@@ -73,3 +77,21 @@ def trend(history: pd.DataFrame, ax: Axes, *, quantity: str, share: float = SHAR
     # Limits that fit the points alone would cut the markers, once the axis begins at 0.
     ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
     return ax
+
+
+@FIGURES.register("fig2_trend")
+def sheet(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    history = inputs.history
+    if history is None or history.empty:
+        yield Skipped("fig2_trend", "no diversity was recorded in training")
+        return
+    figure = style.figure(style.TEXT, 2.1)
+    drawn = there(history)
+    for ax, quantity in zip(figure.subplots(1, len(drawn)), drawn, strict=True):
+        trend(history, ax, quantity=quantity)
+    style.legend(figure, history["defense"], history["n"], loc="outside lower center", ncols=6)
+    yield Sheet(
+        "fig2_trend", "Diversity and transferability along training", figure, values(history),
+        "Rolling means over epochs: diversity, transferability within the ensemble and, where it was recorded, clean "
+        "accuracy.",
+    )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 
 import pandas as pd
@@ -13,8 +13,10 @@ from robench.core.errors import RobenchError
 from robench.evaluation.outcomes import ENSEMBLE, accuracies, intervals, robust, that_count
 from robench.reports import style
 from robench.reports._queries import tidy
+from robench.reports.curves import telling_eps
 from robench.reports.document import Table, TableCell
 from robench.reports.lines import by_defense, lines
+from robench.reports.sheet import FIGURES, Inputs, Sheet, Skipped
 
 _WHO = ["defense", "n"]
 #: What tells trainings of a defense apart.
@@ -188,3 +190,39 @@ def _rows(frame: pd.DataFrame, eps: float) -> pd.DataFrame:
     if rows.empty:
         raise RobenchError(f"no blackbox accuracy at ε {eps:g} in these outcomes; run `robench eval --threat blackbox`")
     return that_count(rows)
+
+
+@FIGURES.register("figA_surrogates")
+def by_number(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    eps = _eps(inputs)
+    if eps is None:
+        return
+    figure = style.figure(style.TEXT / 2 + 0.8, 2.3)
+    shown = by_surrogates(inputs.frame, eps)
+    surrogates(shown.copy(), figure.subplots(), eps)
+    style.legend(figure, shown["defense"], shown["n"], loc="outside lower center", ncols=4)
+    yield Sheet(
+        "figA_surrogates", "Accuracy against the number of surrogates", figure, shown,
+        f"Black-box accuracy at ε = {eps:g} against the number of surrogates, on average over their choice.",
+    )  # fmt: skip
+
+
+@FIGURES.register("figA_each_surrogate")
+def one_by_one(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    eps = _eps(inputs)
+    if eps is None or not inputs.surrogates:
+        return
+    shown = by_surrogate(inputs.frame, eps, inputs.surrogates)
+    figure = style.figure(style.TEXT, 1.1 + 0.28 * shown["surrogate"].nunique())
+    each_surrogate(shown.copy(), figure.subplots(), eps)
+    style.legend(figure, shown["defense"], shown["n"], loc="outside lower center", ncols=6)
+    yield Sheet(
+        "figA_each_surrogate", "What each surrogate leaves, and gets right itself", figure, shown,
+        f"Black-box accuracy at ε = {eps:g} under each surrogate alone, and its own clean accuracy.",
+    )  # fmt: skip
+
+
+def _eps(inputs: Inputs) -> float | None:
+    """Where surrogates are compared; None where there are not several."""
+    rows = inputs.frame[inputs.frame["threat"] == "blackbox"]
+    return telling_eps(inputs.frame, "blackbox") if rows["surrogate"].nunique() > 1 else None

@@ -64,7 +64,7 @@ def comparable(frame: pd.DataFrame) -> pd.DataFrame:
 
 def drawn(outcomes: Outcomes, out: Path) -> list[Path]:
     """The tables and the values of figures."""
-    build.write(outcomes.frame, out, {}, formats=("png",))
+    build.write(build.draw(outcomes.frame), out, {}, formats=("png",))
     return sorted(path for path in out.iterdir() if path.suffix in (".csv", ".md", ".tex"))
 
 

@@ -21,6 +21,7 @@ from robench.evaluation.threats import BLACKBOX
 from robench.reports import build, html, pareto, published
 from robench.reports.pictures import Picture
 from robench.reports.regions import Regions
+from robench.reports.sheet import Studies
 from robench.session import ASIDE
 from robench.store.provenance import versions
 from robench.store.runs import Run, Runs
@@ -42,7 +43,7 @@ def draw(
     pictures: Sequence[Picture] = (),
     paper: str | None = None,
     same_data: bool = False,
-    studies: build.Studies | None = None,
+    studies: Studies | None = None,
     more: Mapping[str, str] | None = None,
     shape: torch.Size | None = None,
     seconds: Mapping[str, float] | None = None,
@@ -54,26 +55,32 @@ def draw(
         pictures: for the page.
         paper: published numbers to set beside ours, such as ``dverge2020``.
         same_data: the user's word that the images are the paper's, whatever they are called.
-        studies: one setting of a defense varied, see `robench.reports.build.Studies`.
+        studies: one setting of a defense varied, see `robench.reports.sheet.Studies`.
         more: what else belongs to the provenance.
         shape: of an image (C,H,W), where it is known; seconds: of trainings, by name of the run.
     """
     if outcomes.frame.empty:
         raise RobenchError("nothing was measured on these runs; robench eval does it")
     facts = {**provenance(outcomes, runs), **(more or {})}
-    shown: dict[str, Any] = {"history": tracked(runs), "images": regions, "paper": paper, "studies": studies}
-    shown["costs"] = costs(runs, shape, seconds or {})
-    shown["surrogates"] = surrogates(outcomes, runs)
+    beside: dict[str, Any] = {"paper": paper}
     if paper is not None:
         same = facts["data"] == [published.read(paper).data]
         if same and same_data:
             raise RobenchError("--same-data has no effect: the images are those of the paper already; omit it")
-        shown["data"] = "same" if same else "vouched" if same_data else "different"
-    files, notices = build.write(outcomes.frame, out, facts, **shown)
-    for text in notices:
+        beside["data"] = "same" if same else "vouched" if same_data else "different"
+    drawn = build.draw(
+        outcomes.frame,
+        history=tracked(runs),
+        images=regions,
+        studies=studies,
+        costs=costs(runs, shape, seconds or {}),
+        surrogates=surrogates(outcomes, runs),
+    )
+    for text in drawn.notices:
         log.warning(text)
+    files = build.write(drawn, out, facts, **beside)
     checks = [{"name": each.name, "status": each.status, "evidence": each.said} for each in check(outcomes)]
-    page = html.write(outcomes.frame, out / "report.html", facts, checks=checks, pictures=pictures, **shown)
+    page = html.write(drawn, out / "report.html", facts, checks=checks, pictures=pictures, **beside)
     return [*files, page]
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from robench.core.files import write_json, write_text
-from robench.reports import build, document
+from robench.reports import document
+from robench.reports.sheet import Studies
 from robench.session import Session, stored
 from robench.store.runs import Run, Runs
 from robench.studies.drawing import draw
@@ -71,9 +72,7 @@ def publish(
         regions=plane,
         pictures=pictures(session, outcomes, shown, study.report.images),
         paper=study.report.against,
-        studies=build.Studies(
-            frame[frame["threat"].isin(VARIED)], {name: values for name, values in axes.items() if values}
-        ),
+        studies=Studies(frame[frame["threat"].isin(VARIED)], {name: values for name, values in axes.items() if values}),
         more=more,
         shape=session.data.test.images.shape[1:],
         seconds=seconds,

@@ -37,13 +37,11 @@ def planes() -> regions.Regions:
 def test_same_rows_same_bytes(small: pd.DataFrame, tmp_path: Path) -> None:
     made = []
     for folder in ("a", "b"):
-        files, lines = build.write(
-            small, tmp_path / folder, PROVENANCE, history=history(5), images=planes(), formats=build.FORMATS,
-            paper="dverge2020",
-        )  # fmt: skip
+        drawn = build.draw(small, history=history(5), images=planes())
+        files = build.write(drawn, tmp_path / folder, PROVENANCE, formats=build.FORMATS, paper="dverge2020")
         made.append({path.name: path.read_bytes() for path in files})
     assert made[0] == made[1]
-    assert lines == []
+    assert drawn.notices == ()
     figures = ("fig1_regions", "fig2_trend", "fig3_transferability", "fig4_accuracy", "fig5_adversarial_training")
     assert {f"{name}.{kind}" for name in (*figures, "figA_convergence") for kind in build.FORMATS} <= made[0].keys()
     assert {"table4_blackbox.md", "table5_whitebox.tex", "fig4_accuracy.provenance.json"} <= made[0].keys()
@@ -65,10 +63,11 @@ def test_same_rows_same_bytes(small: pd.DataFrame, tmp_path: Path) -> None:
 
 
 def test_what_lacks_data_is_named(tmp_path: Path) -> None:
-    files, lines = build.write(rows(share(40)), tmp_path, {}, formats=["pdf"])
+    drawn = build.draw(rows(share(40)))
+    files = build.write(drawn, tmp_path, {}, formats=["pdf"])
     assert {path.name for path in files if path.suffix == ".pdf"} == {"fig4_accuracy.pdf"}
     for name in ("fig1", "fig2", "fig3", "fig5", "table4"):
-        assert any(line.startswith(name) and "skipped" in line for line in lines)
+        assert any(line.startswith(name) and "skipped" in line for line in drawn.notices)
 
 
 @pytest.mark.parametrize(
@@ -84,9 +83,9 @@ def test_what_lacks_data_is_named(tmp_path: Path) -> None:
     ids=["unknown defense, N = 8, one ε", "adversarial training, two seeds", "clean only", "one ensemble unattacked"],
 )
 def test_odd_outcomes_are_drawn(frame: pd.DataFrame, tmp_path: Path) -> None:
-    files, _ = build.write(frame, tmp_path, {}, formats=["pdf"])
-    assert all(path.stat().st_size for path in files)
-    assert html.write(frame, tmp_path / "report.html", {}).stat().st_size
+    drawn = build.draw(frame)
+    assert all(path.stat().st_size for path in build.write(drawn, tmp_path, {}, formats=["pdf"]))
+    assert html.write(drawn, tmp_path / "report.html", {}).stat().st_size
 
 
 @pytest.mark.parametrize(
@@ -100,13 +99,21 @@ def test_surrogates_of_another_kind_are_a_figure_and_a_table_of_their_own(
     kind: str, words: str, tmp_path: Path
 ) -> None:
     frame = pd.concat([rows(share(40), threat=f"blackbox-{kind}", surrogate="a"), rows(share(90), threat="clean")])
-    files, _ = build.write(frame, tmp_path, {}, formats=["pdf"])
-    names = {path.name for path in files}
+    drawn = build.draw(frame)
+    names = {path.name for path in build.write(drawn, tmp_path, {}, formats=["pdf"])}
     assert {f"figA_blackbox_{kind}.pdf", f"tableA_blackbox_{kind}.md"} <= names
     assert not any(name.startswith(("table4", "fig4")) for name in names)
     assert pd.read_csv(tmp_path / f"figA_blackbox_{kind}.csv")["accuracy"].tolist() == [0.9, 0.4]
-    page = html.write(frame, tmp_path / "report.html", {}).read_text(encoding="utf-8")
+    page = html.write(drawn, tmp_path / "report.html", {}).read_text(encoding="utf-8")
     assert f"DVERGE/3, {words}, ε = 0.01" in page
+
+
+def test_files_have_no_links_and_the_page_has(tmp_path: Path) -> None:
+    drawn = build.draw(study(defenses=("dverge",), sizes=(2,), radii=(0.03,), samples=5))
+    build.write(drawn, tmp_path, {}, formats=["svg", "pdf"])
+    assert not any(b"drill-" in path.read_bytes() for path in tmp_path.iterdir())
+    page = html.write(drawn, tmp_path / "report.html", {}).read_text(encoding="utf-8")
+    assert '<a tabindex="-1" xlink:href="#drill-1"' in page
 
 
 def test_uneven_points_are_told(small: pd.DataFrame) -> None:
@@ -119,13 +126,15 @@ def test_uneven_points_are_told(small: pd.DataFrame) -> None:
 
 def test_bad_requests(small: pd.DataFrame, tmp_path: Path) -> None:
     with pytest.raises(RobenchError, match="no outcomes"):
-        build.write(small.iloc[:0], tmp_path, {})
+        build.draw(small.iloc[:0])
+    drawn = build.draw(rows(share(40)))
     with pytest.raises(RobenchError, match="pdf, png, svg"):
-        build.write(small, tmp_path, {}, formats=["gif"])
+        build.write(drawn, tmp_path, {}, formats=["gif"])
     with pytest.raises(RobenchError, match="JSON"):
-        build.write(small, tmp_path, {"path": tmp_path}, formats=["pdf"])
-    with pytest.raises(RobenchError, match="no outcomes"):
-        html.write(small.iloc[:0], tmp_path / "report.html", {})
+        build.write(drawn, tmp_path, {"path": tmp_path}, formats=["pdf"])
+    with pytest.raises(RobenchError, match="JSON"):
+        html.write(drawn, tmp_path / "report.html", {"path": tmp_path})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +143,7 @@ def report(small: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Pat
     hostile = rows(share(10, 20), defense="<script>alert(1)</script>$_&\"'", target="-->x", threat="clean")
     attacked = rows(share(5, 20), defense="<script>alert(1)</script>$_&\"'", target="-->x")
     return html.write(
-        pd.concat([small, hostile, attacked]), path, PROVENANCE, paper="dverge2020", history=history(3),
+        build.draw(pd.concat([small, hostile, attacked]), history=history(3)), path, PROVENANCE, paper="dverge2020",
         checks=[{"name": "order", "status": "pass", "evidence": "<img src=x onerror=alert(1)>"}],
         pictures=[picture(attacked, 19), picture(small[small["threat"] == "transfer"], 0)],
     )  # fmt: skip
@@ -181,16 +190,17 @@ def test_html_tells_what_fell(report: Path) -> None:
 
 def test_html_same_rows_same_bytes(tmp_path: Path) -> None:
     frame = study(defenses=("dverge",), sizes=(2,), radii=(0.03,), samples=5)
-    first = html.write(frame, tmp_path / "a.html", {}).read_bytes()
-    assert first == html.write(frame, tmp_path / "b.html", {}).read_bytes()
+    first = html.write(build.draw(frame), tmp_path / "a.html", {}).read_bytes()
+    assert first == html.write(build.draw(frame), tmp_path / "b.html", {}).read_bytes()
 
 
 def test_pictures_beyond_the_limit_are_left_out_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = rows(share(0, 5))
+    drawn = build.draw(frame)
     pictures = [picture(frame, sample) for sample in range(5)]
-    size = len(html.write(frame, tmp_path / "a.html", {}, pictures=pictures[:1]).read_text().split("base64,")[1])
+    size = len(html.write(drawn, tmp_path / "a.html", {}, pictures=pictures[:1]).read_text().split("base64,")[1])
     monkeypatch.setattr(html, "_IMAGE_LIMIT", 3 * 3 * size)
-    text = html.write(frame, tmp_path / "b.html", {}, pictures=pictures).read_text()
+    text = html.write(drawn, tmp_path / "b.html", {}, pictures=pictures).read_text()
     shown = text.count("<figcaption>")
     assert 1 <= shown < 5
     assert f"{5 - shown} pictures left out" in text

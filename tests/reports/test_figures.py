@@ -16,7 +16,7 @@ from robench.core.errors import RobenchError
 from robench.defenses.advt import AdvT
 from robench.defenses.base import DEFENSES
 from robench.evaluation.outcomes import intervals
-from robench.reports import appendix, curves, regions, style, transferability, trend
+from robench.reports import curves, effort, regions, settings, style, transferability, trend
 from robench.reports._queries import survived
 from tests.reports.frames import history, rows, share
 
@@ -263,7 +263,7 @@ def test_convergence_sorts_attacks_by_effort() -> None:
         ]
     )
     with style.context():
-        ax = appendix.convergence(frame, style.figure().subplots())
+        ax = effort.convergence(frame, style.figure().subplots())
     np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), [70, 41, 40])
     assert [text.get_text() for text in ax.get_xticklabels()] == ["FGSM", "PGD-50", "PGD-1000"]
 
@@ -272,17 +272,17 @@ def test_trade_off_by_setting() -> None:
     parts = []
     for target, clean, attacked in (("a", 90, 20), ("b", 80, 40)):
         parts += [rows(share(clean), threat="clean", target=target), rows(share(attacked), target=target, eps=0.03)]
-    settings = {"a": 0.5, "b": 2.0}
+    given = {"a": 0.5, "b": 2.0}
     with style.context():
         left, right = style.figure().subplots(1, 2)
-        appendix.ablation(pd.concat(parts), left, settings=settings, name="λ", eps=0.03)
-        appendix.trade_off(pd.concat(parts), right, settings=settings, name="λ", eps=0.03)
+        settings.ablation(pd.concat(parts), left, settings=given, name="λ", eps=0.03)
+        settings.trade_off(pd.concat(parts), right, settings=given, name="λ", eps=0.03)
     clean, attacked = left.get_lines()
     np.testing.assert_allclose(clean.get_xydata(), [[0.5, 90], [2, 80]])
     np.testing.assert_allclose(attacked.get_xydata(), [[0.5, 20], [2, 40]])
     np.testing.assert_allclose(right.get_lines()[0].get_xydata(), [[90, 20], [80, 40]])
     with pytest.raises(RobenchError, match="none of these targets"):
-        appendix.setting_values(pd.concat(parts), settings, 0.07)
+        settings.values(pd.concat(parts), given, 0.07)
 
 
 @pytest.mark.parametrize(("n", "count"), [(2, 1), (3, 4), (3, 7), (5, 3), (5, 4), (8, 2)])

@@ -10,6 +10,7 @@ from matplotlib.colors import to_hex
 from robench.defenses import DEFENSES
 from robench.evaluation.statistics import accuracy_interval
 from robench.reports import build, pareto, style
+from robench.reports.sheet import Inputs, Sheet, Skipped
 from tests.reports.frames import rows, share
 
 #: Right of 100: clean, white-box, black-box.
@@ -123,8 +124,8 @@ def test_a_legend_is_no_wider_than_its_figure() -> None:
     parts = [outcomes()[lambda f: f["defense"] == "dverge"].assign(defense=n, target=n) for n in DEFENSES.names()]
     for frame in (pd.concat(parts, ignore_index=True), outcomes(sizes=(3, 5, 8))):
         with style.context():
-            sheet = next(each for each in build.sheets(frame) if each.name == "fig_pareto")
-            assert isinstance(sheet, build.Sheet)
+            sheet = next(each for each in build.sheets(Inputs(frame)) if each.name == "fig_pareto")
+            assert isinstance(sheet, Sheet)
             sheet.figure.draw_without_rendering()
             (legend,) = sheet.figure.legends
             box = legend.get_window_extent()
@@ -136,5 +137,5 @@ def test_nothing_attacked_is_named() -> None:
     clean = rows(share(90), threat="clean")
     with style.context():
         assert "fig_pareto skipped: no ensemble was judged" in " ".join(
-            str(each) for each in build.sheets(clean) if isinstance(each, build.Skipped)
+            str(each) for each in build.sheets(Inputs(clean)) if isinstance(each, Skipped)
         )

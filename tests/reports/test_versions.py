@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from robench.core.errors import RobenchError
-from robench.reports import build, style, versions
+from robench.reports import build, curves, style, versions
+from robench.reports.sheet import Inputs
 from tests.reports.frames import rows, share, study
 
 #: Right under each version, by image.
@@ -90,8 +91,8 @@ def test_the_report_has_both_where_there_are_several_surrogates() -> None:
     few: dict[str, Any] = {"defenses": ("gal", "dverge"), "sizes": (2, 3), "radii": (0.03,), "samples": 10}
     one = study(**few, versions=(("surrogate-3", "pgd", "ce"),))
     with style.context():
-        assert "figA_surrogates" in {sheet.name for sheet in build.sheets(study(**few))}
-        assert "figA_surrogates" not in {sheet.name for sheet in build.sheets(one)}
+        assert "figA_surrogates" in {sheet.name for sheet in build.sheets(Inputs(study(**few)))}
+        assert "figA_surrogates" not in {sheet.name for sheet in build.sheets(Inputs(one))}
     table = versions.described(versions.by_version(one, 0.03), 0.03)
     assert len(table.rows) == 4
 
@@ -102,7 +103,7 @@ def test_the_radius_shown_is_where_ensembles_differ() -> None:
     parts += [rows(share(right), threat="blackbox", eps=eps, surrogate="s") for eps, right in held.items()]
     parts += [rows(share(right - 3), threat="whitebox", eps=eps) for eps, right in ((0.01, 50), (0.05, 20))]
     outcomes = pd.concat(parts, ignore_index=True)
-    assert build.telling_eps(outcomes, "blackbox", "whitebox") == 0.1
-    assert build.telling_eps(outcomes, "whitebox") == 0.01
-    assert build.telling_eps(outcomes[outcomes["threat"] != "clean"], "blackbox") == 0.1
-    assert build.telling_eps(outcomes, "blackbox-own") is None
+    assert curves.telling_eps(outcomes, "blackbox", "whitebox") == 0.1
+    assert curves.telling_eps(outcomes, "whitebox") == 0.01
+    assert curves.telling_eps(outcomes[outcomes["threat"] != "clean"], "blackbox") == 0.1
+    assert curves.telling_eps(outcomes, "blackbox-own") is None

@@ -1,67 +1,25 @@
-"""Figures of the appendix: has the attack converged, and what one setting of a defense does."""
+"""What one setting of a defense does."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import pandas as pd
 from matplotlib.axes import Axes
 
 from robench.core.errors import RobenchError
-from robench.evaluation.outcomes import robust
-from robench.evaluation.words import steps
+from robench.core.files import checked_name
 from robench.reports import style
-from robench.reports._queries import accuracies, survived, tidy
-from robench.reports.lines import lines, look
+from robench.reports._queries import accuracies, survived
+from robench.reports.curves import nearest_eps
+from robench.reports.lines import lines
+from robench.reports.sheet import FIGURES, Inputs, Sheet, Skipped
 
 #: Threats whose accuracy a setting of a defense is drawn against, and their lines.
 _LOOKS = {threat: shown.look for threat, shown in style.THREATS.items() if shown.look}
 
-#: What the points of these figures say.
-_VALUES = ["accuracy", "samples", "seeds", "low", "high"]
 
-
-def convergence_values(frame: pd.DataFrame, threat: str = "convergence") -> pd.DataFrame:
-    """One row per defense, size, attack and ε, attacks by growing steps or queries: accuracy, low, high in [0, 1],
-    samples, seeds.
-
-    Raises:
-        RobenchError: nothing was measured under that threat.
-    """
-    rows = tidy(frame)
-    rows = rows[rows["threat"] == threat]
-    if rows.empty:
-        raise RobenchError(f"no {threat} in these outcomes; run `robench eval --threat {threat}`")
-    point = ["defense", "n", "eps", "attack"]
-    points = accuracies(robust(rows, [*point, "seed", "target"]), point)[[*point, *_VALUES]]
-    points["steps"] = points["attack"].map(steps)
-    return points.sort_values(["defense", "n", "eps", "steps", "attack"], ignore_index=True)
-
-
-def convergence(frame: pd.DataFrame, ax: Axes, threat: str = "convergence") -> Axes:
-    """Accuracy in percent by attack, from the weakest to the strongest."""
-    points = convergence_values(frame, threat)
-    attacks = points.sort_values(["steps", "attack"])["attack"].drop_duplicates().tolist()
-    points["place"] = points["attack"].map(attacks.index)
-    points["line"] = [
-        f"{name}/{n} {eps}" for name, n, eps in zip(*(points[c] for c in ("defense", "n", "eps")), strict=True)
-    ]
-    looks = {
-        line: look(name, n)
-        for name in style.order(points["defense"])
-        for line, n in points.loc[points["defense"] == name, ["line", "n"]].drop_duplicates().itertuples(index=False)
-    }
-    lines(points, ax, x="place", y="accuracy", looks=looks)
-    ax.set_xticks(range(len(attacks)), [_short(attack) for attack in attacks])
-    ax.set_xlabel("")
-    ax.set_xlim(-0.3, len(attacks) - 0.7)
-    ax.set_ylim(-2, 102)
-    ax.set_ylabel("accuracy, %")
-    ax.set_title(f"{threat.capitalize()} at ε = {', '.join(f'{eps:g}' for eps in sorted(points['eps'].unique()))}")
-    return ax
-
-
-def setting_values(frame: pd.DataFrame, settings: Mapping[str, float | str], eps: float) -> pd.DataFrame:
+def values(frame: pd.DataFrame, settings: Mapping[str, float | str], eps: float) -> pd.DataFrame:
     """One row per setting and threat: accuracy at ε (clean: at 0), low, high in [0, 1], seeds.
 
     Args:
@@ -75,13 +33,15 @@ def setting_values(frame: pd.DataFrame, settings: Mapping[str, float | str], eps
     if (verdicts["threat"] == "clean").all():
         raise RobenchError(f"none of these targets was attacked at ε = {eps:g}: {', '.join(sorted(settings))}")
     setting = [settings[target] for target in verdicts["target"]]
-    points = accuracies(verdicts.assign(setting=setting), ["threat", "setting"])[["threat", "setting", *_VALUES]]
+    points = accuracies(verdicts.assign(setting=setting), ["threat", "setting"])[
+        ["threat", "setting", "accuracy", "samples", "seeds", "low", "high"]
+    ]
     return points.assign(eps=[0.0 if threat == "clean" else eps for threat in points["threat"]])
 
 
 def ablation(frame: pd.DataFrame, ax: Axes, *, settings: Mapping[str, float | str], name: str, eps: float) -> Axes:
     """Accuracy in percent by a setting of the defense, such as the distillation layer: clean and under each threat."""
-    points = setting_values(frame, settings, eps)
+    points = values(frame, settings, eps)
     labels = {
         threat: style.THREATS[threat].label + (f", ε = {eps:g}" if threat != "clean" else "") for threat in _LOOKS
     }
@@ -96,7 +56,7 @@ def ablation(frame: pd.DataFrame, ax: Axes, *, settings: Mapping[str, float | st
 
 def trade_off(frame: pd.DataFrame, ax: Axes, *, settings: Mapping[str, float | str], name: str, eps: float) -> Axes:
     """Accuracy under attack against clean accuracy, both in percent, each point with the value of its setting."""
-    wide = setting_values(frame, settings, eps).pivot(index="setting", columns="threat")
+    wide = values(frame, settings, eps).pivot(index="setting", columns="threat")
     points = 100 * wide[["accuracy", "low", "high"]]
     if "clean" not in points["accuracy"]:
         raise RobenchError("expected clean outcomes of these targets for a trade-off, got none")
@@ -126,6 +86,21 @@ def _reach(points: pd.DataFrame, threat: str) -> list[pd.Series]:
     return [middle - low, high - middle]
 
 
-def _short(attack: str) -> str:
-    name, count = attack.split(":")[0].upper(), steps(attack)
-    return name if count == 1 else f"{name}-{count}"
+@FIGURES.register("figA_settings")
+def sheets(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    """A figure of each study, under the setting's name."""
+    studies = inputs.studies
+    for name, settings in studies.settings.items() if studies is not None else ():
+        yield _sheet(studies.frame, checked_name(name, "study"), settings)
+
+
+def _sheet(frame: pd.DataFrame, name: str, settings: Mapping[str, float | str]) -> Sheet:
+    eps = nearest_eps(frame[frame["target"].isin(list(settings))])
+    figure = style.figure(style.TEXT, 2.2)
+    left, right = figure.subplots(1, 2)
+    ablation(frame, left, settings=settings, name=name, eps=eps)
+    trade_off(frame, right, settings=settings, name=name, eps=eps)
+    return Sheet(
+        f"figA_{name}", f"Accuracy by {name}", figure, values(frame, settings, eps),
+        f"Accuracy by {name} on the left, and accuracy under attack against clean accuracy on the right.",
+    )  # fmt: skip
