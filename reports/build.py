@@ -154,9 +154,9 @@ def write(
             for path in paths:
                 save(each.figure, each.title, path, provenance)
             files += [*paths, *_beside(out, each.name, tables.csv(each.values), provenance)]
-    for each in drawn.tables:
-        texts = {"md": document.markdown(each.table), "tex": document.latex(each.table)}
-        files += _table(out, each.name, each.values, texts, provenance)
+    for made in drawn.tables:
+        texts = {"md": document.markdown(made.table), "tex": document.latex(made.table)}
+        files += _table(out, made.name, made.values, texts, provenance)
     if paper is not None:
         numbers, claims = against.against(drawn.frame, paper, data=data), against.orderings(drawn.frame, paper)
         text = "\n".join(document.markdown(document.of_frame(each)) for each in (numbers, claims))

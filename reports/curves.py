@@ -91,22 +91,26 @@ def nearest_eps(frame: pd.DataFrame) -> float:
 
 @FIGURES.register("fig4_accuracy")
 def without_adversarial_training(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    """Figure 4: accuracy against ε, of defenses without adversarial training."""
     yield from _accuracy(inputs, inputs.frame[~_adversarial(inputs.frame)], "fig4_accuracy", _TITLE)
 
 
 @FIGURES.register("fig5_adversarial_training")
 def with_adversarial_training(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    """Figure 5: accuracy against ε, of defenses with adversarial training."""
     own, title = inputs.frame[_adversarial(inputs.frame)], f"{_TITLE}, with adversarial training"
     yield from _accuracy(inputs, own, "fig5_adversarial_training", title)
 
 
 @FIGURES.register("figA_blackbox_own")
 def own_surrogates(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    """Accuracy against ε, black-box from surrogates of the target's own defense."""
     yield from _appendix(inputs, "blackbox-own")
 
 
 @FIGURES.register("figA_blackbox_related")
 def related_surrogates(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    """Accuracy against ε from related networks, which is no black-box result."""
     yield from _appendix(inputs, "blackbox-related")
 
 

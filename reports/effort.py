@@ -65,6 +65,7 @@ def _short(attack: str) -> str:
 
 @FIGURES.register("figA_convergence")
 def of_convergence(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    """Accuracy by steps: has the attack converged?"""
     if not inputs.has("convergence"):
         yield Skipped("figA_convergence", "no convergence check in these outcomes")
         return
@@ -74,6 +75,7 @@ def of_convergence(inputs: Inputs) -> Iterator[Sheet | Skipped]:
 
 @FIGURES.register("figA_queries")
 def of_queries(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    """Accuracy by queries."""
     if inputs.has("queries"):
         alt = "Accuracy under attacks that see outputs alone, by how many they ask for."
         yield _sheet(inputs.frame, "queries", "Accuracy against queries", alt)

@@ -180,6 +180,7 @@ def trade_offs(frame: pd.DataFrame, costs: pd.DataFrame | None) -> pd.DataFrame:
 
 @FIGURES.register("fig_pareto")
 def sheet(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    """Accuracy under attack against clean accuracy."""
     points = trade_offs(inputs.frame, inputs.costs)
     if points.empty:
         yield Skipped("fig_pareto", "no ensemble was judged both on clean images and under attack")

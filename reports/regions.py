@@ -160,6 +160,7 @@ def _colors(images: Regions) -> list[str]:
 
 @FIGURES.register("fig1_regions")
 def sheet(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    """Figure 1: what ensembles predict on a plane through one image."""
     images = inputs.images
     if images is None:
         yield Skipped("fig1_regions", "no decision regions were computed")

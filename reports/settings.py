@@ -88,10 +88,10 @@ def _reach(points: pd.DataFrame, threat: str) -> list[pd.Series]:
 
 @FIGURES.register("figA_settings")
 def sheets(inputs: Inputs) -> Iterator[Sheet | Skipped]:
-    """A figure of each study, under the setting's name."""
-    studies = inputs.studies
-    for name, settings in studies.settings.items() if studies is not None else ():
-        yield _sheet(studies.frame, checked_name(name, "study"), settings)
+    """Accuracy by a setting of a defense; a figure of each study, under the setting's name."""
+    if inputs.studies is not None:
+        for name, settings in inputs.studies.settings.items():
+            yield _sheet(inputs.studies.frame, checked_name(name, "study"), settings)
 
 
 def _sheet(frame: pd.DataFrame, name: str, settings: Mapping[str, float | str]) -> Sheet:

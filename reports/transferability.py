@@ -106,6 +106,7 @@ def panels(frame: pd.DataFrame, *, n: int, eps: float, link: Callable[[str, str,
 
 @FIGURES.register("fig3_transferability")
 def sheets(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    """Figure 3: how often an attack on one member fools another; one figure per ε and size."""
     rates = transfer_rates(inputs.frame) if inputs.has("transfer") else pd.DataFrame()
     if rates.empty:
         yield Skipped("fig3_transferability", "no transferability in these outcomes")

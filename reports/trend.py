@@ -81,6 +81,7 @@ def trend(history: pd.DataFrame, ax: Axes, *, quantity: str, share: float = SHAR
 
 @FIGURES.register("fig2_trend")
 def sheet(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    """Figure 2: diversity, transferability and clean accuracy along training."""
     history = inputs.history
     if history is None or history.empty:
         yield Skipped("fig2_trend", "no diversity was recorded in training")

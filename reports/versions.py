@@ -194,6 +194,7 @@ def _rows(frame: pd.DataFrame, eps: float) -> pd.DataFrame:
 
 @FIGURES.register("figA_surrogates")
 def by_number(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    """Black-box accuracy against the number of surrogates."""
     eps = _eps(inputs)
     if eps is None:
         return
@@ -209,6 +210,7 @@ def by_number(inputs: Inputs) -> Iterator[Sheet | Skipped]:
 
 @FIGURES.register("figA_each_surrogate")
 def one_by_one(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    """Black-box accuracy under each surrogate alone."""
     eps = _eps(inputs)
     if eps is None or not inputs.surrogates:
         return

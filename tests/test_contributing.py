@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from robench.defenses import DEFENSES
+from robench.reports import build, html
+from robench.reports.sheet import FIGURES
+from tests.reports.frames import rows, share, study
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,10 +37,10 @@ def snippets() -> dict[str, str]:
 
 
 def test_there_is_one_of_each() -> None:
-    assert [Path(path).parent.name for path in snippets()] == ["defenses", "attacks"]
+    assert [Path(path).parent.name for path in snippets()] == ["defenses", "attacks", "reports"]
 
 
-@pytest.mark.parametrize("path", snippets())
+@pytest.mark.parametrize("path", [path for path in snippets() if not path.startswith("reports/")])
 def test_the_file_is_found_and_keeps_the_contract(path: str, tmp_path: Path) -> None:
     file = tmp_path / Path(path).name
     file.write_text(snippets()[path], encoding="utf-8")
@@ -53,6 +57,22 @@ def test_the_file_is_found_and_keeps_the_contract(path: str, tmp_path: Path) -> 
     assert re.search(rf"^  {file.stem} +\S", done.stdout, re.MULTILINE)
     assert "pass  is data" in done.stdout
     assert not re.search("^  (warn|fail) ", done.stdout, re.MULTILINE), done.stdout
+
+
+def test_a_figure_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path,) = (path for path in snippets() if path.startswith("reports/"))
+    file = tmp_path / Path(path).name
+    file.write_text(snippets()[path], encoding="utf-8")
+    before = FIGURES.names()
+    monkeypatch.setattr(FIGURES, "_items", dict(FIGURES._items))
+    runpy.run_path(str(file))
+    (name,) = set(FIGURES.names()) - set(before)
+    drawn = build.draw(study(defenses=("dverge",), sizes=(2,), radii=(0.03,), samples=5))
+    written = {path.name for path in build.write(drawn, tmp_path, {}, formats=["pdf"])}
+    assert {f"{name}.pdf", f"{name}.csv", "fig4_accuracy.pdf"} <= written
+    assert name in html.write(drawn, tmp_path / "report.html", {}).read_text("utf-8")
+    skipped = build.draw(rows(share(90), threat="clean")).notices
+    assert f"{name} skipped: no white-box accuracy in these outcomes" in skipped
 
 
 def test_the_code_is_formatted(tmp_path: Path) -> None:

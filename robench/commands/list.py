@@ -12,6 +12,7 @@ import click
 from robench.commands._help import Grouped
 from robench.commands._shared import shared
 
+_KINDS = ["defenses", "attacks", "models", "datasets", "figures", "runs"]
 _EXAMPLES = (
     "robench list attacks",
     "robench list defenses --markdown",
@@ -19,29 +20,34 @@ _EXAMPLES = (
 
 
 @click.command("list", cls=Grouped, examples=_EXAMPLES)
-@click.argument("what", required=False, type=click.Choice(["defenses", "attacks", "models", "datasets", "runs"]))
-@click.option("--markdown", is_flag=True, help="Tables for a README; of defenses, attacks, models and datasets.")
+@click.argument(
+    "what", required=False, type=click.Choice(["defenses", "attacks", "models", "datasets", "figures", "runs"])
+)
+@click.option("--markdown", is_flag=True, help="Tables for a README; of all but runs.")
 @shared("runs")
 def command(what: str | None, markdown: bool, runs: str) -> None:
-    """What there is: defenses, attacks, models, datasets, runs."""
+    """What there is: defenses, attacks, models, datasets, figures, runs."""
     from robench.core.errors import RobenchError
+    from robench.core.registry import Registry
+    from robench.reports.sheet import FIGURES
     from robench.store.runs import Runs
     from robench.validity.conformance import REGISTRIES, Kind
 
     if markdown and what == "runs":
-        raise RobenchError("expected --markdown with defenses, attacks, models or datasets; robench show has runs")
+        raise RobenchError("expected --markdown with anything but runs; robench show has them")
 
     order: tuple[Kind, ...] = ("defense", "attack", "model", "dataset")
-    for kind in order:
+    registries: dict[str, Registry[Any]] = {**{str(kind): REGISTRIES[kind] for kind in order}, "figure": FIGURES}
+    for kind, registry in registries.items():
         if what not in (None, f"{kind}s"):
             continue
-        registry = REGISTRIES[kind]
         broken = registry.broken()
         names = [name for name in registry.names() if name not in broken]
         if markdown:
             click.echo(_table(kind, {name: _summary(registry.get(name)) for name in names}))
             continue
-        lines = [_entry(name, _summary(registry.get(name))) for name in names]
+        indent = max(16, *map(len, names))
+        lines = [_entry(name, _summary(registry.get(name)), indent) for name in names]
         if what:
             for prefix, members in registry.families().items():
                 here = f"{len(members)} names: {', '.join(members)}" if members else "none: its package does not import"
@@ -82,10 +88,11 @@ def _table(kind: str, summaries: dict[str, str]) -> str:
     return f"| {kind} | |\n|---|---|\n{''.join(rows)}"
 
 
-def _entry(name: str, summary: str) -> str:
+def _entry(name: str, summary: str, indent: int) -> str:
     """A name and what it is, in lines of the terminal's width."""
     width = max(60, min(shutil.get_terminal_size().columns, 120))
-    return textwrap.fill(summary, width, initial_indent=f"  {name:<16} ", subsequent_indent=" " * 19) or f"  {name}"
+    first, other = f"  {name:<{indent}} ", " " * (indent + 3)
+    return textwrap.fill(summary, width, initial_indent=first, subsequent_indent=other) or f"  {name}"
 
 
 def _summary(item: Any) -> str:
