@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from robench.core.errors import RobenchError
-from robench.core.files import atomic, write_text
+from robench.core.errors import RobenchError, in_a_line
+from robench.core.files import atomic, checked_name, write_text
 from robench.evaluation.outcomes import left_out
 from robench.reports import against, curves, document, pareto, sheet, style, tables, versions
 from robench.reports._queries import ambiguous, tidy
@@ -61,6 +61,7 @@ def draw(frame: pd.DataFrame, **inputs: Any) -> Drawn:
     Raises:
         RobenchError: no outcomes at all.
     """
+    notices = cautions(frame)  # before rivals get names of their own
     frame = tidy(frame).reset_index(drop=True)
     if frame.empty:
         raise RobenchError("there are no outcomes to report; robench eval makes some")
@@ -74,7 +75,7 @@ def draw(frame: pd.DataFrame, **inputs: Any) -> Drawn:
             # is drawn twice.
             each.figure.draw_without_rendering()
             each.figure.set_layout_engine(None)
-    notices = cautions(frame) + [str(each) for each in found if isinstance(each, Skipped)]
+    notices += [str(each) for each in found if isinstance(each, Skipped)]
     notices += [
         f"{name} skipped: no {threat} accuracy in these outcomes"
         for threat, name in TABLES.items()
@@ -85,8 +86,29 @@ def draw(frame: pd.DataFrame, **inputs: Any) -> Drawn:
 
 def sheets(inputs: Inputs) -> Iterator[Sheet | Skipped]:
     """Every figure that there is data for, within `style.context`, and which are skipped."""
+    taken: set[str] = set()
     for name in sorted(FIGURES.names(), key=sheet.order):
-        yield from FIGURES.get(name)(inputs)
+        for each in _drawn(name, inputs):
+            if isinstance(each, Sheet):
+                if checked_name(each.name, "figure") in taken:
+                    raise RobenchError(f"two figures are called {each.name!r}; figure {name!r} needs another name")
+                taken.add(each.name)
+            yield each
+
+
+def _drawn(name: str, inputs: Inputs) -> Iterator[Sheet | Skipped]:
+    """One of `FIGURES`; where it comes from another package and fails, the report goes on without it."""
+    try:
+        drawing = FIGURES.get(name)
+    except RobenchError as error:
+        yield Skipped(name, str(error))
+        return
+    try:
+        yield from drawing(inputs)
+    except Exception as error:
+        if drawing.__module__.startswith("robench."):
+            raise
+        yield Skipped(name, in_a_line(error))
 
 
 def tabulated(inputs: Inputs) -> Iterator[Tabulated]:
@@ -195,15 +217,18 @@ def save(figure: Figure, title: str, path: Path, provenance: Mapping[str, object
 
 @contextmanager
 def _without_links(figure: Figure) -> Iterator[None]:
-    """What a mouse can hit in the page leads nowhere from a file."""
-    hit = figure.findobj(lambda artist: any(getattr(artist, "get_urls", list)()))
+    """What leads to a drill-down of the page leads nowhere from a file; what is there for the mouse alone is hidden."""
+    hit: list[Any] = figure.findobj(lambda artist: any(getattr(artist, "get_urls", list)()))
+    before = [(artist, artist.get_urls(), artist.get_visible()) for artist in hit]
     for artist in hit:
-        artist.set_visible(False)
+        artist.set_urls([None])
+        artist.set_visible(artist.get_visible() and artist.get_alpha() != 0)
     try:
         yield
     finally:
-        for artist in hit:
-            artist.set_visible(True)
+        for artist, urls, visible in before:
+            artist.set_urls(urls)
+            artist.set_visible(visible)
 
 
 def _table(

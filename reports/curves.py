@@ -146,4 +146,4 @@ def _accuracy(
     alt = f"{title}, for {', '.join(map(style.label, style.order(shown['defense'])))}; the values are in the table."
     if surrogates:
         alt += f" Black-box surrogates: {', '.join(surrogates)}."
-    yield Sheet(name, title, figure, shown, alt)
+    yield Sheet(name, title, figure, shown, alt, "points")

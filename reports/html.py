@@ -167,17 +167,18 @@ def _paper(frame: pd.DataFrame, paper: str, data: against.SameData) -> dict[str,
 _COMPARED = ("ours", "published", "difference")
 
 
-def _linked(table: Table, values: pd.DataFrame, links: Links) -> Table:
-    """The table of ``values``, where rows of a curve or of a matrix lead to their drill-down."""
-    shown = next((place for place, name in enumerate(values.columns) if name in ("accuracy", "rate")), None)
-    for cells, row in zip(table.rows, values.to_dict("records"), strict=True):
-        href = ""
-        if {"source", "member"} <= row.keys():
+def _values(sheet: Sheet, links: Links) -> Table:
+    """What a figure shows, where rows of a curve or of a matrix lead to their drill-down."""
+    table = document.of_frame(sheet.values, f"Values of: {sheet.title}")
+    shown = next((place for place, name in enumerate(sheet.values.columns) if name in ("accuracy", "rate")), None)
+    if sheet.rows_are == "" or shown is None:
+        return table
+    for cells, row in zip(table.rows, sheet.values.to_dict("records"), strict=True):
+        if sheet.rows_are == "cells":
             href = links.cell(row["target"], float(row["eps"]), row["source"], row["member"])
-        elif "panel" in row:
+        else:
             href = links.point(row["panel"], row["defense"], int(row["n"]), float(row["eps"]))
-        if href and shown is not None:
-            cells[shown] = replace(cells[shown], href=href)
+        cells[shown] = replace(cells[shown], href=href)
     return table
 
 
@@ -198,7 +199,7 @@ def _figure(sheet: Sheet, links: Links) -> dict[str, Any]:
         "title": sheet.title,
         "width": 10 * sheet.figure.get_figwidth(),
         "svg": Markup(svg.replace("<svg ", f"<svg {alt} ", 1)),
-        "table": _linked(document.of_frame(sheet.values, f"Values of: {sheet.title}"), sheet.values, links),
+        "table": _values(sheet, links),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -22,6 +22,8 @@ class Sheet:
     Attributes:
         values: every value that it shows.
         alt: what a reader who cannot see it should know.
+        rows_are: what a row of ``values`` is, if it has a drill-down in the page: a cell of a matrix (columns target,
+            eps, source, member) or a point of a curve (panel, the threat; defense, n, eps).
     """
 
     name: str
@@ -29,6 +31,7 @@ class Sheet:
     figure: Figure
     values: pd.DataFrame
     alt: str
+    rows_are: Literal["", "cells", "points"] = ""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import is_color_like
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
 from matplotlib.textpath import TextPath
 
 from robench.core.errors import RobenchError
@@ -175,7 +176,7 @@ def _declared(defense: str) -> Mapping[str, Any]:
     """What its class itself says; nothing of one that does not load, which must not spoil the others' figures.
 
     Raises:
-        RobenchError: a colour that matplotlib does not know.
+        RobenchError: a colour or a marker that matplotlib does not know.
     """
     try:
         own = vars(DEFENSES.get(defense))
@@ -183,6 +184,8 @@ def _declared(defense: str) -> Mapping[str, Any]:
         return {}
     if own.get("color") and not is_color_like(own["color"]):
         raise RobenchError(f"expected `color` of defense {defense!r} to be as in '#0072B2', got {own['color']!r}")
+    if own.get("marker") and own["marker"] not in MarkerStyle.markers:
+        raise RobenchError(f"expected `marker` of defense {defense!r} to be one of matplotlib's, got {own['marker']!r}")
     return own
 
 

@@ -125,6 +125,7 @@ def sheets(inputs: Inputs) -> Iterator[Sheet | Skipped]:
                 panels(inputs.frame, n=int(n), eps=float(eps), link=_cells(inputs.links, float(eps))), part,
                 "Percentage of samples that an attack on one member (row) takes from another or from the ensemble "
                 f"(column), at ε = {eps:g}; the values are in the table.",
+                "cells",
             )  # fmt: skip
 
 

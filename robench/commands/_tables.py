@@ -27,7 +27,7 @@ def formatted(outcomes: Outcomes, threat: str, style: str, verdicts: Sequence[di
     if verdicts and style == "json":
         return json.dumps({"results": rows, "requirements": verdicts}, indent=2)
     return as_text(rows, style) or (
-        _matrices(rows) if threat == "transfer" else _accuracies(outcomes, threat, unprobed)
+        _matrices(rows) if threat == "transfer" else _accuracies(outcomes, rows, threat, unprobed)
     )
 
 
@@ -58,11 +58,11 @@ def _matrices(rows: list[dict[str, Any]]) -> str:
     return "\n".join(found)
 
 
-def _accuracies(outcomes: Outcomes, threat: str, unprobed: bool) -> str:
+def _accuracies(outcomes: Outcomes, rows: list[dict[str, Any]], threat: str, unprobed: bool) -> str:
     from robench.evaluation import display
 
-    shown = display.by_radius(outcomes)
-    images = " or ".join(dict.fromkeys(shown.pop("images")))
+    shown = display.by_radius(outcomes).drop(columns="images")
+    images = " or ".join(map(str, sorted({row["samples"] for row in rows})))
     if set(shown["threat"]) == {display.NAMES.get(threat, threat)}:
         del shown["threat"]
     drawn_often = bool(outcomes.frame["draws"].gt(1).any())

@@ -70,8 +70,9 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """
     modules = list(model.modules())
     modes = [module.training for module in modules]
-    hooks = [getattr(module, name) for module in modules for name in _HOOKS]
-    before = [(entries, dict(entries)) for entries in hooks if entries]
+    hooks = [
+        (module, name, dict(entries)) for module in modules for name in _HOOKS if (entries := getattr(module, name))
+    ]
     parameters = list(model.parameters())
     flags = [parameter.requires_grad for parameter in parameters]
     try:
@@ -83,10 +84,11 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
-        for entries in hooks:
-            entries.clear()
-        for entries, kept in before:
-            entries.update(kept)
+            for name in _HOOKS:
+                if entries := getattr(module, name):
+                    entries.clear()
+        for module, name, kept in hooks:
+            getattr(module, name).update(kept)
         for parameter, flag in zip(parameters, flags, strict=True):
             parameter.requires_grad_(flag)
 

@@ -31,6 +31,6 @@ def drawn(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -
     for line in lines:
         table.add_row(*line)
     text = io.StringIO()
-    # In a notebook rich would display it, and the text would be empty.
-    Console(file=text, width=400, highlight=False, force_jupyter=False).print(table)
+    # In a notebook rich would display it, and the text would be empty; a name such as net[a] is no markup.
+    Console(file=text, width=400, highlight=False, markup=False, emoji=False, force_jupyter=False).print(table)
     return f"{title}\n{text.getvalue().rstrip()}"

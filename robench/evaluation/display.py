@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -21,35 +22,54 @@ _WORDS = ("target", "threat", "clean", "images")
 NAMES = {"whitebox": "white-box", "blackbox": "black-box", "blackbox-own": "black-box, own defense"}
 
 
+#: By ε, the number as text and the images that it rests on; clean images are ε = 0.
+_Line = dict[float, tuple[str, int]]
+
+
 def table(outcomes: Outcomes) -> pd.DataFrame:
     """Accuracies in percent with their 95 % interval, as text: a row per target and threat, a column per ε.
 
-    Columns target, threat, then ``clean`` and each ε as ``0.1``, and images. Under transfer, where a number is of a
-    pair, the mean success between different members, without an interval. A model that was judged over several draws
-    is right where it is in every one; a row of its own is in expectation. Empty text where nothing was measured.
+    Columns target, threat, then ``clean`` and each ε as ``0.1``, and images, of those that were attacked. Under
+    transfer, where a number is of a pair, the mean success between different members, without an interval. A model that
+    was judged over several draws is right where it is in every one; a row of its own is in expectation. Empty text
+    where nothing was measured.
     """
-    clean: dict[str, dict[str, str]] = {}
-    rows: dict[tuple[str, str], dict[str, str]] = {}
+    clean: dict[str, _Line] = {}
+    lines: dict[tuple[str, str], _Line] = {}
     for row in _accuracies(outcomes).to_dict("records"):
-        said = interval(row, "accuracy")
-        count = {"images": str(row["samples"])}
+        said = interval(row, "accuracy"), int(row["samples"])
         if row["threat"] == "clean":
-            clean[row["target"]] = {"clean": said, **count}
-            continue
-        threat = f"{NAMES.get(row['threat'], row['threat'])} {row['attack']}".strip()
-        line = rows.setdefault((row["target"], threat), dict(clean.get(row["target"], {})))
-        line |= {f"{row['eps']:g}": said, **count}
-    rows |= _expected(outcomes)
+            clean[row["target"]] = {0.0: said}
+        elif row["eps"] > 0:
+            threat = f"{NAMES.get(row['threat'], row['threat'])} {row['attack']}".strip()
+            lines.setdefault((row["target"], threat), dict(clean.get(row["target"], {})))[row["eps"]] = said
+    lines |= _expected(outcomes)
     for (target, eps), rates in _rates(outcomes).groupby(["target", "eps"]):
-        line = rows.setdefault((str(target), "transfer, success"), dict(clean.get(str(target), {})))
-        line |= {f"{eps:g}": f"{100 * rates['success'].mean():.1f}", "images": str(rates["samples"].iloc[0])}
-    alone = {(target, ""): line for target, line in clean.items() if not any(of == target for of, _ in rows)}
-    radii = sorted({float(name) for line in rows.values() for name in line if name not in ("clean", "images")})
+        said = f"{100 * rates['success'].mean():.1f}", int(rates["samples"].iloc[0])
+        lines.setdefault((str(target), "transfer, success"), dict(clean.get(str(target), {})))[float(eps)] = said
+    lines |= {(target, ""): line for target, line in clean.items() if not any(of == target for of, _ in lines)}
+    names = _names(eps for line in lines.values() for eps in line)
     return pd.DataFrame(
-        [{"target": target, "threat": threat, **line} for (target, threat), line in (rows | alone).items()],
-        columns=["target", "threat", "clean", *(f"{eps:g}" for eps in radii), "images"],
+        [
+            {"target": target, "threat": threat, **{names[eps]: said for eps, (said, _) in line.items()},
+             "images": _counts(line)}
+            for (target, threat), line in lines.items()
+        ],
+        columns=["target", "threat", *names.values(), "images"],
         dtype=object,
-    ).fillna("")
+    ).fillna("")  # fmt: skip
+
+
+def _names(radii: Iterable[float]) -> dict[float, str]:
+    """Columns by ε, clean images first: six digits of it, or all where two have those in common."""
+    found = sorted({float(eps) for eps in radii} - {0.0})
+    short = [f"{eps:g}" for eps in found]
+    return {0.0: "clean", **{eps: f"{eps:g}" if short.count(f"{eps:g}") == 1 else repr(eps) for eps in found}}
+
+
+def _counts(line: _Line) -> str:
+    counts = {images for eps, (_, images) in line.items() if eps > 0} or {images for _, images in line.values()}
+    return " or ".join(map(str, sorted(counts)))
 
 
 def by_radius(outcomes: Outcomes) -> pd.DataFrame:
@@ -59,20 +79,19 @@ def by_radius(outcomes: Outcomes) -> pd.DataFrame:
     return shown
 
 
-def _expected(outcomes: Outcomes) -> dict[tuple[str, str], dict[str, str]]:
+def _expected(outcomes: Outcomes) -> dict[tuple[str, str], _Line]:
     """Rows of `table` for what was judged over several draws."""
     found = outcomes.where(threat=["clean", "whitebox", *BLACKBOX]).over_draws()
-    clean: dict[str, dict[str, str]] = {}
-    rows: dict[tuple[str, str], dict[str, str]] = {}
+    clean: dict[str, _Line] = {}
+    lines: dict[tuple[str, str], _Line] = {}
     for row in found.sort_values("eps", kind="stable").to_dict("records"):  # clean ones first
-        said = interval(row, "expectation")
+        said = interval(row, "expectation"), int(row["samples"])
         threat = f"{NAMES.get(row['threat'], row['threat'])}, in expectation over {row['draws']} draws"
         if row["threat"] == "clean":
-            clean[row["target"]] = {"clean": said}
+            clean[row["target"]] = {0.0: said}
         else:
-            line = rows.setdefault((row["target"], threat), dict(clean.get(row["target"], {})))
-            line |= {f"{row['eps']:g}": said, "images": str(row["samples"])}
-    return rows
+            lines.setdefault((row["target"], threat), dict(clean.get(row["target"], {})))[row["eps"]] = said
+    return lines
 
 
 def _accuracies(outcomes: Outcomes) -> pd.DataFrame:
@@ -80,7 +99,8 @@ def _accuracies(outcomes: Outcomes) -> pd.DataFrame:
     fewest steps on, elsewhere the attack is empty."""
     clean, judged = (outcomes.where(threat=names).accuracy() for names in (["clean"], ["whitebox", *BLACKBOX]))
     each = outcomes.where(threat=list(ATTACK_BY_ATTACK)).accuracy(["target", "threat", "eps", "attack"])
-    each = each.sort_values("attack", key=lambda names: names.map(steps), kind="stable")
+    effort = each["attack"].map(steps).astype("int64")
+    each = each.assign(effort=effort).sort_values(["target", "threat", "effort", "eps"], kind="stable")
     parts = [part for part in (clean.assign(attack=""), judged.assign(attack=""), each) if len(part)]
     return pd.concat(parts, ignore_index=True) if parts else each
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from fractions import Fraction
 from typing import Any
 
@@ -112,8 +113,10 @@ def steps(label: str) -> int:
     """Gradient steps, or queries, of an attack by its label in the rows, such as ``pgd:steps=500``; 1 where it says
     nothing."""
     name, *pairs = label.split(":")
-    given = dict(pair.split("=") for pair in pairs)
-    kind = ATTACKS.get(name) if name in ATTACKS.names() else None
+    given = dict(pair.partition("=")[::2] for pair in pairs)
+    kind = None
+    with suppress(RobenchError):  # installed, and does not load
+        kind = ATTACKS.get(name) if name in ATTACKS.names() else None
     return int(
         next((given[each] for each in _EFFORT if each in given), 0)
         or next((getattr(kind, each) for each in _EFFORT if hasattr(kind, each)), 1)

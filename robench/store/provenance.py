@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 SOURCES = ("robench", "attacks", "defenses", "reports")
-_GROUPS = ("robench.attacks", "robench.defenses", "robench.models", "robench.datasets")
+_GROUPS = ("robench.attacks", "robench.defenses", "robench.models", "robench.datasets", "robench.figures")
 
 
 @cache

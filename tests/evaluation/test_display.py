@@ -111,3 +111,29 @@ def test_nothing_can_be_shown_too(white: Outcomes) -> None:
     assert pd.DataFrame(display.table(empty)).empty
     clean = white.where(threat="clean")
     assert percent(white, "clean", 0.0) in repr(clean)
+
+
+def test_names_are_no_markup_and_near_radii_have_columns_of_their_own(white: Outcomes) -> None:
+    near = white.frame.assign(target="net[a]:bug:[/x]")
+    rest = near[near["eps"] == 0.1].assign(eps=0.1 + 1e-9, cell="other", correct=False)
+    both = Outcomes(pd.concat([near, rest], ignore_index=True))
+    (line,) = display.table(both).to_dict("records")
+    assert list(line) == ["target", "threat", "clean", "0.02", "0.1", "0.100000001", "images"]
+    assert line["0.1"] == percent(white, "whitebox", 0.1) != line["0.100000001"]
+    assert "net[a]:bug:[/x]" in repr(both)
+
+
+def test_images_are_counted_per_line_and_attacks_stay_with_their_target(white: Outcomes) -> None:
+    frame = white.frame
+    fewer = frame[~((frame["eps"] == 0.1) & (frame["sample"] >= 15))]
+    (line,) = display.table(Outcomes(fewer)).to_dict("records")
+    assert line["images"] == "15 or 30"
+    attacked = frame[frame["eps"] == 0.1].assign(threat="convergence")
+    parts = [
+        attacked.assign(target=target, attack=attack, cell=f"{target}{attack}")
+        for attack in ("pgd:steps=20", "fgsm") for target in "ab"
+    ]  # fmt: skip
+    shown = display.table(Outcomes(pd.concat(parts, ignore_index=True)))
+    assert [(row["target"], row["threat"].split()[-1]) for row in shown.to_dict("records")] == [
+        ("a", "fgsm"), ("a", "pgd:steps=20"), ("b", "fgsm"), ("b", "pgd:steps=20"),
+    ]  # fmt: skip

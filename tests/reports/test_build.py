@@ -6,8 +6,10 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,8 +17,9 @@ import pandas as pd
 import pytest
 
 from robench.core.errors import RobenchError
-from robench.reports import build, html, regions
+from robench.reports import build, html, regions, style
 from robench.reports.pictures import Picture
+from robench.reports.sheet import FIGURES, Inputs, Sheet, Skipped
 from tests.reports.frames import history, rows, share, study
 
 PROVENANCE = {"robench": "0.1.0", "note": "a < b & </script>"}
@@ -114,6 +117,47 @@ def test_files_have_no_links_and_the_page_has(tmp_path: Path) -> None:
     assert not any(b"drill-" in path.read_bytes() for path in tmp_path.iterdir())
     page = html.write(drawn, tmp_path / "report.html", {}).read_text(encoding="utf-8")
     assert '<a tabindex="-1" xlink:href="#drill-1"' in page
+
+
+def test_rivals_are_told(small: pd.DataFrame) -> None:
+    other = small[small["target"] == "dverge-2-s0"].assign(target="again")
+    told = build.draw(pd.concat([small, other.assign(cell=other["cell"].astype(str) + "b")], ignore_index=True)).notices
+    assert any("share defense, size and seed" in text for text in told)
+
+
+def test_a_figure_of_others_that_fails_is_left_out_and_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+        raise KeyError("no_such_column")
+        yield
+
+    def odd(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+        """Columns like those of ours, visible points with links, and one artist that is not shown."""
+        assert inputs.links is not None
+        figure = style.figure()
+        ax = figure.subplots()
+        ax.scatter([0.5], [0.5], urls=[inputs.links.point("whitebox", "dverge", 3, 0.01)])
+        ax.scatter([0.2], [0.2], urls=["#drill-1"], visible=False)
+        yield Sheet("figA_odd", "Odd", figure, pd.DataFrame({"panel": ["x"], "accuracy": [0.5]}), "Odd.")
+
+    def taken(inputs: Inputs) -> Iterator[Sheet | Skipped]:
+        yield Sheet("fig4_accuracy", "Mine", style.figure(), pd.DataFrame(), "")
+
+    FIGURES.names()
+    monkeypatch.setattr(FIGURES, "_items", {**FIGURES._items, "figB": broken, "figA_odd": odd})
+    drawn = build.draw(rows(share(40)))
+    assert "figB skipped: KeyError: 'no_such_column'" in drawn.notices
+    (sheet,) = (each for each in drawn.sheets if each.name == "figA_odd")
+    points: list[Any] = list(sheet.figure.axes[0].collections)
+    links = points[0].get_urls()
+    assert links[0].startswith("#drill-")
+    build.write(drawn, tmp_path, {}, formats=["svg"])
+    assert [each.get_visible() for each in points] == [True, False]
+    assert points[0].get_urls() == links
+    assert b"drill-" not in (tmp_path / "figA_odd.svg").read_bytes()
+    assert "Values of: Odd" in html.write(drawn, tmp_path / "report.html", {}).read_text("utf-8")
+    monkeypatch.setattr(FIGURES, "_items", {**FIGURES._items, "taken": taken})
+    with pytest.raises(RobenchError, match="two figures are called 'fig4_accuracy'"):
+        build.draw(rows(share(40)))
 
 
 def test_uneven_points_are_told(small: pd.DataFrame) -> None:
