@@ -44,7 +44,8 @@ def table(outcomes: Outcomes) -> pd.DataFrame:
             threat = f"{NAMES.get(row['threat'], row['threat'])} {row['attack']}".strip()
             lines.setdefault((row["target"], threat), dict(clean.get(row["target"], {})))[row["eps"]] = said
     lines |= _expected(outcomes)
-    for (target, eps), rates in _rates(outcomes).groupby(["target", "eps"]):
+    pairs: Any = _rates(outcomes).groupby(["target", "eps"])
+    for (target, eps), rates in pairs:
         said = f"{100 * rates['success'].mean():.1f}", int(rates["samples"].iloc[0])
         lines.setdefault((str(target), "transfer, success"), dict(clean.get(str(target), {})))[float(eps)] = said
     lines |= {(target, ""): line for target, line in clean.items() if not any(of == target for of, _ in lines)}
