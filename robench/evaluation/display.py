@@ -65,7 +65,8 @@ def _names(radii: Iterable[float]) -> dict[float, str]:
     """Columns by ε, clean images first: six digits of it, or all where two have those in common."""
     found = sorted({float(eps) for eps in radii} - {0.0})
     short = [f"{eps:g}" for eps in found]
-    return {0.0: "clean", **{eps: f"{eps:g}" if short.count(f"{eps:g}") == 1 else repr(eps) for eps in found}}
+    named = {eps: text if short.count(text) == 1 else repr(eps) for eps, text in zip(found, short, strict=True)}
+    return {0.0: "clean", **named}
 
 
 def _counts(line: _Line) -> str:
