@@ -20,7 +20,8 @@ _RUN = [*POINT, "seed", "target"]
 
 
 def tidy(frame: pd.DataFrame) -> pd.DataFrame:
-    """``frame``, checked; targets that share defense, size and seed go under their own names, never averaged.
+    """``frame``, checked; targets that share defense, size and seed go under their own names, never averaged: what
+    they are then is in the column ``registered``.
 
     Raises:
         RobenchError: a column is missing.
@@ -32,7 +33,8 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     if not rivals:
         return frame
     rival = frame["target"].isin(rivals)
-    return frame.assign(defense=frame["defense"].astype(object).where(~rival, frame["target"]))
+    own = frame["defense"].astype(object)
+    return frame.assign(defense=own.where(~rival, frame["target"]), registered=own)
 
 
 def ambiguous(frame: pd.DataFrame) -> list[str]:

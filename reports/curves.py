@@ -13,7 +13,7 @@ from robench.defenses.base import DEFENSES
 from robench.evaluation.outcomes import ENSEMBLE
 from robench.evaluation.threats import BLACKBOX
 from robench.reports import style
-from robench.reports._queries import accuracies, survived, tidy
+from robench.reports._queries import accuracies, survived
 from robench.reports.lines import by_defense, lines
 from robench.reports.sheet import FIGURES, Inputs, Sheet, Skipped
 
@@ -115,8 +115,16 @@ def related_surrogates(inputs: Inputs) -> Iterator[Sheet | Skipped]:
 
 
 def _adversarial(frame: pd.DataFrame) -> pd.Series:
-    trained = [name for name in DEFENSES.names() if DEFENSES.get(name).adversarial_training]
-    return tidy(frame)["defense"].isin(trained)
+    defenses = frame["registered" if "registered" in frame else "defense"]
+    return defenses.isin([name for name in defenses.unique() if _trains_adversarially(name)])
+
+
+def _trains_adversarially(defense: str) -> bool:
+    """What the defense declares; False of one that is not installed here or does not load, as of an imported model."""
+    try:
+        return DEFENSES.get(defense).adversarial_training
+    except RobenchError:
+        return False
 
 
 def _appendix(inputs: Inputs, threat: str) -> Iterator[Sheet | Skipped]:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from html import unescape
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from robench.core import registry
 from robench.core.errors import RobenchError
 from robench.reports import build, html, regions, style
 from robench.reports.pictures import Picture
@@ -123,6 +125,23 @@ def test_rivals_are_told(small: pd.DataFrame) -> None:
     other = small[small["target"] == "dverge-2-s0"].assign(target="again")
     told = build.draw(pd.concat([small, other.assign(cell=other["cell"].astype(str) + "b")], ignore_index=True)).notices
     assert any("share defense, size and seed" in text for text in told)
+
+
+def test_adversarial_training_is_told_by_the_defense_even_of_rivals_and_beside_a_broken_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = EntryPoint("broken", "no_such_module:Defense", "robench.defenses")
+    found = registry.entry_points
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: [broken] if group == "robench.defenses" else found(group=group)
+    )
+    own = [
+        rows(share(40), defense=defense, n=3, target=target)
+        for target, defense in (("a", "advt"), ("b", "advt"), ("c", "dverge"), ("d", "broken"), ("e", "imported"))
+    ]
+    sheets = {sheet.name: sheet for sheet in build.draw(pd.concat(own, ignore_index=True)).sheets}
+    assert set(sheets["fig5_adversarial_training"].values["defense"]) == {"a", "b"}
+    assert set(sheets["fig4_accuracy"].values["defense"]) == {"dverge", "broken", "imported"}
 
 
 def test_a_figure_of_others_that_fails_is_left_out_and_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
