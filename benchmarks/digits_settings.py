@@ -23,7 +23,7 @@ import torch
 from robench.core.data import Data, load, make
 from robench.core.files import write_text
 from robench.evaluation import words
-from robench.evaluation.engine import Settings
+from robench.evaluation.settings import Settings
 from robench.reports.document import markdown, of_frame
 from robench.session import Session
 from robench.store.runs import Runs

@@ -18,8 +18,8 @@ import torch
 from robench.core.data import load
 from robench.core.files import write_text
 from robench.evaluation import words
-from robench.evaluation.engine import Settings
 from robench.evaluation.outcomes import Outcomes
+from robench.evaluation.settings import Settings
 from robench.reports.document import Table, TableCell, markdown
 from robench.session import Session
 from robench.store.runs import Runs

@@ -38,8 +38,8 @@ from robench.core.models import ModelSpec, build
 from robench.core.rng import Draws, Stream
 from robench.defenses import DEFENSES
 from robench.evaluation import words
-from robench.evaluation.engine import Settings
 from robench.evaluation.outcomes import wilson
+from robench.evaluation.settings import Settings
 from robench.evaluation.threats import Blackbox, Convergence, Threat, Transfer, Whitebox
 from robench.session import Session
 from robench.store.importing import import_weights

@@ -20,8 +20,8 @@ from robench.core.data import load
 from robench.core.fast import Precision
 from robench.core.files import write_text
 from robench.evaluation import words
-from robench.evaluation.engine import Settings
 from robench.evaluation.outcomes import Outcomes
+from robench.evaluation.settings import Settings
 from robench.evaluation.statistics import bootstrap_difference, mcnemar
 from robench.session import Session
 from robench.store.runs import Runs

@@ -14,10 +14,11 @@ from robench.core.errors import DoubtWarning
 from robench.core.fast import Precision
 from robench.core.progress import bar
 from robench.evaluation.checks import check
-from robench.evaluation.engine import Evaluator, Settings, correct_for_all
+from robench.evaluation.engine import Evaluator, correct_for_all
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.schema import SAMPLES
+from robench.evaluation.settings import Settings
 from robench.evaluation.threats import Threat, Transfer
 from robench.validity.probe import attack_again
 

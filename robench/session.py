@@ -22,14 +22,15 @@ from robench.evaluation.cells import Cell
 from robench.evaluation.cost import Forecast
 from robench.evaluation.craft import attack_of
 from robench.evaluation.diversity import GROUP, measure
-from robench.evaluation.engine import Evaluator, Settings, correct_for_all, surrogates_of
+from robench.evaluation.engine import Evaluator, correct_for_all
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.fingerprint import Recognised, judged_identity, recognise
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.rows import FolderRows
 from robench.evaluation.schema import DIVERSITY_STEPS, SAMPLES
-from robench.evaluation.threats import BLACKBOX, Blackbox, Job, Threat, Transfer, Whitebox
+from robench.evaluation.settings import Settings
+from robench.evaluation.threats import BLACKBOX, Blackbox, Job, Threat, Transfer, Whitebox, surrogates_of
 from robench.store.runs import Run, Runs
 from robench.training.loop import Track, ensure
 from robench.training.task import Task, resolve

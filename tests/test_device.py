@@ -22,7 +22,7 @@ from robench.core.losses import LOSSES
 from robench.core.models import ModelSpec, build
 from robench.core.rng import Draws, Stream
 from robench.defenses import DEFENSES
-from robench.evaluation.engine import Settings
+from robench.evaluation.settings import Settings
 from robench.session import Session
 from robench.store.runs import Run, Runs
 from robench.training.compiling import compiled_if_same

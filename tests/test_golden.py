@@ -14,9 +14,10 @@ from robench.attacks.mdi2 import MDI2
 from robench.attacks.pgd import PGD
 from robench.attacks.sgm import SGM
 from robench.core.data import Data
-from robench.evaluation.engine import Evaluator, Settings
+from robench.evaluation.engine import Evaluator
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.outcomes import Outcomes
+from robench.evaluation.settings import Settings
 from robench.evaluation.threats import Blackbox, Convergence, Transfer, Whitebox
 from robench.reports import build
 from tests import small

@@ -18,7 +18,7 @@ from robench.commands._help import Examples, Grouped
 from robench.core.data import load
 from robench.core.ensemble import Ensemble
 from robench.core.models import build
-from robench.evaluation.engine import Settings
+from robench.evaluation.settings import Settings
 from robench.evaluation.words import attacks
 from robench.session import Session
 from robench.store.runs import Runs

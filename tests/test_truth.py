@@ -14,9 +14,9 @@ import torch
 
 from robench.core.data import Data, load
 from robench.core.errors import RobenchError
-from robench.evaluation.engine import Settings
 from robench.evaluation.evaluated import EvaluatedModel, kinship
 from robench.evaluation.outcomes import Outcomes
+from robench.evaluation.settings import Settings
 from robench.evaluation.words import attacks
 from robench.reports.against import against
 from robench.session import Session

@@ -32,8 +32,9 @@ from robench.core.models import build
 from robench.core.rng import Draws, Stream
 from robench.core.threads import fitting_threads
 from robench.defenses import Batch
-from robench.evaluation.engine import Evaluator, Settings
+from robench.evaluation.engine import Evaluator
 from robench.evaluation.evaluated import EvaluatedModel
+from robench.evaluation.settings import Settings
 from robench.evaluation.threats import Whitebox
 from robench.store.provenance import versions
 from robench.training.loop import batches, make_optimizer, train_step

@@ -185,7 +185,7 @@ class _Asked:
 
 def _session(asked: _Asked, workers: int) -> tuple[list[Run], Session]:
     """The runs that are judged, and what judges them."""
-    from robench.evaluation.engine import Settings
+    from robench.evaluation.settings import Settings
     from robench.session import Session
     from robench.store.runs import Runs
 

@@ -50,7 +50,7 @@ def command(
 ) -> None:
     """Draw what was measured on RUNs, or on all: figures as PDF and PNG, their values, tables, report.html."""
     from robench.core.errors import RobenchError
-    from robench.evaluation.engine import Settings
+    from robench.evaluation.settings import Settings
     from robench.session import Session
     from robench.store.runs import Runs
     from robench.studies.drawing import draw

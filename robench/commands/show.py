@@ -99,7 +99,7 @@ def command(
 def _write(path: Path, store: Runs, run: Run, count: int, dataset: str | None, data_dir: str, device: str) -> None:
     """A sheet of images that fell."""
     from robench.core.errors import RobenchError
-    from robench.evaluation.engine import Settings
+    from robench.evaluation.settings import Settings
     from robench.reports import build, style
     from robench.reports.pictures import sheet
     from robench.session import Session

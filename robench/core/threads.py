@@ -67,3 +67,9 @@ def judging_batch(numbers: int, most: int | None = None) -> int:
         numbers: elements of one image.
     """
     return min(most or JUDGED, JUDGED, max(16, FILLED // numbers))
+
+
+def chunks(count: int, size: int) -> Iterator[slice]:
+    """Slices of ``count`` things, ``size`` at a time."""
+    for start in range(0, count, size):
+        yield slice(start, start + size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,10 @@ from robench.core.errors import RobenchError
 from robench.core.files import read_frame, read_record, write_frame, write_record
 from robench.core.parts import read_parts
 from robench.evaluation.cells import Cell
+from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.evaluations import FOLDER, Evaluation
 from robench.evaluation.findings import Finding
-from robench.evaluation.outcomes import Outcomes, empty_rows, of_one_draw
+from robench.evaluation.outcomes import ASIDE, Outcomes, empty_rows, of_one_draw
 
 log = logging.getLogger(__name__)
 
@@ -259,3 +260,25 @@ class FolderRows(Rows):
             if path != kept and path.name in self._parts:
                 path.unlink(missing_ok=True)
         self._parts = {kept.name: self._all()}
+
+
+class OpenRows:
+    """The rows of all models of an evaluation, each opened when it is first asked for.
+
+    Args:
+        rows: where the rows of a model are; aside: where those are that serve checks and no number.
+    """
+
+    def __init__(self, rows: Callable[[EvaluatedModel], Rows], aside: Callable[[EvaluatedModel], Rows]) -> None:
+        self._open = {False: rows, True: aside}
+        self._rows: dict[tuple[str, bool], Rows] = {}
+
+    def of(self, model: EvaluatedModel, threat: str = "") -> Rows:
+        """The rows of a model, or, of a threat that serves checks alone, those aside."""
+        aside = threat in ASIDE
+        if (model.name, aside) not in self._rows:
+            self._rows[model.name, aside] = self._open[aside](model)
+        return self._rows[model.name, aside]
+
+    def __iter__(self) -> Iterator[Rows]:
+        return iter(self._rows.values())

@@ -210,3 +210,8 @@ ATTACK_BY_ATTACK = ("convergence", "queries")
 
 #: By name, as rows and studies have it.
 THREATS: dict[str, type[Threat]] = {each.name: each for each in (Whitebox, Convergence, Queries, Transfer, Blackbox)}
+
+
+def surrogates_of(threat: Threat) -> tuple[EvaluatedModel, ...]:
+    """The surrogates of a black-box threat; none of any other."""
+    return threat.surrogates if isinstance(threat, Blackbox) else ()

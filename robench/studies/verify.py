@@ -18,11 +18,12 @@ from robench.core.data import Data, has_name, load
 from robench.core.errors import RobenchError
 from robench.core.files import content_key
 from robench.evaluation.cells import Cell
-from robench.evaluation.engine import Evaluator, Settings
+from robench.evaluation.engine import Evaluator
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import CELL_COLUMNS, ROW_COLUMNS, Outcomes
 from robench.evaluation.schema import Count, Radii
+from robench.evaluation.settings import Settings
 from robench.evaluation.threats import Job, Threat
 from robench.session import OUTCOMES, Session
 from robench.store.runs import Run, Runs

@@ -15,7 +15,7 @@ from robench.core.errors import RobenchError
 from robench.core.files import file_hash, write_record, write_text
 from robench.core.logs import Lines, logged
 from robench.evaluation.diversity import Tracking
-from robench.evaluation.engine import Settings
+from robench.evaluation.settings import Settings
 from robench.evaluation.threats import THREATS
 from robench.session import Session
 from robench.store.claims import owner

@@ -23,11 +23,12 @@ from robench.core.rng import Draws
 from robench.core.rules import Rule, label
 from robench.evaluation import cost
 from robench.evaluation.checks import POINT, SURVIVORS, probed
-from robench.evaluation.engine import Evaluator, Settings
+from robench.evaluation.engine import Evaluator
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import ENSEMBLE, PROBE, Outcomes
 from robench.evaluation.schema import Count
+from robench.evaluation.settings import Settings
 from robench.evaluation.soundness import examine
 from robench.evaluation.threats import Threat, Whitebox
 

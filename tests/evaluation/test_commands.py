@@ -100,7 +100,7 @@ def test_what_lacks_memory_is_one_line(
     def failing(*arguments: Any, **options: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
-    monkeypatch.setattr("robench.evaluation.engine.predict", failing)
+    monkeypatch.setattr("robench.evaluation.judging.predict", failing)
     assert run(["eval", "adp0", "--threat", "whitebox", "--eps", "0.02", *EVAL]) == 2
     # The first says what the data are.
     _, line = capsys.readouterr().err.strip().splitlines()
@@ -264,7 +264,7 @@ def test_helpers_do_the_work(work: Path, capsys: pytest.CaptureFixture[str], mon
 
     monkeypatch.setattr(Claims, "take", kill_first_owner)
     # Short, but a sleep: they need the processor.
-    monkeypatch.setattr("robench.evaluation.engine.PAUSE", 0.05)
+    monkeypatch.setattr("robench.evaluation.sharing.PAUSE", 0.05)
     threads = torch.get_num_threads()
     assert run([*arguments, "--workers", "3"]) == 0
     printed = capsys.readouterr()

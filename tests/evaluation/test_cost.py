@@ -23,13 +23,14 @@ from robench.core.features import features
 from robench.core.files import read_hashed
 from robench.core.models import Normalized
 from robench.defenses import DEFENSES
-from robench.evaluation import cost, engine
+from robench.evaluation import cost, crafter, engine
 from robench.evaluation.attacked import AttackedModel
 from robench.evaluation.diversity import diversity
-from robench.evaluation.engine import Evaluator, Settings, correct_for_all
+from robench.evaluation.engine import Evaluator, correct_for_all
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.images import Images
 from robench.evaluation.rows import FolderRows
+from robench.evaluation.settings import Settings
 from robench.evaluation.threats import Blackbox, Convergence, Threat, Transfer, Whitebox
 from robench.store.runs import Runs
 from robench.training.loop import ensure
@@ -83,8 +84,8 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Counter:
 
     monkeypatch.setattr(Normalized, "forward", counted)
     monkeypatch.setattr(distill, "features", part)
-    for name in ("examine", "changed", "attackable"):
-        monkeypatch.setattr(engine, name, quiet(getattr(engine, name)))
+    for module, name in ((engine, "examine"), (engine, "changed"), (crafter, "attackable")):
+        monkeypatch.setattr(module, name, quiet(getattr(module, name)))
     monkeypatch.setattr(AttackedModel, "_alike", quiet(AttackedModel._alike))
     return made
 

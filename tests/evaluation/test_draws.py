@@ -24,11 +24,12 @@ from robench.core.errors import RobenchError
 from robench.evaluation import cost
 from robench.evaluation.cells import Cell
 from robench.evaluation.craft import craft
-from robench.evaluation.engine import Evaluator, Settings
+from robench.evaluation.engine import Evaluator
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.predict import predict
 from robench.evaluation.rows import FolderRows
+from robench.evaluation.settings import Settings
 from robench.evaluation.threats import Blackbox, Queries, Threat, Transfer
 from robench.reports import tables
 from robench.studies import study

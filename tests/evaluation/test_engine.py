@@ -27,13 +27,15 @@ from robench.core.errors import RobenchError
 from robench.core.files import write_frame
 from robench.core.frozen import frozen
 from robench.core.rng import Draws
-from robench.evaluation import engine
-from robench.evaluation.engine import Evaluator, Settings, correct_for_all
+from robench.evaluation import crafter, judging, sharing
+from robench.evaluation.engine import Evaluator, correct_for_all
 from robench.evaluation.evaluated import EvaluatedModel, kinship
 from robench.evaluation.evaluations import FOLDER
 from robench.evaluation.images import Images
+from robench.evaluation.judging import Judge
 from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.rows import FolderRows
+from robench.evaluation.settings import Settings
 from robench.evaluation.threats import Blackbox, Convergence, Queries, Threat, Transfer, Whitebox
 from robench.store.claims import Claims
 
@@ -204,8 +206,8 @@ def folder_evaluator(data: Data, folder: Path, images: bool = True, **settings: 
 
 def test_nothing_is_computed_twice(make_model: MakeModel, data: Data, tmp_path: Path, monkeypatch: Any) -> None:
     crafted = []
-    original = engine.craft
-    monkeypatch.setattr(engine, "craft", lambda *a, **o: crafted.append(len(a[4])) or original(*a, **o))
+    original = crafter.craft
+    monkeypatch.setattr(crafter, "craft", lambda *a, **o: crafted.append(len(a[4])) or original(*a, **o))
     threat = threats(make_model)[2]
     target = make_model(0)
     first = folder_evaluator(data, tmp_path).run([target], threat, SAMPLES[:16]).frame
@@ -226,7 +228,7 @@ def test_a_second_target_crafts_nothing_and_gets_the_same_rows(
     first, second = make_model(0), make_model(1)
     folder_evaluator(data, tmp_path).run([first], threat, SAMPLES)
     from_memory = rows(data, threat, [second])
-    monkeypatch.setattr(engine, "craft", lambda *a, **o: pytest.fail("crafted again"))
+    monkeypatch.setattr(crafter, "craft", lambda *a, **o: pytest.fail("crafted again"))
     from_cache = folder_evaluator(data, tmp_path).run([second], threat, SAMPLES).frame
     pd.testing.assert_frame_equal(from_cache, from_memory)
 
@@ -258,9 +260,9 @@ def test_a_long_wait_for_others_is_told(
         freed.set()
 
     said: list[str] = []
-    monkeypatch.setattr(engine.log, "info", info)
-    monkeypatch.setattr(engine, "PAUSE", 0.01)
-    monkeypatch.setattr(engine, "TOLD_AFTER", 3)
+    monkeypatch.setattr(sharing.log, "info", info)
+    monkeypatch.setattr(sharing, "PAUSE", 0.01)
+    monkeypatch.setattr(sharing, "TOLD_AFTER", 3)
     taken: list[str] = []
     original = Claims.take
 
@@ -311,7 +313,7 @@ def test_whoever_only_reads_leaves_damaged_rows_where_they_are(
 def test_an_interruption_changes_no_row(make_model: MakeModel, data: Data, tmp_path: Path, monkeypatch: Any) -> None:
     threat, target = threats(make_model)[0], make_model(0)
     whole = rows(data, threat, [target], batch_size=5)
-    original = engine.craft
+    original = crafter.craft
     calls = 0
 
     def failing(*arguments: Any, **options: Any) -> Any:
@@ -321,13 +323,13 @@ def test_an_interruption_changes_no_row(make_model: MakeModel, data: Data, tmp_p
             raise KeyboardInterrupt
         return original(*arguments, **options)
 
-    monkeypatch.setattr(engine, "craft", failing)
+    monkeypatch.setattr(crafter, "craft", failing)
     with pytest.raises(KeyboardInterrupt):
         folder_evaluator(data, tmp_path, batch_size=5).run([target], threat, SAMPLES)
     kept = FolderRows(tmp_path / "model0")
     assert 0 < (kept.everything().frame["threat"] == "whitebox").sum() < 48
     assert kept.outcomes().frame.empty, "no number rests on an evaluation that was cut off"
-    monkeypatch.setattr(engine, "craft", original)
+    monkeypatch.setattr(crafter, "craft", original)
     resumed = folder_evaluator(data, tmp_path, batch_size=5).run([target], threat, SAMPLES).frame
     assert_same(whole, resumed, 1e-5)
 
@@ -340,7 +342,7 @@ def test_a_unit_that_fails_is_given_back(make_model: MakeModel, data: Data, tmp_
         taken.extend(tmp_path.glob("*.lock"))
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(engine, "craft", failing)
+    monkeypatch.setattr(crafter, "craft", failing)
     with pytest.raises(RuntimeError, match="broken") as error:
         Evaluator(data, Settings(CPU), claims=Claims(tmp_path)).run([make_model(0)], threats(make_model)[0], SAMPLES)
     assert error.tb is not None
@@ -353,13 +355,13 @@ def test_no_number_rests_on_some_of_the_versions_that_were_asked_for(
 ) -> None:
     """All-or-nothing over the versions that were done when an evaluation was killed would be too high."""
     threat, target = threats(make_model)[2], make_model(0)
-    original = Evaluator._version
+    original = Judge.version
 
-    def killed(self: Evaluator, *unit: Any) -> Any:
+    def killed(self: Judge, *unit: Any) -> Any:
         original(self, *unit)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Evaluator, "_version", killed)
+    monkeypatch.setattr(Judge, "version", killed)
     with pytest.raises(KeyboardInterrupt):
         folder_evaluator(data, tmp_path).run([target], threat, SAMPLES)
     kept = FolderRows(tmp_path / "model0", repair=False)
@@ -370,7 +372,7 @@ def test_no_number_rests_on_some_of_the_versions_that_were_asked_for(
     (line,) = told
     assert "an evaluation under blackbox" in line
     assert " is incomplete: " in line
-    monkeypatch.setattr(Evaluator, "_version", original)
+    monkeypatch.setattr(Judge, "version", original)
     whole = folder_evaluator(data, tmp_path).run([target], threat, SAMPLES)
     told.clear()
     read = FolderRows(tmp_path / "model0", repair=False).outcomes(target.identity)
@@ -444,14 +446,14 @@ def test_no_more_images_are_looked_at_than_it_takes(make_model: MakeModel, data:
 def test_out_of_memory_halves_the_batch(make_model: MakeModel, data: Data, monkeypatch: Any, told: list[str]) -> None:
     threat, target = threats(make_model)[0], make_model(0)
     whole = rows(data, threat, [target])
-    original = engine.craft
+    original = crafter.craft
 
     def small_machine(model: Any, attack: Any, images: Tensor, *rest: Any, **options: Any) -> Any:
         if len(images) > 6:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return original(model, attack, images, *rest, **options)
 
-    monkeypatch.setattr(engine, "craft", small_machine)
+    monkeypatch.setattr(crafter, "craft", small_machine)
     told.clear()
     evaluator = Evaluator(data, Settings(CPU, batch_size=24))
     assert_same(whole, evaluator.run([target], threat, SAMPLES).frame, 1e-5)
@@ -471,7 +473,7 @@ def test_a_batch_that_images_depend_on_is_not_halved(
     make_model: MakeModel, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its rows would not be what their key says."""
-    original, sizes = engine.craft, []
+    original, sizes = crafter.craft, []
 
     def small_machine(model: Any, attack: Any, images: Tensor, *rest: Any, **options: Any) -> Any:
         if len(images) > 12:
@@ -479,7 +481,7 @@ def test_a_batch_that_images_depend_on_is_not_halved(
         sizes.append(len(images))
         return original(model, attack, images, *rest, **options)
 
-    monkeypatch.setattr(engine, "craft", small_machine)
+    monkeypatch.setattr(crafter, "craft", small_machine)
     with pytest.raises(RobenchError, match="smaller --batch-size"):
         rows(data, Whitebox(eps=(0.05,), attacks=(FAST, _Mixing())), [make_model(0)], batch_size=24)
     assert sizes, "the other attack was halved"
@@ -517,13 +519,13 @@ def test_a_cpu_is_given_as_many_large_images_as_its_caches_hold(
 ) -> None:
     """And in equal parts: a small rest takes longer by the image."""
     sizes: list[int] = []
-    original = engine.craft
+    original = crafter.craft
 
     def recording(model: Any, attack: Any, images: Tensor, *rest: Any, **options: Any) -> Any:
         sizes.append(len(images))
         return original(model, attack, images, *rest, **options)
 
-    monkeypatch.setattr(engine, "craft", recording)
+    monkeypatch.setattr(crafter, "craft", recording)
     monkeypatch.setattr(cpu, "CACHED", 20 * data.test.images[0].numel())
     rows(data, Transfer(eps=(0.05,), attacks=(attack,)), [make_model(0)], batch_size=24)
     assert sizes[: len(expected)] == expected
@@ -533,13 +535,13 @@ def test_clean_images_are_judged_within_the_batch_size(
     make_model: MakeModel, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    original = engine.predict
+    original = judging.predict
 
     def recording(judge: Any, images: Tensor, *rest: Any, **options: Any) -> Any:
         sizes.append(len(images))
         return original(judge, images, *rest, **options)
 
-    monkeypatch.setattr(engine, "predict", recording)
+    monkeypatch.setattr(judging, "predict", recording)
     rows(data, Whitebox(eps=(0.05,), attacks=(FAST,)), [make_model(0)], batch_size=7)
     assert max(sizes) == 7
     assert cpu.judging_batch(3 * 32 * 32) == 500
@@ -663,7 +665,7 @@ def test_what_hooks_modules_is_not_compiled_and_a_failure_is_told_once(
         asked.append(model)
         return model, "no compiler"
 
-    monkeypatch.setattr(engine, "compiled", compiled)
+    monkeypatch.setattr(crafter, "compiled", compiled)
     evaluator = Evaluator(data, Settings(CPU, compile=True))
     evaluator.run([make_model(0)], Whitebox(eps=(0.1,), attacks=(Hooking(steps=2),)), SAMPLES)
     assert not asked

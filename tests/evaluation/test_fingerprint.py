@@ -14,8 +14,8 @@ from robench.core.data import Data
 from robench.core.ensemble import Ensemble
 from robench.core.logs import Lines, logged
 from robench.core.models import ModelSpec, build, import_model
-from robench.evaluation.engine import Settings
 from robench.evaluation.fingerprint import FILE, fixed_images, judged_identity, recognise
+from robench.evaluation.settings import Settings
 from robench.evaluation.threats import Whitebox
 from robench.session import Session, stored
 from robench.store.runs import Run, Runs

@@ -116,16 +116,16 @@ def test_a_copy_that_differs_at_every_image_is_an_error(make_model: MakeModel, d
 def test_the_gradient_of_the_copy_is_compared_too(
     make_model: MakeModel, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from robench.evaluation import engine
+    from robench.evaluation import crafter
 
-    original = engine.attackable
+    original = crafter.attackable
 
     def misled(model: nn.Module, *arguments: Any, plain: bool = False) -> nn.Module:
         made = original(model, *arguments, plain=plain)
         return made if plain else Misled(made)
 
     sound, _ = judged(data, make_model(0))
-    monkeypatch.setattr(engine, "attackable", misled)
+    monkeypatch.setattr(crafter, "attackable", misled)
     found, (line,) = judged(data, make_model(0))
     assert "gradients have a cosine of" in line
     pd.testing.assert_frame_equal(verdicts(found), verdicts(sound))

@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from robench.cli import run
 from robench.core.data import load
-from robench.evaluation.engine import Settings
+from robench.evaluation.settings import Settings
 from robench.evaluation.words import attacks
 from robench.session import Session
 from robench.store.runs import Runs

@@ -23,7 +23,7 @@ from robench.commands import run as command
 from robench.core.files import read_record, write_record
 from robench.evaluation import words
 from robench.evaluation.cost import Pace
-from robench.evaluation.engine import Settings
+from robench.evaluation.settings import Settings
 from robench.session import Session
 from robench.store.runs import Runs
 from robench.studies import engines

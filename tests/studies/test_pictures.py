@@ -14,8 +14,8 @@ from robench.attacks.pgd import PGD
 from robench.core.data import to_images
 from robench.core.files import read_record
 from robench.core.logs import Lines, logged
-from robench.evaluation.engine import Settings
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
+from robench.evaluation.settings import Settings
 from robench.reports.pictures import Picture
 from robench.session import CRAFTED, OUTCOMES, Session, stored
 from robench.studies.pictures import pictures

@@ -16,10 +16,11 @@ from robench.core.data import Data
 from robench.core.errors import RobenchError
 from robench.core.files import content_key
 from robench.evaluation.cells import Cell, Craft
-from robench.evaluation.engine import Evaluator, Settings
+from robench.evaluation.engine import Evaluator
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
 from robench.evaluation.rows import FolderRows
+from robench.evaluation.settings import Settings
 from robench.evaluation.statistics import bootstrap_difference, holm, mcnemar
 from robench.evaluation.threats import Blackbox, Threat, Whitebox
 from robench.store.runs import Run
