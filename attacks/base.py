@@ -45,6 +45,11 @@ class Taken(NamedTuple):
     part: Tensor
 
 
+def images_of(made: Tensor | Taken) -> Tensor:
+    """The images that `Attack.perturb` returned, (B,C,H,W)."""
+    return made.images if isinstance(made, Taken) else made
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
     """An ℓ∞ attack: frozen, keyword-only, one method to write, `perturb`.
@@ -89,8 +94,9 @@ class Attack(ABC):
                 )
 
     @abstractmethod
-    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
-        """Adversarial images (B,C,H,W); the caller projects, checks and judges them.
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor | Taken:
+        """Adversarial images (B,C,H,W), of an attack that has `parts` with what took each; the caller projects, checks
+        and judges them.
 
         Args:
             model: in eval mode, without parameter gradients; images -> logits (B,K) or log-probabilities.
@@ -103,10 +109,6 @@ class Attack(ABC):
     def parts(self, classes: int) -> tuple[Attack, ...]:
         """The attacks that it makes one after the other on a model of so many classes; most attacks have none."""
         return ()
-
-    def taken(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Taken:
-        """`perturb`'s images, and which of `parts` took each. For an attack that has parts to override."""
-        return Taken(self.perturb(model, images, labels, eps, draws), torch.full_like(labels, -1))
 
     @property
     def stochastic(self) -> bool:
@@ -151,8 +153,9 @@ class Attack(ABC):
         lower, upper = linf.bounds(images, radius)
         with frozen(model):
             _check_labels(model, images, labels)
-            raw, part = self.taken(model, images.clone(), labels.clone(), radius, draws)
-        raw = raw.detach()
+            made = self.perturb(model, images.clone(), labels.clone(), radius, draws)
+        raw = images_of(made).detach()
+        part = made.part if isinstance(made, Taken) else torch.full_like(labels, -1)
         if raw.shape != images.shape or raw.dtype != images.dtype:
             raise RobenchError(
                 f"attack {self.label!r} returned {tuple(raw.shape)} of {raw.dtype}, "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks.apgd import APGD
-from robench.attacks.base import ATTACKS, Attack, Taken
+from robench.attacks.base import ATTACKS, Attack, Taken, images_of
 from robench.attacks.members import Members
 from robench.attacks.mora import MORA
 from robench.attacks.square import Square
@@ -60,14 +60,11 @@ class Strongest(Attack):
         """At most: each attack is on survivors alone."""
         return sum(part.passes for part in self.parts(TARGETS + 1))
 
-    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
-        return self.taken(model, images, labels, eps, draws).images
-
-    def taken(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Taken:
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Taken:
         with torch.no_grad():
             classes = model(images[:1]).shape[1]
 
         def run(attack: Attack) -> Callable[[Standing], Tensor]:
-            return lambda here: attack.perturb(model, here.images, here.labels, here.eps, here.draws)
+            return lambda here: images_of(attack.perturb(model, here.images, here.labels, here.eps, here.draws))
 
         return Taken(*in_turn(map(run, self.parts(classes)), model, images, labels, eps, draws))

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from robench.attacks import ATTACKS, survivors
+from robench.attacks.base import images_of
 from robench.core.data import Data, Split
 from robench.core.ensemble import Ensemble
 from robench.core.fast import attackable
@@ -74,7 +75,7 @@ def test_an_attack_stays_on_the_device(name: str, loss: str, monkeypatch: pytest
         images = torch.empty(4, 3, 32, 32, device=GPU).contiguous(memory_format=torch.channels_last)
         labels, eps = torch.empty(4, dtype=torch.int64, device=GPU), torch.empty(4, device=GPU)
         with NothingComesBack():
-            crafted = attack.perturb(model, images, labels, eps, Draws.of(range(4)))
+            crafted = images_of(attack.perturb(model, images, labels, eps, Draws.of(range(4))))
         assert crafted.device == GPU
 
 

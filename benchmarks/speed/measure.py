@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robench.attacks import Attack
+from robench.attacks.base import Taken, images_of
 from robench.attacks.mdi2 import MDI2, diversify
 from robench.attacks.pgd import PGD
 from robench.attacks.sgm import SGM, skip_gradient
@@ -277,7 +278,9 @@ def _steps(
     """Steps of ``attack`` and of what others have for it."""
     images, labels = plan.batch(plan.images)
     averaged = published.Averaged(plan.ensemble)
-    calls = {AUTHORS: partial(authors, averaged, images, labels, plan.eps, steps=plan.steps, step_ratio=0.2)}
+    calls: dict[str, Callable[[], Tensor | Taken]] = {
+        AUTHORS: partial(authors, averaged, images, labels, plan.eps, steps=plan.steps, step_ratio=0.2)
+    }
     calls |= {name: partial(peer, averaged, images, labels) for name, peer in peers.items() if peer}
     near, draws = images.contiguous(memory_format=torch.channels_last), Draws.of(range(len(images)))
     radius = torch.full((len(images),), plan.eps, device=plan.device)
@@ -287,7 +290,7 @@ def _steps(
     crafted: dict[str, Tensor] = {}
 
     def kept(name: str) -> None:
-        crafted[name] = calls[name]()
+        crafted[name] = images_of(calls[name]())
 
     times = in_turns({name: partial(kept, name) for name in calls}, plan.rounds, plan.device)
     per_step = {name: [seconds / plan.steps for seconds in own] for name, own in times.items()}

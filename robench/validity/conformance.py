@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks import ATTACKS, Attack
+from robench.attacks.base import images_of
 from robench.core import linf
 from robench.core.data import DATASETS, Data, load
 from robench.core.ensemble import Ensemble
@@ -243,7 +244,7 @@ class _Scene:
     def raw(self, attack: Attack, eps: Tensor) -> Tensor:
         """What the plug-in returns before the contract projects it."""
         with frozen(self.model):
-            return attack.perturb(self.model, self.images, self.labels, eps, self.draws).detach()
+            return images_of(attack.perturb(self.model, self.images, self.labels, eps, self.draws)).detach()
 
     def radii(self) -> Tensor:
         """Several ε, as in a curve."""

@@ -38,7 +38,7 @@ def test_nothing_stands_that_a_part_takes_alone(eps: float, make_ensemble: Make,
     attack, draws = Strongest(steps=4, queries=8), Draws.of(range(10, 18))
     radii = torch.full((8,), eps, dtype=torch.float64)
     with frozen(model):
-        found, taken = attack.taken(model, images, labels, radii, draws)
+        found, taken = attack.perturb(model, images, labels, radii, draws)
     torch.testing.assert_close(attack(model, images, labels, eps, draws).images, found, rtol=0, atol=0)
     alone = [part(model, images, labels, eps, draws).images for part in attack.parts(5)]
     wrong = torch.stack([model(each).argmax(dim=1) != labels for each in alone])

@@ -686,7 +686,7 @@ def test_a_row_says_which_part_of_an_attack_took_its_image(make_model: MakeModel
     assert (frame.loc[~own, "part"] == "").all()
     images = data.test.images[:24].float() / 255
     with frozen(target.ensemble):
-        taken = attack.taken(
+        taken = attack.perturb(
             target.ensemble, images, data.test.labels[:24], torch.full((24,), 0.1), Draws.of(range(24))
         )
     parts = attack.parts(4)
