@@ -8,54 +8,29 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from robench.attacks.training import check, craft
 from robench.core.ensemble import Ensemble
-from robench.core.frozen import BatchNormMode
 from robench.defenses.adp import Adp
+from robench.defenses.adversarial import AdversarialTraining
 from robench.defenses.base import DEFENSES, Batch, Terms
 
 
 @DEFENSES.register("adp-advt")
 @dataclass(frozen=True, kw_only=True)
-class AdpAdvT(Adp):
+class AdpAdvT(AdversarialTraining, Adp):
     """L_ADP(x) + Σ_i CE(z_i(x_adv), y), x_adv = PGD on the ensemble's loss −log p̄_y: ADP with the adversarial training
     of the DVERGE authors' code, option ``--plus-adv`` (https://github.com/zjysteven/DVERGE, ``train/train_adp.py``).
 
     FASTEN reports it as FAT-ADP, with an attack of its own (Huang et al. 2023, table VII). L_ADP as in `Adp`: every
     member sees clean images first, then adversarial ones.
-
-    Attributes:
-        eps: radius of the attack.
-        steps: its steps, of size ``step_ratio``·ε, from a random start.
-        craft_bn: BatchNorm while crafting, see `robench.core.frozen.batchnorm`.
     """
 
     title: ClassVar[str] = "ADP+AdvT"
-    adversarial_training: ClassVar[bool] = True
-
-    eps: float = 8 / 255
-    steps: int = 10
-    step_ratio: float = 0.25
-    craft_bn: BatchNormMode = "train"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.name, "", self.eps, self.steps, self.step_ratio)
 
     def passes(self, members: int) -> float:
         return super().passes(members) + 1
 
     def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
-        images = craft(
-            ensemble,
-            batch.images,
-            batch.labels,
-            batch.draws.within("advt"),
-            eps=self.eps,
-            steps=self.steps,
-            step_ratio=self.step_ratio,
-            craft_bn=self.craft_bn,
-        )
+        images = self.attacked(ensemble, batch)
         yield from super().loss(ensemble, batch)
         for member in ensemble.members:
             yield {"adversarial": F.cross_entropy(member(images), batch.labels)}

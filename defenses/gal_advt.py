@@ -8,16 +8,15 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from robench.attacks.training import check, craft
 from robench.core.ensemble import Ensemble
-from robench.core.frozen import BatchNormMode
+from robench.defenses.adversarial import AdversarialTraining
 from robench.defenses.base import DEFENSES, Batch, Terms
 from robench.defenses.gal import Gal
 
 
 @DEFENSES.register("gal-advt")
 @dataclass(frozen=True, kw_only=True)
-class GalAdvT(Gal):
+class GalAdvT(AdversarialTraining, Gal):
     """L_GAL(x) + (1/N) Σ_i CE(z_i(x_adv), y), x_adv = PGD on the ensemble's loss −log p̄_y: GAL with the adversarial
     training of the DVERGE authors' code, option ``--plus-adv`` (https://github.com/zjysteven/DVERGE,
     ``train/train_gal.py``).
@@ -26,39 +25,15 @@ class GalAdvT(Gal):
     member sees clean images first, then adversarial ones. Deviations from the code: it passes clean images twice, so
     that running statistics move once more; it clips a pixel that the recipe's noise took out of [0, 1] back into the
     box, where ours stays within ε of the noisy pixel.
-
-    Attributes:
-        eps: radius of the attack.
-        steps: its steps, of size ``step_ratio``·ε, from a random start.
-        craft_bn: BatchNorm while crafting, see `robench.core.frozen.batchnorm`.
     """
 
     title: ClassVar[str] = "GAL+AdvT"
-    adversarial_training: ClassVar[bool] = True
-
-    eps: float = 8 / 255
-    steps: int = 10
-    step_ratio: float = 0.25
-    craft_bn: BatchNormMode = "train"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.name, "", self.eps, self.steps, self.step_ratio)
 
     def passes(self, members: int) -> float:
         return super().passes(members) + 1
 
     def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
-        images = craft(
-            ensemble,
-            batch.images,
-            batch.labels,
-            batch.draws.within("advt"),
-            eps=self.eps,
-            steps=self.steps,
-            step_ratio=self.step_ratio,
-            craft_bn=self.craft_bn,
-        )
+        images = self.attacked(ensemble, batch)
         yield from super().loss(ensemble, batch)
         for member in ensemble.members:
             yield {"adversarial": F.cross_entropy(member(images), batch.labels) / len(ensemble)}
