@@ -39,6 +39,7 @@ def write(
     provenance: Mapping[str, object],
     *,
     checks: Sequence[Mapping[str, str]] = (),
+    trainings: Table | None = None,
     pictures: Sequence[Picture] = (),
     title: str = "Robustness of ensembles",
     paper: str | None = None,
@@ -49,6 +50,7 @@ def write(
     Args:
         provenance: what made the outcomes, as JSON values.
         checks: name, status and evidence each.
+        trainings: how the ensembles were trained.
         pictures: shown where their rows are listed; those that do not fit are left out.
         paper: of `robench.reports.published.names`, to compare with.
         data: see `robench.reports.against.against`.
@@ -69,6 +71,7 @@ def write(
         "summary": _summary(drawn.frame),
         "notices": notices,
         "checks": _checks(checks) if checks else None,
+        "trainings": trainings,
         "tables": [each.table for each in drawn.tables],
         "paper": _paper(drawn.frame, paper, data) if paper is not None else None,
         "figures": figures,

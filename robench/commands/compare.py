@@ -11,7 +11,7 @@ from robench.commands._shared import as_text, refuse_given, shared
 from robench.core.terminal import drawn, interval
 
 if TYPE_CHECKING:
-    from robench.store.runs import Run
+    from robench.store.runs import Run, Runs
 
 
 _GROUPS = (Group("Defenses over seeds", ("defenses", "n")),)
@@ -54,12 +54,24 @@ def command(
         return comparison.Measured.of(run.name, stored([run]))
 
     if defenses:
-        sides = [(each, [*map(measured, comparison.of_defense(store.all(), each, n))]) for each in (first, second)]
-        rows = comparison.compare_defenses(sides[0], sides[1], threat, radii)
+        one, other = (comparison.of_defense(store.all(), each, n) for each in (first, second))
+        rows = comparison.compare_defenses(
+            (first, [*map(measured, one)]), (second, [*map(measured, other)]), threat, radii
+        )
     else:
-        one, other = measured(store.get(first)), measured(store.get(second))
-        rows = comparison.compare(one, other, threat, radii)
+        one, other = [_run(store, first)], [_run(store, second)]
+        rows = comparison.compare(measured(one[0]), measured(other[0]), threat, radii)
     click.echo(as_text(rows, style) or _compared(rows))
+    click.echo(comparison.trained_alike(one[0], other[0]), err=style != "table")
+
+
+def _run(store: Runs, name: str) -> Run:
+    """The run of that name; who names a defense is told how defenses are compared."""
+    from robench.core.errors import RobenchError
+
+    if name not in store.names() and any(run.defense == name for run in store.all()):
+        raise RobenchError(f"{name!r} is a defense, and no run; --defenses compares defenses, over their seeds")
+    return store.get(name)
 
 
 def _compared(rows: list[dict[str, Any]]) -> str:

@@ -93,6 +93,7 @@ def command(**given: Any) -> int:
     from robench.core.logbook import require
     from robench.core.pool import visible_gpus
     from robench.evaluation import checks, words
+    from robench.evaluation.findings import brief
     from robench.evaluation.outcomes import Outcomes
     from robench.evaluation.threats import THREATS
     from robench.session import stored
@@ -128,7 +129,7 @@ def command(**given: Any) -> int:
     found += checks.check(outcomes, stored(chosen))
     if asked.probe:
         found += _probed(asked, session, chosen, outcomes, options)
-    for each in [*found, *verdicts]:
+    for each in [*brief(found), *verdicts]:
         click.echo(each, err=asked.style != "table")
     return int((asked.strict and checks.failed(found)) or not all(verdict.met for verdict in verdicts))
 

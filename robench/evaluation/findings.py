@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Status = Literal["pass", "warn", "fail"]
@@ -29,3 +30,24 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.status}  {self.name}: {self.said}"
+
+
+def brief(findings: Iterable[Finding]) -> list[Finding]:
+    """For a terminal: what passes first, a line for each question, however many ensembles it was asked of; then what
+    warns, then what fails, next to where one types."""
+    by_status: dict[Status, list[Finding]] = {"pass": [], "warn": [], "fail": []}
+    for each in findings:
+        by_status[each.status].append(each)
+    passed: dict[str, list[Finding]] = {}
+    for each in by_status["pass"]:
+        passed.setdefault(each.name, []).append(each)
+    lines = [
+        own[0] if len(own) == 1 else replace(own[0], evidence=f"{len(own)} times, such as {own[0].evidence}")
+        for own in passed.values()
+    ]
+    return [*lines, *by_status["warn"], *by_status["fail"]]
+
+
+def gravest_first(findings: Iterable[Finding]) -> list[Finding]:
+    """For a page: what fails, what warns, what passes; each in its order."""
+    return sorted(findings, key=lambda each: ("fail", "warn", "pass").index(each.status))

@@ -125,6 +125,22 @@ class Run:
     def specs(self) -> list[ModelSpec]:
         return [ModelSpec.of(values) for values in self.manifest["members"]]
 
+    @property
+    def training(self) -> dict[str, str]:
+        """What beside its defense the weights came of, in words: members and rule; data, seed, start and every field of
+        the recipe, where they were trained here."""
+        members = ", ".join(sorted({str(spec["name"]) for spec in self.manifest["members"]}))
+        told = {"members": f"{self.n} x {members}", "rule": str(self.rule)}
+        if not (recipe := self.manifest.get("recipe")):
+            return told
+        return {
+            **told,
+            "data": str((self.manifest["data"] or {}).get("fingerprint", ""))[:8],
+            "seed": str(self.seed),
+            "start": next((str(each["run"]) for each in self.manifest["ancestors"]), "from scratch"),
+            **{name: str(value) for name, value in recipe.items()},
+        }
+
     def load(self) -> Ensemble:
         """The ensemble, in eval mode on the CPU.
 

@@ -15,10 +15,11 @@ from robench.core.errors import RobenchError
 from robench.core.files import content_key
 from robench.evaluation import cost
 from robench.evaluation.checks import check
+from robench.evaluation.findings import gravest_first
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes, survived
 from robench.evaluation.rows import FolderRows
 from robench.evaluation.threats import BLACKBOX
-from robench.reports import build, html, pareto, published
+from robench.reports import build, document, html, pareto, published
 from robench.reports.pictures import Picture
 from robench.reports.regions import Regions
 from robench.reports.sheet import Studies
@@ -79,9 +80,39 @@ def draw(
     for text in drawn.notices:
         log.warning(text)
     files = build.write(drawn, out, facts, **beside)
-    checks = [{"name": each.name, "status": each.status, "evidence": each.said} for each in check(outcomes)]
-    page = html.write(drawn, out / "report.html", facts, checks=checks, pictures=pictures, **beside)
+    found = gravest_first(check(outcomes))
+    checks = [{"name": each.name, "status": each.status, "evidence": each.said} for each in found]
+    page = html.write(
+        drawn,
+        out / "report.html",
+        facts,
+        checks=checks,
+        trainings=trainings(runs) if runs else None,
+        pictures=pictures,
+        **beside,
+    )
     return [*files, page]
+
+
+def trainings(runs: Sequence[Run]) -> document.Table:
+    """How each run was trained: a line each, with what sets them apart; above it what all have in common."""
+    told = {run.name: run.training for run in runs}
+    names = list(dict.fromkeys(name for each in told.values() for name in each))
+    values = {name: [each.get(name, "not known") for each in told.values()] for name in names}
+    apart = [name for name in names if len({*values[name]}) > 1]
+    lines = [
+        {"run": run.name, "defense": _fields(run), **{name: told[run.name].get(name, "not known") for name in apart}}
+        for run in sorted(runs, key=lambda run: (run.defense, run.n, run.seed, run.name))
+    ]
+    shared = "; ".join(f"{name.replace('_', ' ')} {values[name][0]}" for name in names if name not in apart)
+    caption = f"How they were trained. Alike in all: {shared or 'nothing'}"
+    return document.of_frame(pd.DataFrame(lines), caption)
+
+
+def _fields(run: Run) -> str:
+    """The defense and its fields, in words."""
+    fields = {name: value for name, value in run.manifest["defense"].items() if name not in ("name", "version")}
+    return ", ".join([run.defense, *(f"{name} {value}" for name, value in fields.items())])
 
 
 def provenance(outcomes: Outcomes, runs: Sequence[Run]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from robench.core.errors import RobenchError, unknown
+from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes, robust, wilson
 from robench.evaluation.statistics import (
     LEVEL,
@@ -136,6 +137,25 @@ def compare_defenses(
         row |= dict(zip(("low_images", "high_images"), bootstrap_difference(point.first, point.second), strict=True))
         rows.append({**row, "p": p})
     return _judged(rows)
+
+
+def trained_alike(first: Run, second: Run) -> Finding:
+    """Whether two runs differ in their defense alone: else a difference of accuracies may be of something else."""
+    one, other = first.training, second.training
+    untold = [run.name for run in (first, second) if not run.manifest.get("recipe")]
+    names = one.keys() & other.keys() if untold else one.keys() | other.keys()
+    apart = [
+        f"{name} {one.get(name)} and {other.get(name)}"
+        for name in dict.fromkeys([*one, *other])
+        if name in names and one.get(name) != other.get(name)
+    ]
+    apart += [f"how {name} was trained is not known" for name in untold]
+    if not apart:
+        return Finding(
+            "trained alike", "pass", f"{first.name} and {second.name}: the same data, members, seed, start and recipe"
+        )
+    fix = f"not the defense alone sets {first.name} and {second.name} apart: say so, or train both alike"
+    return Finding("trained alike", "warn", "; ".join(apart), fix)
 
 
 def of_defense(runs: Sequence[Run], defense: str, n: int | None = None) -> list[Run]:

@@ -24,7 +24,7 @@ from robench.evaluation.settings import Settings
 from robench.evaluation.statistics import bootstrap_difference, holm, mcnemar
 from robench.evaluation.threats import Blackbox, Threat, Whitebox
 from robench.store.runs import Run
-from robench.validity.comparison import Measured, compare, compare_defenses, of_defense
+from robench.validity.comparison import Measured, compare, compare_defenses, of_defense, trained_alike
 
 #: (version, eps) -> verdicts by sample
 Verdicts = dict[tuple[str, float], Sequence[bool]]
@@ -165,6 +165,34 @@ def test_runs_of_a_defense_differ_in_their_seed_alone() -> None:
         of_defense([*own, run("c", 2, members=[{}] * 5)], "gal")
     with pytest.raises(RobenchError, match="did you mean gal"):
         of_defense(own, "gall")
+
+
+def trained(name: str, **changes: Any) -> Run:
+    recipe = {"epochs": 10, "lr": 0.1, **changes.pop("recipe", {})}
+    alike = {"members": [{"name": "resnet8"}] * 2, "data": {"fingerprint": "f"}, "ancestors": [], "recipe": recipe}
+    return run(name, changes.pop("seed", 0), **{**alike, **changes})
+
+
+def test_what_sets_two_trainings_apart_beside_the_defense_is_told() -> None:
+    one = trained("one", defense={"name": "adp"})
+    assert trained_alike(one, trained("two")).status == "pass"
+    for changes, said in (
+        ({"recipe": {"epochs": 5}}, "epochs 10 and 5"),
+        ({"seed": 1}, "seed 0 and 1"),
+        ({"members": [{"name": "resnet8"}] * 3}, "members 2 x resnet8 and 3 x resnet8"),
+        ({"data": {"fingerprint": "g"}}, "data f and g"),
+        ({"ancestors": [{"run": "parent"}]}, "start from scratch and parent"),
+        ({"rule": "vote"}, "rule softmax and vote"),
+        ({"recipe": {"flip": True}}, "flip None and True"),
+    ):
+        found = trained_alike(one, trained("two", **changes))
+        assert (found.status, found.evidence) == ("warn", said)
+
+
+def test_of_imported_weights_it_is_told_that_their_training_is_not_known() -> None:
+    imported = run("theirs", 4, members=[{"name": "resnet8"}] * 2, data=None, ancestors=[])
+    found = trained_alike(trained("mine"), imported)
+    assert (found.status, found.evidence) == ("warn", "how theirs was trained is not known")
 
 
 def test_rows_of_the_evaluator_are_paired_by_what_crafted_them(
