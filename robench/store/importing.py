@@ -7,9 +7,11 @@ import logging
 import pickle
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from robench.core.errors import RobenchError
 from robench.core.files import read_tensors
 from robench.core.models import ModelSpec, build
 from robench.core.rules import USUAL
-from robench.store.normalisation import better, find
+from robench.store.normalisation import against, find, typed
 from robench.store.runs import Role, Run, Runs, lineage, load_state
 from robench.store.sources import refuse_page
 
@@ -97,6 +99,11 @@ def read_states(path: Path, key: str | None = None) -> Read:
 
 
 def _unpickled(path: Path) -> Any:
+    if _is_torchscript(path):
+        raise RobenchError(
+            f"{path} is a TorchScript archive, which holds code: it is refused. Save its weights alone: "
+            f"torch.save(torch.jit.load({str(path)!r}).state_dict(), 'weights.pth'), and name the network with --model"
+        )
     try:
         scalar: Any = np.float64(0).__reduce__()[0]
         with torch.serialization.safe_globals([scalar, *_HARMLESS]):
@@ -109,6 +116,13 @@ def _unpickled(path: Path) -> Any:
     except Exception as error:  # whatever a damaged file makes of its reader
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RobenchError(f"{path} is not a complete checkpoint ({reason}); copy it again") from error
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether it is a zip file with compiled code beside the tensors."""
+    with suppress(BadZipFile), ZipFile(path) as archive:
+        return any(name.partition("/")[2].startswith("code/") for name in archive.namelist())
+    return False
 
 
 def _inner(path: Path, content: Mapping[Any, Any]) -> tuple[Any, str]:
@@ -181,7 +195,11 @@ def import_weights(
     name = runs.unused(name or re.sub(r"[^A-Za-z0-9._-]", "-", paths[0].stem))
     plain = _plain(model, dataset, data_folder)
     if normalisation is not None and any(len(values) != plain.in_channels for values in normalisation):
-        raise RobenchError(f"expected --mean and --std of {plain.in_channels} numbers, one a channel of {dataset}")
+        got = " and ".join(_text(values) for values in normalisation)
+        raise RobenchError(
+            f"expected --mean and --std of {plain.in_channels} numbers, one a channel of {dataset}, got {got}; try "
+            f"{typed(*(each[:1] * plain.in_channels for each in normalisation))}"
+        )
     networks, own = _networks(states, plain, paths[0].name)
     told = _normalisation(networks, own, normalisation, dataset, data_folder, whose)
     log.info(f"normalisation: {told[1]}")
@@ -216,9 +234,10 @@ def _members(paths: Sequence[Path], key: str | None) -> list[Weights]:
 
 
 def _doubt(networks: Sequence[nn.Module], given: tuple[Values, Values] | None, dataset: str, data_folder: Path) -> None:
-    """Tells where another normalisation than the one that was given suits data at hand clearly better."""
+    """Tells what a normalisation that was given makes right of data at hand, and which suits them clearly better."""
     if given is not None and (":" in dataset or at_hand(dataset, data_folder)):
-        doubt = better(networks, load(dataset, data_folder), given)
+        accuracy, doubt = against(networks, load(dataset, data_folder), given)
+        log.info(accuracy)
         if doubt:
             log.warning(f"is --mean right? {doubt}")
 

@@ -71,7 +71,7 @@ def find(members: Sequence[nn.Module], data: Data) -> tuple[Values, Values, str]
     tried = _tried(members, data, _candidates(data), IMAGES)
     count = len(tried[0].correct)
     said = f"on {count} test images of {data.label}: {'; '.join(map(str, tried))}"
-    remedy = "say which the weights were trained with: --mean R,G,B --std R,G,B, or --mean none"
+    remedy = f"say which the weights were trained with: {typed('R,G,B', 'R,G,B')}, or --mean none"
     best = max(tried, key=lambda each: float(each.correct.mean()))
     interval = scipy.stats.binomtest(int(best.correct.sum()), count).proportion_ci(0.99, method="wilson")
     if interval.low <= 1 / data.num_classes:
@@ -82,7 +82,10 @@ def find(members: Sequence[nn.Module], data: Data) -> tuple[Values, Values, str]
     close = [each for each in tried if each is best or not _clearly_worse(each, best)]
     if any(each.variance is None for each in close):
         if len(close) > 1:
-            raise RobenchError(f"several normalisations fit these weights {said}; {remedy}")
+            choices = " or ".join(typed(each.mean, each.std) for each in close)
+            raise RobenchError(
+                f"several normalisations fit these weights {said}; say which they were trained with: {choices}"
+            )
         return best.mean, best.std, f"{best.name}, by accuracy {said}"
     ranked = sorted(close, key=lambda each: abs(each.variance or 0.0))
     first = ranked[0]
@@ -92,17 +95,23 @@ def find(members: Sequence[nn.Module], data: Data) -> tuple[Values, Values, str]
     return first.mean, first.std, f"{first.name}, {said}"
 
 
-def better(members: Sequence[nn.Module], data: Data, given: tuple[Values, Values]) -> str:
-    """Which candidate makes clearly more of a few test images right than ``given`` does, in words; empty where none."""
+def against(members: Sequence[nn.Module], data: Data, given: tuple[Values, Values]) -> tuple[str, str]:
+    """What ``given`` makes right of a few test images, and which candidate makes clearly more of them right, in words;
+    the second is empty where none does."""
     mine, *others = _tried(members, data, {"as given": given, **_candidates(data)}, FEW)
     best = max([mine, *others], key=lambda each: float(each.correct.mean()))
+    accuracy = f"{mine.correct.mean():.1%} of {len(mine.correct)} test images of {data.label} are right"
     if best is mine or not _clearly_worse(mine, best):
-        return ""
-    return (
-        f"with it {mine.correct.mean():.1%} of {len(mine.correct)} test images of {data.label} are right, and with "
-        f"{best.name}, mean {','.join(f'{each:g}' for each in best.mean)} and std "
-        f"{','.join(f'{each:g}' for each in best.std)}, {best.correct.mean():.1%}"
-    )
+        return accuracy, ""
+    return accuracy, f"with {best.name}, {typed(best.mean, best.std)}, {best.correct.mean():.1%} of them are"
+
+
+def typed(mean: Values | str, std: Values | str) -> str:
+    """A normalisation as options of `robench import`."""
+    if not isinstance(mean, str) and not any(mean) and all(value == 1 for value in std):
+        return "--mean none"
+    told = (each if isinstance(each, str) else ",".join(f"{value:g}" for value in each) for each in (mean, std))
+    return "--mean {} --std {}".format(*told)
 
 
 def _candidates(data: Data) -> dict[str, tuple[Values, Values]]:
@@ -111,6 +120,7 @@ def _candidates(data: Data) -> dict[str, tuple[Values, Values]]:
     named = {
         "none": ((0.0,) * channels, (1.0,) * channels),
         "the data set's": (data.mean, data.std),
+        "that of pixels in [0, 255]": ((0.0,) * channels, (1 / 255,) * channels),
         **_KNOWN.get(channels, {}),
     }
     chosen: dict[str, tuple[Values, Values]] = {}

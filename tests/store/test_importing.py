@@ -80,6 +80,15 @@ def test_anything_else_is_refused(content: Any, save: Save, capsys: pytest.Captu
     assert capsys.readouterr().out == ""
 
 
+def test_torchscript_is_refused_as_what_it_is(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    network = torch.jit.trace(nn.Linear(3, 2), torch.zeros(1, 3))  # type: ignore[no-untyped-call]
+    network.save(tmp_path / "net.pt")
+    recwarn.clear()
+    with pytest.raises(RobenchError, match=r"net\.pt is a TorchScript archive, .*torch\.jit\.load\(.*state_dict"):
+        read_states(tmp_path / "net.pt")
+    assert not recwarn.list
+
+
 # --- normalisation
 
 
@@ -120,13 +129,16 @@ def imported(paths: list[Path], dataset: str = "digits", **options: Any) -> tupl
     return run, lines
 
 
-@pytest.mark.parametrize("which", ["none", "the data set's", "half"])
+@pytest.mark.parametrize("which", ["none", "the data set's", "half", "that of pixels in [0, 255]"])
 def test_the_normalisation_is_found_on_the_data(
     which: str, digits: Data, trained: Callable[[float, float], dict[str, Tensor]], save: Save
 ) -> None:
-    (mean,), (std,) = {"none": ((0.0,), (1.0,)), "the data set's": (digits.mean, digits.std), "half": ((0.5,), (0.5,))}[
-        which
-    ]
+    (mean,), (std,) = {
+        "none": ((0.0,), (1.0,)),
+        "the data set's": (digits.mean, digits.std),
+        "half": ((0.5,), (0.5,)),
+        "that of pixels in [0, 255]": ((0.0,), (1 / 255,)),
+    }[which]
     run, lines = imported([save("w.pth", trained(mean, std))])
     assert (run.specs[0].mean, run.specs[0].std) == ((mean,), (std,))
     assert lines[0] == "w.pth: one member"
@@ -144,7 +156,8 @@ def test_what_fits_none_is_refused_and_can_be_said(
     run, lines = imported([path], normalisation=given)
     assert run.specs[0].std == given[1]
     assert lines[1].endswith(", as given")
-    assert len(lines) == 2, "nothing is better"
+    assert lines[2].endswith("% of 200 test images of digits are right")
+    assert len(lines) == 3, "nothing is better"
 
 
 def test_one_that_was_given_is_held_against_the_others(
@@ -154,8 +167,7 @@ def test_one_that_was_given_is_held_against_the_others(
     path = save("w.pth", trained(digits.mean[0], digits.std[0]))
     run, lines = imported([path], normalisation=((2.0,), (3.0,)))
     assert run.specs[0].std == (3.0,), "who says it decides"
-    assert "is --mean right? with it " in lines[2]
-    assert "and with the data set's, mean 0." in lines[2]
+    assert lines[3].startswith("is --mean right? with the data set's, --mean 0.")
 
 
 def test_the_same_weights_twice_are_refused(trained: Callable[[float, float], dict[str, Tensor]], save: Save) -> None:
@@ -172,7 +184,7 @@ def test_candidates_that_are_one_are_tried_once(std: tuple[float, ...]) -> None:
     close = replace(data, mean=(0.4914, 0.482, 0.447), std=tuple(round(each + 0.001, 4) for each in std))
     names = list(_candidates(close))
     assert "the data set's" in names
-    assert len(names) == 5
+    assert len(names) == 6
 
 
 def test_weights_that_know_nothing_of_the_data_are_refused(save: Save) -> None:
@@ -197,7 +209,9 @@ def test_what_the_file_says_counts(trained: Callable[[float, float], dict[str, T
     assert lines[1] == "normalisation: the weights' own, mean 0.25, std 0.5"
     with pytest.raises(RobenchError, match="bring a normalisation of their own; leave --mean and --std away"):
         imported([save("v.pth", own)], "mnist", normalisation=((0.0,), (1.0,)))
-    with pytest.raises(RobenchError, match="of 1 numbers, one a channel"):
+    with pytest.raises(
+        RobenchError, match="of 1 numbers, one a channel of mnist, got 0,0,0 and 1,1,1; try --mean none"
+    ):
         imported([save("u.pth", state)], "mnist", normalisation=((0.0,) * 3, (1.0,) * 3))
 
 
