@@ -421,6 +421,11 @@ def import_model(name: str) -> None:
     Raises:
         RobenchError: there is no such factory.
     """
+    _IMPORTED[name] = imported(name)
+
+
+def imported(name: str) -> Callable[..., Any]:
+    """What ``package.module:factory`` names; see `import_model`."""
     module_name, _, attribute = name.partition(":")
     try:
         factory = getattr(_module(module_name), attribute)
@@ -428,4 +433,4 @@ def import_model(name: str) -> None:
         raise RobenchError(f"model {name!r} cannot be imported ({error}); expected package.module:factory") from error
     if not callable(factory):
         raise RobenchError(f"model {name!r} is a {type(factory).__name__}, expected a factory that can be called")
-    _IMPORTED[name] = factory
+    return factory  # type: ignore[no-any-return]

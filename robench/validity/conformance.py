@@ -25,11 +25,11 @@ from robench.attacks.base import images_of
 from robench.core import linf
 from robench.core.data import DATASETS, Data, load
 from robench.core.ensemble import Ensemble
-from robench.core.errors import RobenchError, unknown
+from robench.core.errors import RobenchError, in_a_line, unknown
 from robench.core.features import depth, features
 from robench.core.frozen import frozen
 from robench.core.losses import LOSSES
-from robench.core.models import MODELS, ModelSpec, Normalized, ResNet, WideResNet, build, import_model
+from robench.core.models import MODELS, ModelSpec, Normalized, ResNet, WideResNet, build, import_model, imported
 from robench.core.registry import Registry
 from robench.core.rng import Draws, Stream
 from robench.defenses import DEFENSES, Batch, Defense
@@ -72,7 +72,10 @@ def kinds(name: str) -> list[Kind]:
     """
     prefix, colon, _ = name.partition(":")
     if colon:
-        return ["dataset" if prefix in ("npz", "folder", "hf") else "model"]
+        if prefix in ("npz", "folder", "hf"):
+            return ["dataset"]
+        _refuse_classes(name)
+        return ["model"]
     family, slash, _ = name.partition("/")
     found: list[Kind] = []
     for kind, registry in REGISTRIES.items():
@@ -82,6 +85,20 @@ def kinds(name: str) -> list[Kind]:
     if not found:
         raise unknown("plug-in", name, {each for registry in REGISTRIES.values() for each in registry.names()})
     return found
+
+
+def _refuse_classes(name: str) -> None:
+    """An attack or a defense is known by the name that its package gives it, and not by its place."""
+    try:
+        made = imported(name)
+    except RobenchError:  # which the checks of models say
+        return
+    for kind, base in (("attack", Attack), ("defense", Defense)):
+        if isinstance(made, type) and issubclass(made, base):
+            raise RobenchError(
+                f"{name!r} is a class of {kind}s, and no factory of a model; install its package and give the name "
+                f'that [project.entry-points."robench.{kind}s"] of its pyproject.toml has for it'
+            )
 
 
 def titles(kind: Kind) -> list[str]:
@@ -395,9 +412,9 @@ def _does_not_depend_on_the_batch(kind: type[Attack]) -> str:
 class _Training:
     """An ensemble in train mode, the last member of another architecture, and a batch."""
 
-    def __init__(self, kind: type[Defense], mixed: bool = False) -> None:
+    def __init__(self, kind: type[Defense], mixed: bool = False, count: int = 3) -> None:
         self.defense: Defense = _few_steps(kind)
-        members: list[nn.Module] = [build(_spec("resnet8", 10, 3), key) for key in range(max(3, kind.min_members))]
+        members: list[nn.Module] = [build(_spec("resnet8", 10, 3), key) for key in range(max(count, kind.min_members))]
         if mixed:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(0)
@@ -522,6 +539,20 @@ def _refuses_too_few_members(kind: type[Defense]) -> str:
             continue
         raise Violation(f"takes {members} members, with min_members {kind.min_members}", "call super().check(...)")
     return f"fewer than {kind.min_members}"
+
+
+def _trains_as_few_members_as_it_takes(kind: type[Defense]) -> str:
+    fewest = max(1, kind.min_members)
+    remedy = f"say `min_members: ClassVar[int] = {fewest + 1}` if it needs more"
+    try:
+        values = _Training(kind, count=1).loss()
+    except _Told as told:
+        raise Violation(f"of {fewest} member{'s' * (fewest > 1)} it {told}", remedy) from told
+    except Exception as error:  # a plug-in may raise anything
+        raise Violation(f"of {fewest} member{'s' * (fewest > 1)} it fails with {in_a_line(error)}", remedy) from error
+    bad = sorted({name for terms in values for name, value in terms.items() if not np.isfinite(value)})
+    _require(not bad, f"of {fewest} member{'s' * (fewest > 1)} {', '.join(bad)} is not finite", remedy)
+    return f"{fewest}"
 
 
 # Models
@@ -700,6 +731,7 @@ CHECKS: dict[Kind, tuple[Callable[[Any], str], ...]] = {
         _leaves_its_batch_alone,
         _leaves_the_generators_alone_in_training,
         _refuses_too_few_members,
+        _trains_as_few_members_as_it_takes,
     ),
     "model": (
         _honours_classes_and_channels,

@@ -6,6 +6,7 @@ import importlib.util
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -394,12 +395,22 @@ class Infinite(_Trained):
             yield {"ce": F.cross_entropy(member(batch.images), batch.labels) / 0}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pairs(_Trained):
+    """Needs two members, and says nothing of it."""
+
+    def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
+        yield from super().loss(ensemble, batch)
+        outputs = [member(batch.images).softmax(dim=1) for member in ensemble.members]
+        yield {"pairs": torch.stack([F.mse_loss(one, other) for one, other in combinations(outputs, 2)]).mean()}
+
+
 DEFENSE_FAULTS: dict[type[Defense], set[str]] = {
     Kept: set(),
-    Partial: {"reaches every member"},
+    Partial: {"reaches every member", "trains as few members as it takes"},
     Dropping: {"is deterministic in training", "leaves the generators alone in training"},
     Messy: {"restores modes and flags", "leaves its batch alone"},
-    Infinite: {"has a finite loss", "reaches every member"},
+    Infinite: {"has a finite loss", "reaches every member", "trains as few members as it takes"},
     Unreduced: {
         "has a finite loss",
         "reaches every member",
@@ -407,7 +418,9 @@ DEFENSE_FAULTS: dict[type[Defense], set[str]] = {
         "leaves its batch alone",
         "leaves the generators alone in training",
         "refuses too few members",
+        "trains as few members as it takes",
     },
+    Pairs: {"trains as few members as it takes"},
 }
 
 
@@ -533,6 +546,12 @@ def test_a_check_of_defenses_finds_what_breaks_it(
     register(DEFENSES, plugin)
     (finding,) = examine("defense", "faulty", only=check)
     assert finding.status == status, finding
+
+
+@pytest.mark.parametrize(("place", "kind"), [("pgd:PGD", "attacks"), ("gal:Gal", "defenses")])
+def test_a_class_by_its_place_is_no_factory_of_a_model(place: str, kind: str) -> None:
+    with pytest.raises(RobenchError, match=rf"is a class of {kind}, .*robench\.{kind}"):
+        kinds(f"robench.{kind}.{place}")
 
 
 @pytest.mark.parametrize(("registry", "kind"), [(ATTACKS, Habit), (DEFENSES, Custom)], ids=["attack", "defense"])
