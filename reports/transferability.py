@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -18,6 +19,9 @@ from robench.reports.sheet import FIGURES, Inputs, Links, Sheet, Skipped
 
 #: ε of the paper's figure.
 EPS = 0.03
+
+#: Inches that a letter of a title is wide, and a line of it high.
+LETTER, LINE = 0.062, 0.13
 
 #: The link of a cell, from (source, member).
 Link = Callable[[str, str], str]
@@ -88,13 +92,17 @@ def panels(frame: pd.DataFrame, *, n: int, eps: float, link: Callable[[str, str,
     across = len(targets) if len(targets) <= (4 if n <= 5 else 3) else 3
     down = -(-len(targets) // across)
     side = min(style.TEXT / across, 0.6 + 0.32 * n)
+    several = targets["seed"].nunique() > 1
+    titles = [
+        _title(f"{style.label(name)}/{n}" + (f", seed {seed}" if several else ""), side)
+        for name, seed in targets[["defense", "seed"]].itertuples(index=False)
+    ]
+    above = 0.45 + LINE * max(title.count("\n") for title in titles)
     # A matrix is wider than high; titles and ticks come on top.
-    figure = style.figure(max(side * across, 1.8), down * ((side - 0.3) * n / (n + 1.25) + 0.45) + 0.27)
+    figure = style.figure(max(side * across, 1.8), down * ((side - 0.3) * n / (n + 1.25) + above) + 0.27)
     figure.set_layout_engine("compressed")
     axes = figure.subplots(down, across, squeeze=False).ravel()
-    several = targets["seed"].nunique() > 1
-    for ax, (name, seed, target) in zip(axes, targets.itertuples(index=False), strict=False):
-        title = f"{style.label(name)}/{n}" + (f", seed {seed}" if several else "")
+    for ax, title, target in zip(axes, titles, targets["target"], strict=False):
         cell = None if link is None else partial(link, target)
         transferability(frame, ax, target=target, eps=eps, title=title, link=cell)
     for ax in axes[len(targets) :]:
@@ -102,6 +110,16 @@ def panels(frame: pd.DataFrame, *, n: int, eps: float, link: Callable[[str, str,
     figure.supxlabel("member judged", fontsize=7)
     figure.supylabel("member attacked", fontsize=7)
     return figure
+
+
+def _title(text: str, width: float) -> str:
+    """Runs that share defense, size and seed go by their names, which are wider than a matrix: in lines, then."""
+    lines = [""]
+    for part in re.findall(r"[^\s-]+[\s-]*", text):
+        if lines[-1] and len(f"{lines[-1]}{part}".rstrip()) * LETTER > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
 
 
 @FIGURES.register("fig3_transferability")

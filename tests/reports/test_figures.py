@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations
 from typing import ClassVar
 
 import matplotlib as mpl
@@ -11,6 +13,7 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from robench.core.errors import RobenchError
 from robench.defenses.advt import AdvT
@@ -288,8 +291,20 @@ def test_trade_off_by_setting() -> None:
 @pytest.mark.parametrize(("n", "count"), [(2, 1), (3, 4), (3, 7), (5, 3), (5, 4), (8, 2)])
 def test_no_title_of_a_matrix_is_cut_off(n: int, count: int) -> None:
     defenses = ["baseline", "adp", "gal", "dverge", "advt", "dverge-advt", "fasten"][:count]
+    with style.context():
+        _require_apart(transferability.panels(_transfer(defenses, n), n=n, eps=0.03))
+
+
+def test_names_of_runs_above_matrices_do_not_cover_each_other() -> None:
+    names = [f"digits-resnet8-{defense}-n2-s0-2d676a" for defense in ("baseline", "dverge", "fasten", "lotos")]
+    with style.context():
+        _require_apart(transferability.panels(_transfer(names, 2), n=2, eps=0.03))
+
+
+def _transfer(defenses: Sequence[str], n: int) -> pd.DataFrame:
+    """One image, which every attack takes."""
     names = [str(i + 1) for i in range(n)]
-    frame = pd.DataFrame(
+    return pd.DataFrame(
         [
             {
                 "target": defense, "defense": defense, "n": n, "seed": 0, "threat": "transfer", "surrogate": source,
@@ -301,9 +316,12 @@ def test_no_title_of_a_matrix_is_cut_off(n: int, count: int) -> None:
             for member in [*names, "ensemble"]
         ]
     )  # fmt: skip
-    with style.context():
-        figure = transferability.panels(frame, n=n, eps=0.03)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        top = figure.get_window_extent().height
-        assert all(ax.title.get_window_extent(canvas.get_renderer()).y1 < top for ax in figure.axes if ax.axison)
+
+
+def _require_apart(figure: Figure) -> None:
+    """Every title lies within the figure, and none on another."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [ax.title.get_window_extent(canvas.get_renderer()) for ax in figure.axes if ax.axison]
+    assert all(box.y1 < figure.get_window_extent().height for box in boxes)
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
