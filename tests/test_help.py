@@ -121,3 +121,19 @@ def test_every_command_is_listed_once() -> None:
     assert sorted(listed) == sorted(cli.list_commands(ROOT))
     text = cli.get_help(ROOT)
     assert text.count("...") == 1  # of the usage
+
+
+def test_a_command_that_is_not_there_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["trian"]) == 2
+    assert "did you mean train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["report", "run demo", "status demo", "demo", "init mine"])
+def test_a_file_where_a_folder_is_meant_is_refused_before_any_work(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    assert run([*command.split(), "--out", "file"]) == 2
+    assert "'--out'" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

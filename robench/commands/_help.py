@@ -32,6 +32,16 @@ class Sections(Examples, click.Group):
         super().__init__(*arguments, **options)
         self.sections = sections
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        from robench.core.errors import unknown
+
+        name = args[0]
+        if name not in self.list_commands(ctx) and not name.startswith("-") and not ctx.resilient_parsing:
+            raise unknown("command", name, self.list_commands(ctx), f"`{ctx.command_path} -h` lists all.")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(map(len, self.list_commands(ctx)))
         for title, names in self.sections.items():

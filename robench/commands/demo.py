@@ -18,7 +18,13 @@ _EXAMPLES = (
 
 
 @click.command("demo", cls=Grouped, examples=_EXAMPLES)
-@click.option("--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder of the study.")
+@click.option(
+    "--out",
+    default="demo",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the study.",
+)
 @click.pass_context
 def command(context: click.Context, out: Path) -> int:
     """Baseline/3 and DVERGE/3 on handwritten digits, under three threats, with figures: the study `demo`."""

@@ -26,7 +26,7 @@ _EXAMPLES = (
 @click.command("init", cls=Grouped, examples=_EXAMPLES)
 @click.argument("name")
 @click.option("--attack", is_flag=True, help="An attack; by default a defense.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the package; by default NAME.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the package; by default NAME.")
 def command(name: str, attack: bool, out: Path | None) -> None:
     """Write a package with a defense of your own, NAME, ready to be installed, checked and changed."""
     from importlib.util import find_spec

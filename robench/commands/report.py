@@ -27,7 +27,9 @@ _EXAMPLES = (
 
 @click.command("report", cls=Grouped, groups=_GROUPS, examples=_EXAMPLES)
 @click.argument("names", nargs=-1, metavar="[RUN]...")
-@click.option("--out", default="figures", show_default=True, type=click.Path(path_type=Path), help="Folder.")
+@click.option(
+    "--out", default="figures", show_default=True, type=click.Path(file_okay=False, path_type=Path), help="Folder."
+)
 @click.option("--against", type=click.Choice(names()), help="Published numbers to set beside ours.")
 @click.option("--same-data", is_flag=True, help="With --against: I vouch that these are the paper's test images.")
 @click.option("--regions", type=int, help="Points along each axis of Figure 1; needs a surrogate run.")

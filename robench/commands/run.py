@@ -37,7 +37,9 @@ _EXAMPLES = (
 
 @click.command("run", cls=Grouped, groups=_GROUPS, examples=_EXAMPLES)
 @click.argument("study")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the study; by default its name.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the study; by default its name."
+)
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Who does it.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; by default one per core, or one per GPU.")
 @click.option("--address", help="Of a running Ray cluster; by default Ray is started here, on loopback.")

@@ -90,7 +90,7 @@ def command(
             click.echo(f"{key:<{width}}  {words(value)}")
     if history:
         click.echo(_trained(history))
-    click.echo(_measured(scores) if scores else f"nothing was measured; robench eval {name} does it")
+    click.echo(_measured(scores) if scores else f"nothing was measured; robench eval {name} --threat whitebox does it")
     for each in [*doubts, *verdicts]:
         click.echo(each)
     return failed

@@ -14,7 +14,9 @@ _EXAMPLES = ("robench status demo",)
 
 @click.command("status", cls=Grouped, examples=_EXAMPLES)
 @click.argument("study")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the study; by default its name.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the study; by default its name."
+)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As given to robench run.")
 @shared("data_dir")
 def command(study: str, out: Path | None, settings: tuple[str, ...], data_dir: str) -> None:

@@ -75,7 +75,8 @@ class Registry(Generic[T]):
         points = self._points()
         if name in points:
             return self._load(points[name])
-        raise unknown(self.kind, name, self.names(), f"`robench list {self.kind}s` shows all.")
+        hint = f"`robench list {self.kind}s` shows all; one of your own is installed first: pip install -e FOLDER."
+        raise unknown(self.kind, name, self.names(), hint)
 
     def names(self) -> list[str]:
         """Every name that stands by itself; families are listed by `families`."""

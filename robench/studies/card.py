@@ -50,7 +50,7 @@ def publish(run: Run, store: Runs, out: Path) -> list[Path]:
     rows = rows_of(run)
     outcomes = rows.outcomes(judged_identity(run))
     if outcomes.frame.empty:
-        raise RobenchError(f"nothing was measured on {run.name!r}; robench eval {run.name} does it")
+        raise RobenchError(f"nothing was measured on {run.name!r}; robench eval {run.name} --threat whitebox does it")
     _refuse_broken(ResultFolder(run.folder, store, (run.name,)))
     surrogates = list(_surrogates(store, outcomes))
     for each in (run, *surrogates):
