@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robench.attacks.ascent import gradient
 from robench.core import linf
-from robench.core.errors import RobenchError, out_of_memory
+from robench.core.errors import RobenchError, out_of_memory, within
 from robench.core.frozen import frozen
 from robench.core.losses import LOSSES
 from robench.core.registry import Registry
@@ -153,7 +153,8 @@ class Attack(ABC):
         lower, upper = linf.bounds(images, radius)
         with frozen(model):
             _check_labels(model, images, labels)
-            made = self.perturb(model, images.clone(), labels.clone(), radius, draws)
+            with within("attack", self.name):
+                made = self.perturb(model, images.clone(), labels.clone(), radius, draws)
         raw = images_of(made).detach()
         part = made.part if isinstance(made, Taken) else torch.full_like(labels, -1)
         if raw.shape != images.shape or raw.dtype != images.dtype:

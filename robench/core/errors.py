@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class RobenchError(ValueError):
@@ -28,6 +29,17 @@ def out_of_memory(error: BaseException) -> bool:
 def in_a_line(error: BaseException) -> str:
     """An error of other people's code for a log: its type, and the first line of what it says."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+
+
+@contextmanager
+def within(kind: str, name: str) -> Iterator[None]:
+    """An error of a plug-in's own code says, below its traceback, whose it is, and what looks for the reason."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, RobenchError) and not getattr(error, "__notes__", ()):
+            error.add_note(f"in the code of {kind} {name!r}; `robench check plugin {name}` looks for the reason")
+        raise
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> RobenchError:

@@ -75,7 +75,9 @@ class Registry(Generic[T]):
         points = self._points()
         if name in points:
             return self._load(points[name])
-        hint = f"`robench list {self.kind}s` shows all; one of your own is installed first: pip install -e FOLDER."
+        families = "".join(f", of {each}/ too" for each in sorted(self._families))
+        own = "one of your own is installed first: pip install -e FOLDER"
+        hint = f"`robench list {self.kind}s` shows all{families}; {own}."
         raise unknown(self.kind, name, self.names(), hint)
 
     def names(self) -> list[str]:

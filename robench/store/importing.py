@@ -239,7 +239,7 @@ def _doubt(networks: Sequence[nn.Module], given: tuple[Values, Values] | None, d
         accuracy, doubt = against(networks, load(dataset, data_folder), given)
         log.info(accuracy)
         if doubt:
-            log.warning(f"is --mean right? {doubt}")
+            log.warning(doubt)
 
 
 def _ensemble(specs: Sequence[ModelSpec], networks: Sequence[nn.Module], rule: str) -> Ensemble:

@@ -73,8 +73,7 @@ def find(members: Sequence[nn.Module], data: Data) -> tuple[Values, Values, str]
     said = f"on {count} test images of {data.label}: {'; '.join(map(str, tried))}"
     remedy = f"say which the weights were trained with: {typed('R,G,B', 'R,G,B')}, or --mean none"
     best = max(tried, key=lambda each: float(each.correct.mean()))
-    interval = scipy.stats.binomtest(int(best.correct.sum()), count).proportion_ci(0.99, method="wilson")
-    if interval.low <= 1 / data.num_classes:
+    if not _beats_chance(best, data):
         raise RobenchError(
             f"no normalisation makes these weights better than chance ({1 / data.num_classes:.1%}) {said}; they are of "
             f"another data set, order of classes or architecture, or {remedy}"
@@ -96,14 +95,25 @@ def find(members: Sequence[nn.Module], data: Data) -> tuple[Values, Values, str]
 
 
 def against(members: Sequence[nn.Module], data: Data, given: tuple[Values, Values]) -> tuple[str, str]:
-    """What ``given`` makes right of a few test images, and which candidate makes clearly more of them right, in words;
-    the second is empty where none does."""
+    """What ``given`` makes right of a few test images, in words, and what speaks against that: a candidate that makes
+    clearly more of them right, or chance; else nothing."""
     mine, *others = _tried(members, data, {"as given": given, **_candidates(data)}, FEW)
     best = max([mine, *others], key=lambda each: float(each.correct.mean()))
     accuracy = f"{mine.correct.mean():.1%} of {len(mine.correct)} test images of {data.label} are right"
-    if best is mine or not _clearly_worse(mine, best):
+    if best is not mine and _clearly_worse(mine, best) and _beats_chance(best, data):
+        better = f"with {best.name}, {typed(best.mean, best.std)}, {best.correct.mean():.1%} of them are"
+        return accuracy, f"is --mean right? {better}"
+    if _beats_chance(mine, data):
         return accuracy, ""
-    return accuracy, f"with {best.name}, {typed(best.mean, best.std)}, {best.correct.mean():.1%} of them are"
+    return accuracy, (
+        f"no better than chance ({1 / data.num_classes:.1%}): another data set, order of classes or normalisation; "
+        f"robench check model looks for the reason"
+    )
+
+
+def _beats_chance(one: _Tried, data: Data) -> bool:
+    count = scipy.stats.binomtest(int(one.correct.sum()), len(one.correct))
+    return bool(count.proportion_ci(0.99, method="wilson").low > 1 / data.num_classes)
 
 
 def typed(mean: Values | str, std: Values | str) -> str:

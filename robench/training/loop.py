@@ -19,7 +19,7 @@ from torch import Tensor
 
 from robench.core.data import Data, Split, to_images
 from robench.core.ensemble import Ensemble
-from robench.core.errors import RobenchError, in_a_line
+from robench.core.errors import RobenchError, in_a_line, within
 from robench.core.fast import channels_last, slow_precision, widen_heads
 from robench.core.frozen import full_float32
 from robench.core.logbook import opened, require
@@ -432,7 +432,10 @@ def _terms(ensemble: Ensemble, task: Task, batch: Batch) -> Iterator[Terms]:
     """The loss's terms, computed in the recipe's precision; back-propagated outside of autocast, as torch advises."""
     yields = task.defense.loss(ensemble, batch)
     while True:
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=task.recipe.precision == "bfloat16"):
+        precision = torch.autocast(
+            batch.images.device.type, torch.bfloat16, enabled=task.recipe.precision == "bfloat16"
+        )
+        with precision, within("defense", task.defense.name):
             terms = next(yields, None)
         if terms is None:
             return

@@ -1,11 +1,11 @@
-"""Errors that say that memory has run out."""
+"""Errors that say that memory has run out, and whose code failed."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from robench.core.errors import out_of_memory
+from robench.core.errors import RobenchError, out_of_memory, within
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,13 @@ from robench.core.errors import out_of_memory
 )
 def test_whether_a_smaller_batch_might_do(error: Exception, expected: bool) -> None:
     assert out_of_memory(error) is expected
+
+
+def test_an_error_in_the_code_of_a_plug_in_says_whose_it_is_once() -> None:
+    with pytest.raises(ZeroDivisionError) as found, within("defense", "outer"), within("attack", "mine"):
+        1 / 0  # noqa: B018
+    (note,) = found.value.__notes__
+    assert "attack 'mine'" in note
+    with pytest.raises(RobenchError) as told, within("attack", "mine"):
+        raise RobenchError("expected `steps` to be at least 1")
+    assert not hasattr(told.value, "__notes__")

@@ -170,6 +170,15 @@ def test_one_that_was_given_is_held_against_the_others(
     assert lines[3].startswith("is --mean right? with the data set's, --mean 0.")
 
 
+def test_outputs_in_another_order_are_doubted_where_no_normalisation_helps(
+    digits: Data, trained: Callable[[float, float], dict[str, Tensor]], save: Save
+) -> None:
+    state = trained(digits.mean[0], digits.std[0])
+    turned = {name: value.roll(1, 0) if name.startswith("fc.") else value for name, value in state.items()}
+    _, lines = imported([save("w.pth", turned)], normalisation=(digits.mean, digits.std))
+    assert lines[3].startswith("no better than chance (10.0%)")
+
+
 def test_the_same_weights_twice_are_refused(trained: Callable[[float, float], dict[str, Tensor]], save: Save) -> None:
     state = trained(0.0, 1.0)
     with pytest.raises(RobenchError, match="members 1 and 2 have the same weights: an ensemble of copies is none"):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -79,6 +79,18 @@ def test_training_draws_nothing_from_the_global_generators(small: Small, train: 
     train(small("dverge"))
     assert torch.equal(torch.get_rng_state(), before)
     assert np.array_equal(np.random.get_state()[1], numpy_before)  # type: ignore[index]  # noqa: NPY002
+
+
+def test_an_error_in_the_loss_says_whose_it_is(small: Small, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = small()
+
+    def broken(*_: object) -> Iterator[dict[str, Tensor]]:
+        yield {"ratio": torch.tensor(1 // 0)}
+
+    monkeypatch.setattr(type(task.defense), "loss", broken)
+    with pytest.raises(ZeroDivisionError) as found:
+        train(task)
+    assert "defense 'baseline'" in found.value.__notes__[0]
 
 
 def test_training_learns(small: Small, train: Train, tiny: Data) -> None:
