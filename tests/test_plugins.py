@@ -142,7 +142,7 @@ def test_what_init_writes_keeps_the_contract(answers: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (["init", "My_Defense"], "expected NAME in lower case, such as my-defense"),
+        (["init", "My_Defense"], "expected NAME of lower-case letters, digits and single hyphens, such as my-defense"),
         (["init", "dverge"], "'dverge' is the name of a plug-in"),
         (["init", "pgd", "--attack"], "'pgd' is the name of a plug-in"),
         (["init", "numpy"], "'numpy' is the name of a plug-in or package"),
@@ -152,6 +152,17 @@ def test_what_init_writes_keeps_the_contract(answers: dict[str, Any]) -> None:
 def test_init_overwrites_nothing(line: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(line) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("there", "said"), [(True, "  pip install -e "), (False, f"  uv pip install --python {sys.executable} -e ")]
+)
+def test_init_names_an_installer_of_this_environment(
+    there: bool, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if there and name == "pip" else None)
+    assert run(["init", "nobody-has-this", "--out", str(tmp_path / "mine")]) == 0
+    assert f"{said}{tmp_path / 'mine'}" in capsys.readouterr().out
 
 
 def test_list_as_markdown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,9 @@ def command(name: str, attack: bool, out: Path | None) -> None:
     kind: Kind = "attack" if attack else "defense"
     folder, module = out or Path(name), name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
-        raise RobenchError(f"expected NAME in lower case, such as my-{kind}, got {name!r}")
+        raise RobenchError(
+            f"expected NAME of lower-case letters, digits and single hyphens, such as my-{kind}, got {name!r}"
+        )
     if name in REGISTRIES[kind].names() or find_spec(module) is not None:
         raise RobenchError(f"{name!r} is the name of a plug-in or package that is there; choose another")
     if folder.exists():
@@ -46,7 +49,9 @@ def command(name: str, attack: bool, out: Path | None) -> None:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text, encoding="utf-8")
     click.echo(f"{folder / module / f'{kind}.py'} is yours to change. Next:")
-    click.echo(f"  pip install -e {folder if folder.is_absolute() else f'./{folder}'}\n  robench check plugin {name}")
+    # Where this environment has no pip of its own, one on the path would install elsewhere.
+    install = "pip install" if find_spec("pip") else f"uv pip install --python {sys.executable}"
+    click.echo(f"  {install} -e {folder if folder.is_absolute() else f'./{folder}'}\n  robench check plugin {name}")
 
 
 def _written(kind: str, name: str, module: str) -> dict[str, str]:

@@ -159,7 +159,7 @@ def _forecast(plan: Plan, status: StudyStatus, only: tuple[Any, ...], device: st
         )
         click.echo(
             f"{kind}: {each.training * 1e6:.3g} µs a pass of training, {each.attacking * 1e6:.3g} µs of an attack, one "
-            f"thread: at most about {times} at a time"
+            f"thread: the passes take about {times} at a time, beside seconds of checks and drawing a task"
         )
 
 
