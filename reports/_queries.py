@@ -34,7 +34,8 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
         return frame
     rival = frame["target"].isin(rivals)
     own = frame["defense"].astype(object)
-    return frame.assign(defense=own.where(~rival, frame["target"]), registered=own)
+    registered = frame.get("registered", own)
+    return frame.assign(defense=own.where(~rival, frame["target"]), registered=registered)
 
 
 def ambiguous(frame: pd.DataFrame) -> list[str]:
@@ -60,8 +61,15 @@ def accuracies(verdicts: pd.DataFrame, point: Sequence[str] = POINT) -> pd.DataF
     return outcomes.accuracies(verdicts, point, ["seed", "target"])
 
 
+def differences(left: pd.Series, right: pd.Series) -> pd.Series:
+    """By image that both have, the mean over seeds of ``left`` less that of ``right``; as for `paired`."""
+    means = pd.concat([left.groupby("sample").mean(), right.groupby("sample").mean()], axis=1, join="inner")
+    return means.iloc[:, 0] - means.iloc[:, 1]
+
+
 def paired(left: pd.Series, right: pd.Series) -> float:
-    """The exact p-value, two-sided, that two accuracies differ, on the images that both have.
+    """The exact p-value, two-sided, that two accuracies differ, on the images that both have; `differences` says which
+    of them is higher there.
 
     McNemar's test for one seed each. Several seeds: the sign test on each image's mean over seeds, since verdicts of
     one image by several seeds are not independent.
@@ -69,8 +77,7 @@ def paired(left: pd.Series, right: pd.Series) -> float:
     Args:
         left, right: correct, indexed by (seed, sample).
     """
-    means = pd.concat([left.groupby("sample").mean(), right.groupby("sample").mean()], axis=1, join="inner")
-    difference = means.iloc[:, 0] - means.iloc[:, 1]
+    difference = differences(left, right)
     wins, losses = int((difference > 1e-9).sum()), int((difference < -1e-9).sum())
     return sign_test(wins, losses)
 

@@ -14,7 +14,7 @@ from robench.evaluation.outcomes import intervals
 from robench.evaluation.statistics import LEVEL
 from robench.evaluation.words import steps
 from robench.reports import style
-from robench.reports._queries import POINT, accuracies, paired, survived, tidy
+from robench.reports._queries import POINT, accuracies, differences, paired, survived, tidy
 from robench.reports.published import Claim, Published, read
 
 #: Whether our images are the paper's: they are; they are on the user's word; they are not.
@@ -158,7 +158,7 @@ def _compared(claim: Claim, pair: tuple[Judged, Judged], cells: Mapping[Judged, 
     """Whether the left of a pair is above its right."""
     left, right = (cells[key] for key in pair)
     p = paired(left, right)
-    difference = _mean(left) - _mean(right)
+    difference = float(differences(left, right).mean())
     verdict = "undecided" if p > LEVEL else "holds" if difference > 0 else "reversed"
     names = {"left": _name(pair[0]), "right": _name(pair[1])}
     return {"claim": claim.claim, **names, "difference": difference, "p": p, "verdict": verdict}

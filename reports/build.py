@@ -17,7 +17,7 @@ from robench.core.errors import RobenchError, in_a_line
 from robench.core.files import atomic, checked_name, write_text
 from robench.evaluation.outcomes import left_out
 from robench.reports import against, curves, document, pareto, sheet, style, tables, versions
-from robench.reports._queries import ambiguous, tidy
+from robench.reports._queries import ambiguous, survived, tidy
 from robench.reports.drills import Drills
 from robench.reports.sheet import FIGURES, Inputs, Sheet, Skipped
 
@@ -195,15 +195,30 @@ def cautions(frame: pd.DataFrame) -> list[str]:
     ]
     notices += left_out(frame)
     for threat in TABLES:
-        if not (frame["threat"] == threat).any():
-            continue
-        points = curves.values(frame, threat)
-        points = points[points["eps"] > 0]
-        for column, what in (("versions", "attacks per image"), ("samples", "images")):
-            low, high = points[column].min(), points[column].max()
-            if low != high:
-                notices.append(f"{threat} points rest on {low} to {high} {what}: not all are comparable")
+        notices += _uneven(frame, threat)
     return notices
+
+
+def _uneven(frame: pd.DataFrame, threat: str) -> Iterator[str]:
+    """What the accuracies under a threat rest on that is not the same for all."""
+    verdicts = survived(frame, threat)
+    verdicts = verdicts[verdicts["eps"] > 0]
+    images = verdicts.groupby(["eps", "target"], observed=True)["sample"].agg(frozenset)
+    for counts, what in ((verdicts["versions"], "attacks per image"), (images.map(len), "images")):
+        if counts.nunique() > 1:
+            yield f"{threat} points rest on {counts.min()} to {counts.max()} {what}: not all are comparable"
+    others = [float(str(eps)) for eps, own in images.groupby(level="eps") if own.nunique() > 1]
+    if others and images.map(len).nunique() == 1:
+        radii = ", ".join(f"{eps:g}" for eps in others)
+        yield (
+            f"{threat} points at ε {radii} rest on as many images, and not on the same ones: not all are comparable; "
+            f"judge all on the same (--subset), or see robench compare"
+        )
+    for (defense, n), own in verdicts.groupby(["defense", "n"], observed=True):
+        seeds = own.groupby("eps", observed=True)["target"].nunique()
+        if seeds.nunique() > 1:
+            rest = f"rest on {seeds.min()} to {seeds.max()} trainings"
+            yield f"{threat} points of {style.label(str(defense))}/{n} {rest}: not all are comparable"
 
 
 def save(figure: Figure, title: str, path: Path, provenance: Mapping[str, object]) -> None:

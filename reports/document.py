@@ -81,14 +81,15 @@ class Table:
         return [bool(column) and not any(isinstance(cell.sort, str) for cell in column) for column in columns]
 
 
-#: How names of columns begin that hold rates in [0, 1].
+#: How names of columns begin that hold rates in [0, 1], and others that do.
 RATES = ("accuracy", "low", "high", "sd", "rate", "share", "ours", "published", "difference")
+OTHER_RATES = ("clean", "clean_low", "clean_high", "least", "most", "alone", "transferability")
 
 
 def of_frame(frame: pd.DataFrame, caption: str = "") -> Table:
     """Every value of ``frame``, rates in percent."""
     rows = [
-        [TableCell.of(value, rate=str(name).startswith(RATES)) for name, value in row.items()]
+        [TableCell.of(value, rate=str(name).startswith(RATES) or name in OTHER_RATES) for name, value in row.items()]
         for _, row in frame.iterrows()
     ]
     return Table([str(name).replace("_", " ") for name in frame.columns], rows, caption)

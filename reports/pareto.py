@@ -52,7 +52,8 @@ def values(frame: pd.DataFrame, eps: float, costs: pd.DataFrame | None = None) -
         own = all_[all_["eps"] == eps][who]
         both = own.merge(clean, on=[name for name in who if name != "correct"], suffixes=("_accuracy", "_clean"))
         for (defense, n), part in both.groupby(["defense", "n"], observed=True):
-            found.append({"under": panel, "defense": defense, "n": n, "eps": eps, **_point(part)})
+            if point := _point(part):
+                found.append({"under": panel, "defense": defense, "n": n, "eps": eps, **point})
     ends = [f"{name}{end}" for name in ("clean", "accuracy") for end in ("", "_low", "_high")]
     points = pd.DataFrame(found, columns=[*_POINT, "eps", *ends, "seeds", "samples"])
     points["front"] = [_on_front(points[points["under"] == row["under"]], row) for row in points.to_dict("records")]
@@ -149,11 +150,13 @@ def described(points: pd.DataFrame, caption: str = "") -> Table:
 
 
 def _point(part: pd.DataFrame) -> dict[str, float]:
-    """Both accuracies of one defense and size, with their intervals."""
+    """Both accuracies of one defense and size, with their intervals; nothing where its seeds share no image."""
     found: dict[str, float] = {}
     for name in ("clean", "accuracy"):
         table = part.pivot(index=["seed", "target"], columns="sample", values=f"correct_{name}")
         table = table.dropna(axis="columns").astype(bool)
+        if table.empty:
+            return {}
         found[name] = float(table.to_numpy().mean())
         found[f"{name}_low"], found[f"{name}_high"] = accuracy_interval(table.to_numpy())
     return {**found, "seeds": len(table), "samples": table.shape[1]}

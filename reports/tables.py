@@ -8,10 +8,11 @@ import pandas as pd
 from robench.core.errors import RobenchError
 from robench.evaluation import outcomes
 from robench.evaluation import worst as worst_of_all
+from robench.evaluation.display import named_radii
 from robench.evaluation.statistics import LEVEL, holm
 from robench.evaluation.threats import ATTACK_BY_ATTACK
 from robench.reports import style
-from robench.reports._queries import accuracies, paired, survived, tidy
+from robench.reports._queries import accuracies, differences, paired, survived, tidy
 from robench.reports.curves import Link
 from robench.reports.document import MISSING, Table, TableCell
 
@@ -45,7 +46,8 @@ def accuracy(frame: pd.DataFrame, threat: str) -> pd.DataFrame:
             continue
         own, *others = [by_row[eps, row.defense, row.n] for row in ranked.itertuples()]
         p = holm([paired(own, other) for other in others])[0]
-        ahead = ranked["accuracy"].iloc[0] > ranked["accuracy"].iloc[1]
+        # On the images of the test too, which are not all of each where they were judged on others.
+        ahead = ranked["accuracy"].iloc[0] > ranked["accuracy"].iloc[1] and differences(own, others[0]).mean() > 0
         points.loc[ranked.index[0], ["p", "best"]] = [p, bool(ahead and p <= LEVEL)]
     points["best"] = points["best"].astype(bool)
     columns = ["defense", "n", "eps", "accuracy", "low", "high", "best", "p", "samples", "seeds", "sd", "versions"]
@@ -73,8 +75,8 @@ def described(table: pd.DataFrame, caption: str = "", link: Link | None = None) 
                 row["accuracy"], row["low"], row["high"], best=row["best"], href=href
             )
         rows.append([TableCell.of(style.label(str(name))), TableCell.of(n), *cells.values()])
-    headers = ["Defense", "N", *("clean" if eps == 0 else f"{eps:g}" for eps in columns)]
-    return Table(headers, rows, caption, _note(table))
+    names = named_radii(columns)
+    return Table(["Defense", "N", *(names[eps] for eps in columns)], rows, caption, _note(table))
 
 
 def worst(frame: pd.DataFrame) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from robench.core.errors import RobenchError
+from robench.evaluation.display import named_radii
 from robench.reports import style
 from robench.reports._queries import transfer_rates
 from robench.reports.sheet import FIGURES, Inputs, Links, Sheet, Skipped
@@ -130,19 +131,19 @@ def sheets(inputs: Inputs) -> Iterator[Sheet | Skipped]:
         yield Skipped("fig3_transferability", "no transferability in these outcomes")
         return
     radii = sorted(rates["eps"].unique(), key=lambda eps: (abs(eps - EPS), eps))
-    sizes = sorted(rates["n"].unique())
+    sizes, names = sorted(rates["n"].unique()), named_radii(radii)
     for eps in radii:
         for n in sizes:
             part = rates[(rates["eps"] == eps) & (rates["n"] == n)]
             if part.empty:
                 continue
             main = eps == radii[0] and n == sizes[0]
-            name = "fig3_transferability" if main else f"figA_transferability_n{n}_eps{eps:g}"
+            name = "fig3_transferability" if main else f"figA_transferability_n{n}_eps{names[eps]}"
             yield Sheet(
-                name, f"Transferability within ensembles of {n}, ε = {eps:g}",
+                name, f"Transferability within ensembles of {n}, ε = {names[eps]}",
                 panels(inputs.frame, n=int(n), eps=float(eps), link=_cells(inputs.links, float(eps))), part,
                 "Percentage of samples that an attack on one member (row) takes from another or from the ensemble "
-                f"(column), at ε = {eps:g}; the values are in the table.",
+                f"(column), at ε = {names[eps]}; the values are in the table.",
                 "cells",
             )  # fmt: skip
 

@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from robench.core.errors import RobenchError
 from robench.evaluation.outcomes import intervals
 from robench.reports import style
+from robench.reports._queries import ambiguous
 from robench.reports.lines import by_defense, lines
 from robench.reports.sheet import FIGURES, Inputs, Sheet, Skipped
 
@@ -27,7 +28,7 @@ _COLUMNS = ("run", "defense", "n", "seed", "epoch", "diversity", "transferabilit
 def values(history: pd.DataFrame, share: float = SHARE) -> pd.DataFrame:
     """One row per defense, size and epoch: the mean over seeds of the rolling mean over ``share`` of a run's records.
 
-    The first records average over as many as there are.
+    The first records average over as many as there are. Runs that share defense, size and seed go by their own names.
 
     Args:
         history: columns run, defense, n, seed, epoch, diversity and transferability (a rate in [0, 1]); where there,
@@ -41,6 +42,8 @@ def values(history: pd.DataFrame, share: float = SHARE) -> pd.DataFrame:
             raise RobenchError(f"expected a training history, got one without the column {name!r}")
     if history.empty:
         raise RobenchError("expected a training history with rows, got none")
+    rivals = history["run"].isin(ambiguous(history.rename(columns={"run": "target"})))
+    history = history.assign(defense=history["defense"].astype(object).where(~rivals, history["run"]))
     rows = history.sort_values(["run", "epoch"], kind="stable").reset_index(drop=True)
     for quantity in there(rows):
         rows[quantity] = rows.groupby("run", observed=True)[quantity].transform(
@@ -90,9 +93,10 @@ def sheet(inputs: Inputs) -> Iterator[Sheet | Skipped]:
     drawn = there(history)
     for ax, quantity in zip(figure.subplots(1, len(drawn)), drawn, strict=True):
         trend(history, ax, quantity=quantity)
-    style.legend(figure, history["defense"], history["n"], loc="outside lower center", ncols=6)
+    shown = values(history)
+    style.legend(figure, shown["defense"], shown["n"], loc="outside lower center", ncols=6)
     yield Sheet(
-        "fig2_trend", "Diversity and transferability along training", figure, values(history),
+        "fig2_trend", "Diversity and transferability along training", figure, shown,
         "Rolling means over epochs: diversity, transferability within the ensemble and, where it was recorded, clean "
         "accuracy.",
     )  # fmt: skip

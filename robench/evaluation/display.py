@@ -49,7 +49,7 @@ def table(outcomes: Outcomes) -> pd.DataFrame:
         said = f"{100 * rates['success'].mean():.1f}", int(rates["samples"].iloc[0])
         lines.setdefault((str(target), "transfer, success"), dict(clean.get(str(target), {})))[float(eps)] = said
     lines |= {(target, ""): line for target, line in clean.items() if not any(of == target for of, _ in lines)}
-    names = _names(eps for line in lines.values() for eps in line)
+    names = named_radii(eps for line in lines.values() for eps in line)
     return pd.DataFrame(
         [
             {"target": target, "threat": threat, **{names[eps]: said for eps, (said, _) in line.items()},
@@ -61,7 +61,7 @@ def table(outcomes: Outcomes) -> pd.DataFrame:
     ).fillna("")  # fmt: skip
 
 
-def _names(radii: Iterable[float]) -> dict[float, str]:
+def named_radii(radii: Iterable[float]) -> dict[float, str]:
     """Columns by ε, clean images first: six digits of it, or all where two have those in common."""
     found = sorted({float(eps) for eps in radii} - {0.0})
     short = [f"{eps:g}" for eps in found]

@@ -121,6 +121,13 @@ def left_out(frame: pd.DataFrame) -> list[str]:
                 f"numbers of {target}, {threat}, rest on as few as {short[0][0]} images, those that all attacks "
                 f"judged, of {short[0][1]}"
             )
+        met = counts.groupby([*by, "sample"], observed=True)["cell"].nunique().groupby(by, observed=True).max()
+        there = counts.groupby(by, observed=True)["cell"].nunique()
+        if len(apart := there[there > met]):
+            found.append(
+                f"numbers of {target}, {threat}, are of {apart.max()} cells, and no image was judged in more than "
+                f"{met[there > met].max()} of them; judge all on the same (--samples, --subset)"
+            )
     return found
 
 

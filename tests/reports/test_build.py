@@ -187,6 +187,31 @@ def test_uneven_points_are_told(small: pd.DataFrame) -> None:
     assert any("cells of dverge-2-s0, whitebox, are left out: they judged 3 images or fewer" in text for text in told)
 
 
+def test_other_images_are_told_where_as_many_were_judged(small: pd.DataFrame) -> None:
+    moved = small["defense"].eq("dverge") & small["threat"].eq("whitebox")
+    told = build.cautions(small.assign(sample=small["sample"] + 1000 * moved))
+    assert [text for text in told if "not on the same ones" in text]
+    assert all(text.startswith("whitebox points at ε ") for text in told)
+    assert build.cautions(small) == []
+
+
+def test_trainings_that_are_not_judged_at_every_radius_are_told() -> None:
+    frame = pd.concat([rows(share(90)), rows(share(10), seed=1), rows(share(80), eps=0.02)], ignore_index=True)
+    assert build.cautions(frame) == ["whitebox points of DVERGE/3 rest on 1 to 2 trainings: not all are comparable"]
+
+
+def test_seeds_under_other_versions_are_told_though_their_mean_is_one_point() -> None:
+    own = {"threat": "blackbox", "surrogate": "s3"}
+    frame = pd.concat([rows(share(9), **own), rows(share(9), **own, loss="cw"), rows(share(9), **own, seed=1)])
+    assert build.cautions(frame) == ["blackbox points rest on 1 to 2 attacks per image: not all are comparable"]
+
+
+def test_images_that_no_attack_has_in_common_are_told() -> None:
+    frame = pd.concat([rows(share(50), loss="ce"), rows(share(50), loss="cw", first=100)], ignore_index=True)
+    (line,) = build.cautions(frame)
+    assert "are of 2 cells, and no image was judged in more than 1 of them" in line
+
+
 def test_bad_requests(small: pd.DataFrame, tmp_path: Path) -> None:
     with pytest.raises(RobenchError, match="no outcomes"):
         build.draw(small.iloc[:0])

@@ -221,6 +221,15 @@ def test_trend_keeps_runs_apart() -> None:
     assert trend.values(pd.concat([a, b]))["diversity"].tolist() == [2.0, 2.0, 2.0]
 
 
+def test_a_trend_does_not_average_runs_of_one_seed() -> None:
+    one = history(10, (3,))
+    found = trend.values(pd.concat([one, one.assign(run="again", diversity=10 * one["diversity"])]))
+    assert found["seeds"].eq(1).all()
+    assert set(found["defense"]) == {"dverge-3-s0", "again"}
+    seeds = trend.values(pd.concat([one, one.assign(run="other", seed=1)]))
+    assert seeds["seeds"].eq(2).all()
+
+
 def test_a_trend_says_the_radii_that_were_measured_or_none() -> None:
     plain = history(epochs=3, sizes=(3,))
     titles = [

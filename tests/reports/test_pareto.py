@@ -133,6 +133,13 @@ def test_a_legend_is_no_wider_than_its_figure() -> None:
             assert box.x1 <= sheet.figure.bbox.width
 
 
+def test_seeds_without_a_common_image_are_no_point() -> None:
+    parts = [
+        rows(share(5), threat=name, seed=seed, first=100 * seed) for name in ("clean", "whitebox") for seed in (0, 1)
+    ]
+    assert pareto.values(pd.concat(parts), 0.01).empty
+
+
 def test_nothing_attacked_is_named() -> None:
     clean = rows(share(90), threat="clean")
     with style.context():

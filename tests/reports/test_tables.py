@@ -34,6 +34,26 @@ def test_best_only_where_the_difference_is_significant() -> None:
     assert float(table.loc[table["best"], "p"].iloc[0]) == pytest.approx(binomtest(20, 20).pvalue)
 
 
+def test_best_is_not_who_is_behind_on_the_images_of_the_test() -> None:
+    ahead = [True] * 100 + [False] * 30 + [True] * 70
+    frame = pd.concat([rows(ahead), rows(share(100, 200), defense="gal", first=100)], ignore_index=True)
+    table = tables.accuracy(frame, "whitebox")
+    assert table.set_index("defense")["accuracy"].to_dict() == {"dverge": 0.85, "gal": 0.5}
+    assert not table["best"].any()
+
+
+def test_radii_that_look_alike_have_names_of_their_own() -> None:
+    frame = pd.concat([rows(share(90), eps=8 / 255), rows(share(50), eps=0.0313725)])
+    described = tables.described(tables.accuracy(frame, "whitebox"))
+    assert described.headers == ["Defense", "N", "0.0313725", "0.03137254901960784"]
+
+
+def test_rates_of_every_figure_are_percent() -> None:
+    frame = pd.DataFrame({"clean": [0.5], "least": [0.25], "clean_images": [100.0], "diversity": [1.5]})
+    (row,) = document.of_frame(frame).rows
+    assert [cell.text for cell in row] == ["50.0", "25.0", "100", "1.5"]
+
+
 def test_a_tie_has_no_best() -> None:
     table = tables.accuracy(pd.concat([rows(share(60), defense="gal"), rows(share(60))]), "whitebox")
     assert not table["best"].any()
@@ -49,6 +69,14 @@ def test_several_seeds_of_one_image_are_one_observation() -> None:
 
 def test_holm_by_hand() -> None:
     assert tables.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+def test_a_claim_is_judged_on_the_images_that_both_sides_have() -> None:
+    ahead = [True] * 100 + [False] * 30 + [True] * 70
+    frame = pd.concat([rows(ahead, n=3, eps=0.03), rows(share(100, 200), n=5, first=100, eps=0.03)])
+    found = against.orderings(frame.assign(threat="blackbox"), PAPER)
+    rises = found[found["claim"].str.contains("rises") | (found["left"] == "DVERGE/5, ε = 0.03")]
+    assert rises[["difference", "verdict"]].to_numpy().tolist() == [[pytest.approx(0.3), "holds"]]
 
 
 def test_formats_hold_the_numbers() -> None:
