@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 
@@ -30,12 +30,14 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     if missing:
         raise RobenchError(f"expected a table of outcomes, got one without the column {missing[0]!r}")
     rivals = ambiguous(frame)
-    if not rivals:
-        return frame
-    rival = frame["target"].isin(rivals)
+    return by_own_names(frame, rivals) if rivals else frame
+
+
+def by_own_names(frame: pd.DataFrame, targets: Collection[str]) -> pd.DataFrame:
+    """``frame`` with these targets under their own names; what they were is in the column ``registered``."""
     own = frame["defense"].astype(object)
-    registered = frame.get("registered", own)
-    return frame.assign(defense=own.where(~rival, frame["target"]), registered=registered)
+    shown = own.where(~frame["target"].isin(list(targets)), frame["target"])
+    return frame.assign(defense=shown, registered=frame.get("registered", own))
 
 
 def ambiguous(frame: pd.DataFrame) -> list[str]:

@@ -298,4 +298,4 @@ def stored(runs: Sequence[Run], only: Collection[str] | None = None) -> Outcomes
     Args:
         only: keys of evaluations.
     """
-    return Outcomes.concat(rows_of(run).outcomes(judged_identity(run), only) for run in runs)
+    return Outcomes.concat(rows_of(run).outcomes(judged_identity(run), only).called(run.name) for run in runs)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robench.commands._help import Group, Grouped
-from robench.commands._shared import as_text, refuse_given, shared
+from robench.commands._shared import as_text, judged, refuse_given, shared
 from robench.core.terminal import drawn, interval
 
 if TYPE_CHECKING:
@@ -33,9 +33,19 @@ _EXAMPLES = (
 @click.option("--eps", help="0.01:0.07:0.01, 8/255, or several with commas. By default all that both have.")
 @click.option("--defenses", is_flag=True, help="A and B are defenses: over at least 3 seeds of each.")
 @click.option("--n", type=int, help="Members, for --defenses; needed where there are several sizes.")
-@shared("style", "runs")
+@click.option("--dataset", help="Which rows; needed where both were judged on several data sets.")
+@shared("style", "data_dir", "runs")
 def command(
-    first: str, second: str, threat: str, eps: str | None, defenses: bool, n: int | None, style: str, runs: str
+    first: str,
+    second: str,
+    threat: str,
+    eps: str | None,
+    defenses: bool,
+    n: int | None,
+    dataset: str | None,
+    style: str,
+    data_dir: str,
+    runs: str,
 ) -> None:
     """Whether run A differs from run B, on the images and under the attacks that both were judged on."""
     from robench.evaluation import words
@@ -47,11 +57,14 @@ def command(
         refuse_given({"eps"}, "has no effect under --threat clean")
     if not defenses:
         refuse_given({"n"}, "has no effect without --defenses")
+    if dataset is None:
+        refuse_given({"data_dir"}, "has an effect only with --dataset")
     store = Runs(runs)
     radii = words.radii(eps) if eps else ()
 
     def measured(run: Run) -> comparison.Measured:
-        return comparison.Measured.of(run.name, stored([run]))
+        rows = stored([run]) if dataset is None else judged([run], dataset, data_dir, False)[0]
+        return comparison.Measured.of(run.name, rows)
 
     if defenses:
         one, other = (comparison.of_defense(store.all(), each, n) for each in (first, second))

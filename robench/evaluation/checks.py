@@ -47,10 +47,12 @@ def check(outcomes: Outcomes, known: Outcomes | None = None) -> list[Finding]:
     Args:
         outcomes: the result, of one or several targets and threats.
         known: other rows of the same targets: a white-box result is held against their black-box rows, and the
-            other way round.
+            other way round. Rows on other data do not count.
     """
     both = outcomes
     if known is not None:
+        data = {cell.data for cell in outcomes.cells.values()}
+        known = known.of_cells(lambda cell: cell.data in data) if data else known
         missing = sorted({"whitebox", *BLACKBOX} - set(outcomes.frame["threat"]))
         both = Outcomes.concat([outcomes, known.where(threat=missing)])
     checks = [

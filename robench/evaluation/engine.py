@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from robench.core.fast import slow_precision
 from robench.core.progress import Progress, silent
 from robench.core.threads import chunks, fitting_threads, judging_batch
 from robench.evaluation import sharing
+from robench.evaluation.cells import Cell
 from robench.evaluation.checks import stands_for, surrogates_work
 from robench.evaluation.cost import Forecast
 from robench.evaluation.crafter import Crafter
@@ -179,7 +181,7 @@ class Evaluator:
         self, target: EvaluatedModel, threat: Threat, evaluation: Evaluation, found: Sequence[Finding]
     ) -> Outcomes:
         """The rows of an evaluation, and what is to be known of them."""
-        own = self._rows.of(target, threat.name).of([evaluation])
+        own = self._rows.of(target, threat.name).of([evaluation]).called(target.name)
         said = [*found, *self._surrogates_work(own, threat)]
         if threat.clean:
             said.append(stands_for(self.data, torch.tensor(evaluation.samples)))
@@ -238,7 +240,14 @@ class Evaluator:
         surrogates = surrogates_of(threat)
         if not surrogates:
             return []
-        sources = Outcomes.concat(self._rows.of(surrogate, SURROGATE).everything() for surrogate in surrogates)
+        # What lies there of other data, or of weights that were replaced, says nothing of these.
+        sources = Outcomes.concat(
+            self._rows.of(each, SURROGATE)
+            .everything()
+            .of_cells(partial(_is_of, each.identity, self.data.identity))
+            .called(each.name)
+            for each in surrogates
+        )
         return surrogates_work(outcomes, sources, self.data.num_classes)
 
     def forecast(
@@ -276,6 +285,10 @@ def _indices(
         if known.setdefault(model.name, model.identity) != model.identity:
             raise RobenchError(f"two models are called {model.name!r}; give every target and surrogate its own name")
     return indices
+
+
+def _is_of(identity: str, data: str, cell: Cell) -> bool:
+    return (cell.identity, cell.data) == (identity, data)
 
 
 def _over_draws(check: Finding, model: EvaluatedModel, threat: Threat) -> Finding:

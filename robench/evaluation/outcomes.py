@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -285,7 +285,9 @@ class Outcomes:
         checks = dict.fromkeys(check for part in parts for check in part.checks)
         cells = {key: cell for part in parts for key, cell in part.cells.items()}
         evaluations = dict.fromkeys(each for part in parts for each in part.evaluations)
-        return cls(frame.drop_duplicates(["cell", "member", "sample"], ignore_index=True), checks, cells, evaluations)
+        # Two runs of the same weights have the same cells.
+        keys = ["target", "cell", "member", "sample"]
+        return cls(frame.drop_duplicates(keys, ignore_index=True), checks, cells, evaluations)
 
     def with_checks(self, checks: Iterable[Finding]) -> Outcomes:
         """The same rows, and these checks instead."""
@@ -300,6 +302,15 @@ class Outcomes:
             column = self.frame[name]
             mask &= (column.isin(value) if isinstance(value, (list, tuple, set)) else column == value).to_numpy()
         return Outcomes(self.frame[mask].reset_index(drop=True), self.checks, self.cells, self.evaluations)
+
+    def called(self, target: str) -> Outcomes:
+        """The same rows, of one target, under the name that it has now."""
+        return Outcomes(self.frame.assign(target=target), self.checks, self.cells, self.evaluations)
+
+    def of_cells(self, wanted: Callable[[Cell], bool]) -> Outcomes:
+        """The rows of the cells that are wanted, and of those of which nothing is known; no checks."""
+        others = {key for key, cell in self.cells.items() if not wanted(cell)}
+        return Outcomes(self.frame[~self.frame["cell"].isin(others)].reset_index(drop=True), (), self.cells)
 
     def by_data(self) -> dict[str, Outcomes]:
         """The rows of each data set, by its identity, see `robench.core.data.Data.identity`."""

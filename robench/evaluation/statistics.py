@@ -89,7 +89,8 @@ def bootstrap_difference(
     """The percentile interval of a difference of accuracies, ``first`` less ``second``, under resampled images.
 
     Every resample takes the same images on both sides and for all seeds: verdicts of several seeds on one image are no
-    independent observations.
+    independent observations. Where the difference is the same on every image, all resamples are alike and say nothing
+    of other images: then it is the interval of `_of_wilson`.
 
     Args:
         first, second: (M,), or of several seeds, whose mean accuracies are compared, (S,M) and (T,M).
@@ -101,6 +102,8 @@ def bootstrap_difference(
     _paired(one, other)
     values = one - other
     count = len(values)
+    if (values == values[0]).all():
+        return _of_wilson(one, other, confidence)
     means = []
     block = max(1, 1_000_000 // count)
     for start in range(0, resamples, block):
@@ -116,7 +119,8 @@ def difference_over_seeds(first: npt.ArrayLike, second: npt.ArrayLike, confidenc
     """The difference of two mean accuracies, as other seeds and other images together would move it.
 
     The variance over seeds, Welch's (1947), and that over images, of the means over seeds, are added; degrees of
-    freedom are Satterthwaite's (1946). What seeds and images share is counted in both, so it errs on the safe side.
+    freedom are Satterthwaite's (1946). What seeds and images share is counted in both, so it errs on the safe side. The
+    p-value is no less than that of a sign test in which every image is on one side.
 
     Args:
         first, second: (S,M) and (T,M), at least two seeds each and two images.
@@ -128,11 +132,13 @@ def difference_over_seeds(first: npt.ArrayLike, second: npt.ArrayLike, confidenc
     by_image = one.mean(axis=0) - other.mean(axis=0)
     value = float(by_image.mean())
     error, freedom = _error(one.mean(axis=1), other.mean(axis=1), by_image)
+    # So few images do not say more, however alike they are.
+    least = sign_test(one.shape[1] if value else 0, 0)
     if error == 0:
-        return Difference(value, value, value, float(value == 0))
+        return Difference(value, *_of_wilson(one.mean(axis=0), other.mean(axis=0), confidence), least)
     half = float(scipy.stats.t.ppf((1 + confidence) / 2, freedom)) * error
     p = 2 * float(scipy.stats.t.sf(abs(value) / error, freedom))
-    return Difference(value, max(-1.0, value - half), min(1.0, value + half), p)
+    return Difference(value, max(-1.0, value - half), min(1.0, value + half), max(p, least))
 
 
 def accuracy_interval(verdicts: npt.ArrayLike, confidence: float = 0.95) -> Interval:
@@ -153,6 +159,15 @@ def accuracy_interval(verdicts: npt.ArrayLike, confidence: float = 0.95) -> Inte
         half = float(scipy.stats.t.ppf((1 + confidence) / 2, freedom)) * error if error else 0.0
         low, high = max(0.0, min(low, value - half)), min(1.0, max(high, value + half))
     return Interval(low, high)
+
+
+def _of_wilson(first: _Floats, second: _Floats, confidence: float) -> Interval:
+    """The interval of a difference of accuracies from Wilson's of each (Newcombe 1998), as if images were not paired,
+    which is wider; ``first`` and ``second`` (M,)."""
+    one, other = float(first.mean()), float(second.mean())
+    (low, high), (less, more) = (wilson(round(p * len(first)), len(first), confidence) for p in (one, other))
+    value = one - other
+    return Interval(value - math.hypot(one - low, more - other), value + math.hypot(high - one, other - less))
 
 
 def _error(*samples: _Floats) -> tuple[float, float]:

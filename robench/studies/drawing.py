@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from robench.evaluation.outcomes import ENSEMBLE, Outcomes, survived
 from robench.evaluation.rows import FolderRows
 from robench.evaluation.threats import BLACKBOX
 from robench.reports import build, document, html, pareto, published
+from robench.reports._queries import by_own_names
 from robench.reports.pictures import Picture
 from robench.reports.regions import Regions
 from robench.reports.sheet import Studies
 from robench.session import ASIDE
 from robench.store.provenance import versions
 from robench.store.runs import Run, Runs
+from robench.studies import unlike
 
 log = logging.getLogger(__name__)
 
@@ -69,14 +72,23 @@ def draw(
         if same and same_data:
             raise RobenchError("--same-data has no effect: the images are those of the paper already; omit it")
         beside["data"] = "same" if same else "vouched" if same_data else "different"
+    groups = list(unlike.trainings(outcomes.frame, runs))
+    apart = {name for names, _ in groups for name in names}
+    history = tracked(runs)
     drawn = build.draw(
-        outcomes.frame,
-        history=tracked(runs),
+        by_own_names(outcomes.frame, apart) if apart else outcomes.frame,
+        history=history.assign(defense=history["defense"].where(~history["run"].isin(apart), history["run"])),
         images=regions,
         studies=studies,
         costs=costs(runs, shape, seconds or {}),
         surrogates=surrogates(outcomes, runs),
     )
+    notices = [
+        f"{', '.join(names)} share defense and size and differ in {what}, not in the seed alone: each is shown under "
+        f"its own name"
+        for names, what in groups
+    ]
+    drawn = replace(drawn, notices=(*notices, *unlike.attacks(outcomes), *drawn.notices))
     for text in drawn.notices:
         log.warning(text)
     files = build.write(drawn, out, facts, **beside)
@@ -163,12 +175,15 @@ def surrogates(outcomes: Outcomes, runs: Sequence[Run]) -> dict[str, float]:
     """Clean accuracy, in [0, 1], of each black-box surrogate that lies beside ``runs``, on the images that were
     attacked; by name."""
     rows = outcomes.where(threat=list(BLACKBOX)).frame
+    cells = [outcomes.cells[key] for key in rows["cell"].unique()]
+    sources, data = {cell.attacked.source for cell in cells}, {cell.data for cell in cells}
     stores = {run.folder.parent: Runs(run.folder.parent) for run in runs}
     found = {}
     for name, own in rows.groupby("surrogate", observed=True):
         for store in stores.values():
             if name in store.names():
                 kept = FolderRows(store.folder(str(name)) / ASIDE, repair=False).everything()
+                kept = kept.of_cells(lambda cell: cell.identity in sources and cell.data in data)
                 clean = kept.where(threat="clean", member=ENSEMBLE).frame
                 clean = clean[clean["sample"].isin(own["sample"])]
                 if len(clean):

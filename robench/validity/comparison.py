@@ -37,7 +37,7 @@ class Measured:
     """What was measured on one ensemble.
 
     Attributes:
-        frame: rows on the whole ensemble, as `Outcomes.frame` has them, and their ``version``.
+        frame: rows on the whole ensemble, as `Outcomes.frame` has them, their ``version`` and their ``data``.
     """
 
     name: str
@@ -57,7 +57,8 @@ class Measured:
                 f"the rows of {name!r} are of several models, since its weights were replaced; remove its folder "
                 f"`outcomes` and run robench eval {name} again"
             )
-        return cls(name, frame.assign(version=frame["cell"].map({key: cell.version for key, cell in cells.items()})))
+        about = {name: {key: getattr(cell, name) for key, cell in cells.items()} for name in ("version", "data")}
+        return cls(name, frame.assign(**{column: frame["cell"].map(values) for column, values in about.items()}))
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def of_defense(runs: Sequence[Run], defense: str, n: int | None = None) -> list[
     if len(sizes) > 1 or not chosen:
         raise RobenchError(f"runs of {defense} have {', '.join(map(str, sizes))} members; choose with --n")
     for run in chosen[1:]:
-        for what in ("defense", "recipe", "data"):
+        for what in ("defense", "recipe", "data", "members", "rule"):
             if run.manifest.get(what) != chosen[0].manifest.get(what):
                 raise RobenchError(
                     f"runs {chosen[0].name} and {run.name} of {defense} differ in `{what}`, not in the seed alone; "
@@ -204,6 +205,11 @@ def _common(first: Sequence[Measured], second: Sequence[Measured], threat: str, 
             raise RobenchError(
                 f"no {threat} rows of {each.name!r} at ε {absent[0]:g}; {how.format(each.name)} --eps {absent[0]:g}"
             )
+    data = sorted(set.intersection(*(set(frame["data"]) for frame in frames)))
+    if len(data) > 1:  # of which an index is another image in each
+        raise RobenchError(
+            f"{names.replace(' ', ', ')} were judged on several data sets, {', '.join(data)}; choose one with --dataset"
+        )
     radii = sorted(set(eps) or set.intersection(*(set(frame["eps"]) for frame in frames)))
     if not radii:
         raise RobenchError(f"{names.replace(' ', ', ')} share no ε under {threat}; {how.format(names)} --eps ...")

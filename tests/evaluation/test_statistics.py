@@ -136,6 +136,25 @@ def test_false_claims_about_defenses_are_rare() -> None:
     assert claims <= 14
 
 
+@pytest.mark.parametrize(("images", "sure"), [(2, False), (3, False), (5, False), (8, True)])
+def test_a_few_images_are_no_certainty_however_alike_they_are(images: int, sure: bool) -> None:
+    right, wrong = np.ones((3, images)), np.zeros((3, images))
+    found = difference_over_seeds(right, wrong)
+    assert (found.p <= 0.05) == sure
+    assert -1 <= found.low < 0.9 < found.high <= 1 + 1e-9
+    assert bootstrap_difference(right, wrong) == (found.low, found.high)
+    nearly = right.copy()
+    nearly[0, 0] = 0
+    assert difference_over_seeds(nearly, wrong).p > 0.05 or sure
+
+
+def test_no_difference_on_any_image_is_no_certainty_of_none() -> None:
+    low, high = bootstrap_difference(np.zeros(20), np.zeros(20))
+    assert low == -high < -0.1
+    wide, narrow = (bootstrap_difference(np.ones(n), np.ones(n)) for n in (20, 2000))
+    assert narrow.high < wide.high / 10
+
+
 def test_other_images_are_refused() -> None:
     with pytest.raises(RobenchError, match="same images"):
         mcnemar([True, False], [True])

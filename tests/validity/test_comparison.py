@@ -159,6 +159,10 @@ def test_runs_of_a_defense_differ_in_their_seed_alone() -> None:
     assert [each.name for each in of_defense([*own, *others], "gal")] == ["a", "b"]
     with pytest.raises(RobenchError, match="differ in `defense`"):
         of_defense([*own, run("c", 2, defense={"strength": 2})], "gal")
+    with pytest.raises(RobenchError, match="differ in `members`"):
+        of_defense([*own, run("c", 2, members=[{"name": "wrn"}] * 3)], "gal")
+    with pytest.raises(RobenchError, match="differ in `rule`"):
+        of_defense([*own, run("c", 2, rule="vote")], "gal")
     with pytest.raises(RobenchError, match="seed 1 both"):
         of_defense([*own, run("c", 1)], "gal")
     with pytest.raises(RobenchError, match="--n"):
