@@ -131,7 +131,7 @@ class Data:
         if kind == "paper":
             if total != 10000:
                 raise RobenchError(f"the paper's subset is of 10000 test images, {self.label} has {total}; use first")
-            return torch.tensor(random.Random(0).sample(range(10000), 1000))
+            return torch.tensor(paper_order())
         raise RobenchError(f"expected `subset` to be auto, first, random or paper, got {kind!r}")
 
     def subset(self, samples: int, kind: str = "auto", seed: int = 0) -> Tensor:
@@ -139,6 +139,11 @@ class Data:
         if samples < 1:
             raise RobenchError(f"expected `samples` to be at least 1, got {samples}")
         return self.order(self.resolved(kind, samples), seed)[:samples].sort().values
+
+
+def paper_order() -> list[int]:
+    """The DVERGE authors' white-box subset of 10,000 test images, in their order."""
+    return random.Random(0).sample(range(10000), 1000)
 
 
 def improbability(labels: Tensor, chosen: Tensor) -> float:

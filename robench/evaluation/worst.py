@@ -11,8 +11,9 @@ from robench.evaluation.outcomes import ENSEMBLE, intervals, survived
 from robench.evaluation.threats import BLACKBOX
 
 _WHO = ["target", "defense", "n", "seed"]
-#: The threat whose images and ε count, the first of these that was evaluated.
-_BASE = ("whitebox", "convergence", "queries", *BLACKBOX, "transfer")
+#: The threat whose images and ε count, the first of these that was evaluated; not transfer, whose images are chosen by
+#: being right.
+_BASE = ("whitebox", "convergence", "queries", *BLACKBOX)
 #: What took an image.
 _HOW = ["threat", "attack", "part", "loss", "surrogate"]
 
@@ -23,6 +24,7 @@ def worst(frame: pd.DataFrame) -> pd.DataFrame:
 
     Images and ε are those of the white-box threat, or where that was not evaluated, of the next that was. Every threat
     counts on these: what was tried on fewer images counts on those. Like any accuracy under attacks, an upper bound.
+    Transfer alone gives none: its images are those that all members get right.
 
     Args:
         frame: as `robench.evaluation.outcomes.Outcomes.frame`.

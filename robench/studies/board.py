@@ -50,7 +50,8 @@ def draw(folders: Sequence[Path], out: Path, *, again: Again | None = None, data
     for result in results:
         if not any(result.name in entry.results for entry in joined):
             notices.append(
-                f"{result.name} has no line: none of its evaluations is whole and of the weights that it has"
+                f"{result.name} has no line: none of its evaluations is whole, of the weights that it has and of more "
+                f"than transfer between members"
             )
     for text in notices:
         log.warning(text)

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from robench.core.data import has_name
+from robench.core.data import has_name, paper_order
 from robench.core.errors import RobenchError
 from robench.core.files import file_hash, write_text
 from robench.core.models import build, parameter_count
@@ -257,17 +257,31 @@ def judge_commands(run: Run, evaluations: Iterable[Evaluation]) -> Iterator[str]
         radii = sorted({cell.eps for cell in made})
         surrogates = sorted({cell.surrogate for cell in made if cell.surrogate and not cell.surrogate.isdigit()})
         words = [
-            "robench", "eval", run.name, "--threat", each.threat, "--dataset", _named(run),
-            "--eps", _numbers(radii),
+            "robench", "eval", run.name, "--threat", each.threat, "--dataset", _judged_on(run, made[0].data),
+            "--eps", ",".join(map(repr, radii)),
             "--attacks", ",".join(sorted({cell.attack for cell in made})),
             "--losses", ",".join(sorted({cell.loss for cell in made})),
             "--restarts", max(len({number for craft in crafts for number in craft.restarts}), 1),
-            "--samples", len(each.samples), "--seed", crafts[0].seed,
+            "--samples", len(each.samples), *_subset(each), "--seed", crafts[0].seed,
             *(["--draws", draws] if draws > 1 else []),
             *(["--precision", crafts[0].precision] if crafts[0].precision != "float32" else []),
             *(["--surrogates", ",".join(surrogates)] if surrogates else []),
         ]  # fmt: skip
         yield shlex.join(map(str, words))
+
+
+def _judged_on(run: Run, data: str) -> str:
+    """The data of a cell as `_named` has those of the run: others only where they have a name."""
+    own = str((run.manifest["data"] or {}).get("fingerprint")).startswith(data)
+    return data if has_name(data) else _named(run) if own else "DATA"
+
+
+def _subset(evaluation: Evaluation) -> list[str]:
+    """Which test images, where they are not the first ones; under transfer these are chosen by being right too."""
+    samples = evaluation.samples
+    if evaluation.threat == "transfer" or samples == tuple(range(len(samples))):
+        return []
+    return ["--subset", "paper" if samples == tuple(sorted(paper_order()[: len(samples)])) else "random"]
 
 
 def _block(text: str) -> list[str]:

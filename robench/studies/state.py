@@ -61,13 +61,13 @@ class StudyFolder:
             return {}
 
     def seconds(self, plan: Plan) -> dict[str, float]:
-        """What trainings took here in one piece, by name of the run."""
+        """What trainings took that were made here in one piece, by name of the run."""
         steps = [step for step in plan.steps.values() if step.kind == "train" and step.task]
         records = {step.task.name: self.record(step) for step in steps if step.task}
         return {
             name: record["seconds"]
             for name, record in records.items()
-            if record.get("state") == "done" and "seconds" in record
+            if record.get("state") == "done" and "seconds" in record and not record.get("resumed")
         }
 
     def log(self, step: Step) -> Path:

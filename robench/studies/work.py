@@ -24,7 +24,7 @@ from robench.studies.plan import Plan, Step, expand, with_recipe
 from robench.studies.state import DRAWN, StudyFolder, StudyStatus
 from robench.studies.study import Study
 from robench.studies.summary import diversities
-from robench.training.loop import ensure
+from robench.training.loop import CHECKPOINT, ensure
 from robench.training.recipes import recipe_file
 
 
@@ -112,10 +112,11 @@ def _do(plan: Plan, step: Step, folder: StudyFolder, session: Session) -> dict[s
             usual = recipe_file(session.data.recipe).evaluation.diversity_eps
             fields = {"diversity_eps": usual, **asked.model_dump(exclude={"defenses", "every"}, exclude_none=True)}
             track = Tracking(**fields).on(session.data, session.settings.device) if step.task.n > 1 else None
+        resumed = (folder.runs.folder(step.task.name) / CHECKPOINT).exists()
         run = ensure(
             step.task, session.data, session.store, device=session.settings.device, track=track, track_every=every,
         )  # fmt: skip
-        return {"weights": {run.name: run.weights}}
+        return {"weights": {run.name: run.weights}, **({"resumed": True} if resumed else {})}
     target = session.store.get(step.task.name)
     surrogates = [session.store.get(task.name) for task in step.surrogates]
     kept = {"weights": {run.name: run.weights for run in (target, *surrogates)}}

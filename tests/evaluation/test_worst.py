@@ -55,6 +55,14 @@ def test_images_are_those_of_the_whitebox_threat() -> None:
     assert (row["accuracy"], row["samples"], row["eps"]) == (1 / 4, 4, 0.1)
 
 
+def test_images_that_were_chosen_by_being_right_are_no_accuracy() -> None:
+    """Three of four images are wrong as they are, and an attack on a member leaves the fourth."""
+    chosen = rows([True], threat="transfer", eps=0.1, surrogate="1")
+    assert worst(pd.concat([frame(clean=bits("1000")), chosen])).empty
+    (row,) = worst(pd.concat([frame(clean=bits("1000"), whitebox_1=bits("1000")), chosen])).to_dict("records")
+    assert row["accuracy"] == 1 / 4
+
+
 def test_members_alone_and_no_attack_are_no_row() -> None:
     assert worst(frame(clean=[True] * 8)).empty
     members = rows([False] * 8, threat="transfer", eps=0.1, member="1")

@@ -59,7 +59,7 @@ def test_numbers_are_the_worst_of_each_threat_and_of_all(folders: Path, judged: 
     assert run(["board", "alice", "--out", "out.html"]) == 0
     found = lines(folders / "out.html")
     outcomes = stored([judged.store.get("base")])
-    assert {line["Threat"] for line in found} == {"white-box", "black-box", "transfer", page_of.EVERYTHING}
+    assert {line["Threat"] for line in found} == {"white-box", "black-box", page_of.EVERYTHING}
     for name, threats in (
         ("white-box", ["clean", "whitebox"]),
         (page_of.EVERYTHING, list(outcomes.frame["threat"].unique())),

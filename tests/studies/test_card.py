@@ -11,8 +11,10 @@ import pytest
 
 from robench.cli import run
 from robench.core.files import file_hash
-from robench.session import OUTCOMES, Session, stored
+from robench.evaluation.words import attacks
+from robench.session import OUTCOMES, Session, rows_of, stored
 from robench.store.runs import Runs
+from robench.studies.card import judge_commands
 
 TRAIN = ["train", "dverge", "--dataset", "digits", "--n", "2", "--epochs", "1", "--set", "steps=1"]
 TRAIN += ["--set", "batch_size=240"]
@@ -93,6 +95,19 @@ def test_surrogates_come_along(judged: Session, tmp_path: Path) -> None:
     assert run(["check", "result", str(tmp_path / "card"), *data]) == 0
     assert run(["import", str(tmp_path / "card"), "--runs", str(tmp_path / "taken")]) == 0
     assert Runs(tmp_path / "taken").names() == ["base", "sub"]
+
+
+def test_a_command_on_the_card_names_the_images_the_radius_and_the_data_that_were_judged(judged: Session) -> None:
+    base = judged.store.get("base")
+    options = {"eps": (8 / 255,), "restarts": 1, "attacks": attacks("whitebox", steps=1)}
+    session = Session(judged.store, judged.data, judged.settings, 8, "random")
+    session.whitebox([base], **options)
+    commands = [line for line in judge_commands(base, rows_of(base).evaluations()) if repr(8 / 255) in line]
+    assert [f"--eps {8 / 255!r}" in line and "--samples 8 --subset random" in line for line in commands] == [True]
+    assert "--dataset DATA" in commands[0]  # the run was made for CIFAR-10
+    usual = [line for line in judge_commands(base, rows_of(base).evaluations()) if "--eps 0.1,0.3" in line]
+    assert usual
+    assert not any("--subset" in line for line in usual)
 
 
 def test_what_cannot_be_given_or_taken_is_one_line(

@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,11 @@ from robench.core.models import ModelSpec
 from robench.evaluation import cost
 from robench.store.runs import Run, Runs
 from robench.studies.drawing import costs
-from robench.studies.plan import Plan, expand
+from robench.studies.plan import Plan, Step, expand
+from robench.studies.state import StudyFolder
 from robench.studies.study import find, parse
+from robench.studies.work import perform
+from robench.training import loop
 from robench.training.loop import ensure
 from tests.studies import small
 
@@ -115,6 +119,30 @@ def test_a_training_costs_what_it_starts_from_too(bench: Bench) -> None:
     assert math.isnan(lost)
     assert table["seconds"].tolist()[:2] == [3.0, 5.0]
     assert table["flops"].nunique() == 1
+
+
+def test_a_training_that_was_resumed_has_no_time(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its task timed what was left of it."""
+    plan, folder = bench.plan, StudyFolder(tmp_path)
+    steps = [step for step in plan.steps.values() if step.kind == "train" and step.task and step.task.name in plan.main]
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+    taken = iter(range(5))
+    step_of = loop.train_step
+
+    def cut_off(*arguments: Any) -> Any:
+        next(taken)  # StopIteration after some steps
+        return step_of(*arguments)
+
+    def done(step: Step) -> str:
+        call = plan.name, plan.study.model_dump_json(by_alias=True), str(tmp_path), step.key, "data", "cpu"
+        return str(perform(*call)["state"])
+
+    monkeypatch.setattr(loop, "train_step", cut_off)
+    assert done(steps[0]) == "failed"
+    monkeypatch.setattr(loop, "train_step", step_of)
+    assert [done(step) for step in steps[:2]] == ["done", "done"]
+    assert steps[1].task is not None
+    assert list(folder.seconds(plan)) == [steps[1].task.name]
 
 
 def test_operations_of_a_decision_are_those_of_the_paper() -> None:
