@@ -82,8 +82,9 @@ class Data:
 
     @property
     def identity(self) -> str:
-        """What keys hold: an official data set's name, else the content; a path is neither."""
-        return self.name if ":" not in self.name else self.fingerprint[:16]
+        """What keys hold: the name of a data set that robench brings itself, else the content, which may change under
+        the name that a package or a path has."""
+        return self.name if self.name in ("digits", *_OFFICIAL) else self.fingerprint[:16]
 
     @property
     def label(self) -> str:

@@ -127,6 +127,14 @@ def test_a_path_is_in_no_key_and_no_label() -> None:
     assert data.label == f"npz-{data.fingerprint[:8]}"
 
 
+def test_data_of_a_package_are_known_by_their_content_too() -> None:
+    """A registered name says nothing of images that were changed under it: rows of the old ones are not of these."""
+    pixels, labels = np.zeros((4, 1, 4, 4), np.uint8), np.array([0, 1, 0, 1])
+    before, after = (make("mine", (pixels, labels), (pixels, own), classes="ab") for own in (labels, 1 - labels))
+    assert before.identity != after.identity
+    assert (before.label, after.label) == ("mine", "mine")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
