@@ -26,9 +26,7 @@ _EXAMPLES = (
 
 @click.command("board", cls=Grouped, groups=_GROUPS, examples=_EXAMPLES)
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--out", default="board.html", show_default=True, type=click.Path(dir_okay=False, path_type=Path), help="The page."
-)
+@click.option("--out", default="board.html", show_default=True, type=click.Path(path_type=Path), help="The page.")
 @click.option("--dataset", help="Make cells of what was judged on it again; else only files are looked at.")
 @click.option("--cells", type=click.IntRange(1), default=5, show_default=True, help="How many of each result.")
 @click.option("--seed", default=0, show_default=True, help="Draws the cells.")

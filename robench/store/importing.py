@@ -194,12 +194,7 @@ def import_weights(
     states = _members(paths, key)
     name = runs.unused(name or re.sub(r"[^A-Za-z0-9._-]", "-", paths[0].stem))
     plain = _plain(model, dataset, data_folder)
-    if normalisation is not None and any(len(values) != plain.in_channels for values in normalisation):
-        got = " and ".join(_text(values) for values in normalisation)
-        raise RobenchError(
-            f"expected --mean and --std of {plain.in_channels} numbers, one a channel of {dataset}, got {got}; try "
-            f"{typed(*(each[:1] * plain.in_channels for each in normalisation))}"
-        )
+    _refuse_other_channels(normalisation, plain.in_channels, dataset)
     networks, own = _networks(states, plain, paths[0].name)
     told = _normalisation(networks, own, normalisation, dataset, data_folder, whose)
     log.info(f"normalisation: {told[1]}")
@@ -221,6 +216,15 @@ def import_weights(
             "normalisation": told[1],
         },
     )
+
+
+def _refuse_other_channels(given: tuple[Values, Values] | None, channels: int, dataset: str) -> None:
+    if given is not None and any(len(values) != channels for values in given):
+        got = " and ".join(_text(values) for values in given)
+        raise RobenchError(
+            f"expected --mean and --std of {channels} numbers, one a channel of {dataset}, got {got}; try "
+            f"{typed(*(each[:1] * channels for each in given))}"
+        )
 
 
 def _members(paths: Sequence[Path], key: str | None) -> list[Weights]:

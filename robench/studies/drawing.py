@@ -72,23 +72,16 @@ def draw(
         if same and same_data:
             raise RobenchError("--same-data has no effect: the images are those of the paper already; omit it")
         beside["data"] = "same" if same else "vouched" if same_data else "different"
-    groups = list(unlike.trainings(outcomes.frame, runs))
-    apart = {name for names, _ in groups for name in names}
-    history = tracked(runs)
+    frame, history, told = _kept_apart(outcomes, runs)
     drawn = build.draw(
-        by_own_names(outcomes.frame, apart) if apart else outcomes.frame,
-        history=history.assign(defense=history["defense"].where(~history["run"].isin(apart), history["run"])),
+        frame,
+        history=history,
         images=regions,
         studies=studies,
         costs=costs(runs, shape, seconds or {}),
         surrogates=surrogates(outcomes, runs),
     )
-    notices = [
-        f"{', '.join(names)} share defense and size and differ in {what}, not in the seed alone: each is shown under "
-        f"its own name"
-        for names, what in groups
-    ]
-    drawn = replace(drawn, notices=(*notices, *unlike.attacks(outcomes), *drawn.notices))
+    drawn = replace(drawn, notices=(*told, *unlike.attacks(outcomes), *drawn.notices))
     for text in drawn.notices:
         log.warning(text)
     files = build.write(drawn, out, facts, **beside)
@@ -104,6 +97,24 @@ def draw(
         **beside,
     )
     return [*files, page]
+
+
+def _kept_apart(outcomes: Outcomes, runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """Rows and histories in which runs that do not differ in their seed alone go by their own names, and which these
+    are, in words."""
+    groups = list(unlike.trainings(outcomes.frame, runs))
+    apart = {name for names, _ in groups for name in names}
+    history = tracked(runs)
+    told = [
+        f"{', '.join(names)} share defense and size and differ in {what}, not in the seed alone: each is shown under "
+        f"its own name"
+        for names, what in groups
+    ]
+    return (
+        by_own_names(outcomes.frame, apart) if apart else outcomes.frame,
+        history.assign(defense=history["defense"].where(~history["run"].isin(apart), history["run"])),
+        told,
+    )
 
 
 def trainings(runs: Sequence[Run]) -> document.Table:
