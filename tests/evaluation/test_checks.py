@@ -280,6 +280,23 @@ def test_an_attack_that_is_stronger_than_the_one_reported_is_named(images: int, 
     assert {each.name: each.status for each in of_trial}["strongest attack counts"] == status
 
 
+@pytest.mark.parametrize(
+    ("right", "status", "the_other_way"),
+    [(range(60), "fail", "pass"), (range(120), "pass", "pass"), (range(200), "pass", "fail")],
+)
+def test_a_known_attack_on_all_images_that_is_stronger_is_named(right: range, status: str, the_other_way: str) -> None:
+    """The command prints the number of its own attacks, whatever lies beside their rows."""
+    reported, known = outcomes("whitebox", WHITE), tried("strongest", set(right), 200)
+    found = {each.name: each for each in check(reported, known)}["strongest attack counts"]
+    assert found.status == status
+    assert "strongest ce on 200 images of t at ε 0.1: " in found.evidence
+    assert {each.name: each.status for each in check(known, reported)}["strongest attack counts"] == the_other_way
+    # What other surrogates take is no matter of this result.
+    black = tried("mdi2", set(range(150)), 200, "blackbox")
+    others = tried("sgm", set(range(50)), 200, "blackbox")
+    assert "strongest attack counts" not in {each.name for each in check(black, others)}
+
+
 def test_attacks_that_count_are_asked_nothing() -> None:
     """Of more than half of the images: the number rests on what both judged."""
     for images in (200, 120):
