@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from robench.cli import run
-from robench.commands.init import _has_pip
+from robench.commands.init import has_pip
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "robench-example"
 
@@ -64,7 +64,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     uv = shutil.which("uv")
     if uv is not None:
         install = [uv, "pip", "install", "--quiet", "--offline", "--python", sys.executable]
-    elif _has_pip():
+    elif has_pip():
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index"]
     else:
         pytest.skip("neither uv nor pip is there to install a package with")
@@ -161,7 +161,7 @@ def test_init_overwrites_nothing(line: list[str], said: str, capsys: pytest.Capt
 def test_init_names_an_installer_of_this_environment(
     there: bool, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("robench.commands.init._has_pip", lambda: there)
+    monkeypatch.setattr("robench.commands.init.has_pip", lambda: there)
     assert run(["init", "nobody-has-this", "--out", str(tmp_path / "mine")]) == 0
     assert f"{said}{tmp_path / 'mine'}" in capsys.readouterr().out
 

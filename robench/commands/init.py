@@ -49,11 +49,11 @@ def command(name: str, attack: bool, out: Path | None) -> None:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text, encoding="utf-8")
     click.echo(f"{folder / module / f'{kind}.py'} is yours to change. Next:")
-    install = "pip install" if _has_pip() else f"uv pip install --python {sys.executable}"
+    install = "pip install" if has_pip() else f"uv pip install --python {sys.executable}"
     click.echo(f"  {install} -e {folder if folder.is_absolute() else f'./{folder}'}\n  robench check plugin {name}")
 
 
-def _has_pip() -> bool:
+def has_pip() -> bool:
     """Whether this environment has a pip of its own: one on the path would install elsewhere. Asked of metadata, as
     setuptools takes any look for the module for an installation, and fails to import from then on."""
     from importlib.metadata import PackageNotFoundError, distribution

@@ -428,9 +428,9 @@ def imported(name: str) -> Callable[..., Any]:
     """What ``package.module:factory`` names; see `import_model`."""
     module_name, _, attribute = name.partition(":")
     try:
-        factory = getattr(_module(module_name), attribute)
+        factory: object = getattr(_module(module_name), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise RobenchError(f"model {name!r} cannot be imported ({error}); expected package.module:factory") from error
     if not callable(factory):
         raise RobenchError(f"model {name!r} is a {type(factory).__name__}, expected a factory that can be called")
-    return factory  # type: ignore[no-any-return]
+    return factory

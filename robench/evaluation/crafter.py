@@ -56,10 +56,8 @@ class Crafter:
         while start < len(chosen):
             chunk = chosen[start : start + self._images_per_pass(attack, len(chosen) - start)]
             try:
-                images, labels = (
-                    images_of(self.data, samples[chunk], self.settings),
-                    labels_of(self.data, samples[chunk]),
-                )
+                images = images_of(self.data, samples[chunk], self.settings)
+                labels = labels_of(self.data, samples[chunk])
                 crafted = craft(
                     source.model, attack, images, labels, samples[chunk], eps[chunk],
                     seed=self.settings.seed, restart=restart, draws=work.draws,

@@ -267,8 +267,7 @@ class Evaluator:
         """
         indices = _indices(targets, threat, samples)
         threats, _ = self._examined(targets, threat)
-        how = {"again": again, "timed": timed}
-        return forecast(self._planner, self._images, targets, threat, threats, indices, **how)
+        return forecast(self._planner, self._images, targets, threat, threats, indices, again=again, timed=timed)
 
 
 def _indices(

@@ -81,7 +81,7 @@ def test_anything_else_is_refused(content: Any, save: Save, capsys: pytest.Captu
 
 
 def test_torchscript_is_refused_as_what_it_is(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    network = torch.jit.trace(nn.Linear(3, 2), torch.zeros(1, 3))  # type: ignore[no-untyped-call]
+    network = torch.jit.trace(nn.Linear(3, 2), torch.zeros(1, 3))
     network.save(tmp_path / "net.pt")
     recwarn.clear()
     with pytest.raises(RobenchError, match=r"net\.pt is a TorchScript archive, .*torch\.jit\.load\(.*state_dict"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +87,12 @@ def _done(factory: pytest.TempPathFactory, name: str, study: str) -> Path:
             assert run(["run", str(path), "--out", str(folder / "out"), "--workers", "1", "--device", "cpu"]) == 0
             (folder / "done").touch()
     return folder
+
+
+@pytest.fixture
+def place(judged: Session) -> Iterator[Path]:
+    """The folder with `runs` and `noise.npz`, as the working directory."""
+    before = Path.cwd()
+    os.chdir(judged.store.root.parent)
+    yield judged.store.root.parent
+    os.chdir(before)

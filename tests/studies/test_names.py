@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +12,8 @@ import torch
 from robench.cli import run
 from robench.core.data import Data, load
 from robench.evaluation.checks import SURVIVORS, check
-from robench.evaluation.engine import Settings
 from robench.evaluation.outcomes import ENSEMBLE
+from robench.evaluation.settings import Settings
 from robench.evaluation.words import attacks
 from robench.session import Session, stored
 from robench.store.runs import Runs
@@ -25,15 +23,6 @@ from tests.studies.conftest import SAMPLES
 
 WHITE = {"eps": (0.1,), "restarts": 1, "attacks": attacks("whitebox", steps=1)}
 BLACK = {"eps": (0.1,), "restarts": 1, "attacks": attacks("blackbox", ["pgd"], ["ce"], steps=1)}
-
-
-@pytest.fixture
-def place(judged: Session) -> Iterator[Path]:
-    """The folder with `runs` and `noise.npz`, as the working directory."""
-    before = Path.cwd()
-    os.chdir(judged.store.root.parent)
-    yield judged.store.root.parent
-    os.chdir(before)
 
 
 def on(place: Path, name: str, labels: np.ndarray) -> Session:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,15 +17,6 @@ from robench.evaluation.words import attacks
 from robench.session import OUTCOMES, Session, stored
 from tests import forged
 from tests.studies.conftest import judge
-
-
-@pytest.fixture
-def place(judged: Session) -> Iterator[Path]:
-    """The folder with `runs` and `noise.npz`, as the working directory."""
-    before = Path.cwd()
-    os.chdir(judged.store.root.parent)
-    yield judged.store.root.parent
-    os.chdir(before)
 
 
 @pytest.fixture
