@@ -41,7 +41,7 @@ class Gal(Defense):
         self.at_least(0, "weight")
 
     def passes(self, members: int) -> float:
-        return super().passes(members) + 3  # a gradient of a gradient takes about three more
+        return super().passes(members) + 2  # a gradient of a gradient takes about two more
 
     def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
         pairs = [loss_and_slope(member, batch.images, batch.labels, "mean") for member in ensemble.members]

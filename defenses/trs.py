@@ -61,8 +61,8 @@ class Trs(Defense):
         self.at_least(0, "similarity", "smoothness")
 
     def passes(self, members: int) -> float:
-        # A gradient of a gradient takes about four: of the images, of x̂, and in every step for half of the batch.
-        return 8.0 + (2.0 * self.steps if self.adversarial else 0.0)
+        # A gradient of a gradient takes about three: of the images, of x̂, and in every step for half of the batch.
+        return 6.0 + (1.5 * self.steps if self.adversarial else 0.0)
 
     def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
         pairs = [loss_and_slope(member, batch.images, batch.labels, "sum") for member in ensemble.members]
