@@ -159,7 +159,7 @@ def _cells(entry: Entry, threat: str, row: pd.Series, clean: TableCell, places: 
         TableCell.of(row["n"]),
         TableCell.of(entry.data),
         TableCell.of(threat_label(threat)),
-        TableCell.of(row["eps"]),
+        TableCell.radius(row["eps"]),
         rate,
         clean,
         TableCell(

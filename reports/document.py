@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from robench.evaluation.words import radius
+
 
 @dataclass(frozen=True)
 class TableCell:
@@ -40,6 +42,11 @@ class TableCell:
                 return MISSING
             return cls(f"{100 * value:.1f}" if rate else f"{value:.3g}", float(value), look=look)
         return cls(str(value), str(value).lower(), look=look)
+
+    @classmethod
+    def radius(cls, eps: float) -> TableCell:
+        """An ε, see `robench.evaluation.words.radius`."""
+        return cls(radius(eps), float(eps))
 
     @classmethod
     def measured(
@@ -87,9 +94,14 @@ OTHER_RATES = ("clean", "clean_low", "clean_high", "least", "most", "alone", "tr
 
 
 def of_frame(frame: pd.DataFrame, caption: str = "") -> Table:
-    """Every value of ``frame``, rates in percent."""
+    """Every value of ``frame``, rates in percent, an ``eps`` with all that tells it from another."""
     rows = [
-        [TableCell.of(value, rate=str(name).startswith(RATES) or name in OTHER_RATES) for name, value in row.items()]
+        [
+            TableCell.radius(value)
+            if name == "eps"
+            else TableCell.of(value, rate=str(name).startswith(RATES) or name in OTHER_RATES)
+            for name, value in row.items()
+        ]
         for _, row in frame.iterrows()
     ]
     return Table([str(name).replace("_", " ") for name in frame.columns], rows, caption)

@@ -150,8 +150,9 @@ def _paper(frame: pd.DataFrame, paper: str, data: against.SameData) -> dict[str,
     rows = []
     for row in numbers.to_dict("records"):
         rates = [TableCell.measured(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in _COMPARED]
-        about = [row["threat"], style.label(row["defense"]), row["n"], row["eps"]]
-        rows.append([*map(TableCell.of, about), *rates, TableCell.of(row["verdict"])])
+        about = [row["threat"], style.label(row["defense"]), row["n"]]
+        eps = TableCell.radius(row["eps"])
+        rows.append([*map(TableCell.of, about), eps, *rates, TableCell.of(row["verdict"])])
     verdicts = numbers["verdict"].value_counts()
     return {
         "title": published.read(paper).title,

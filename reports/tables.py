@@ -89,7 +89,9 @@ def worst_described(points: pd.DataFrame, caption: str = "") -> Table:
     rows = [
         [
             TableCell.of(style.label(row["defense"])),
-            *(TableCell.of(row[name]) for name in ("n", "seed", "eps", "samples")),
+            *(TableCell.of(row[name]) for name in ("n", "seed")),
+            TableCell.radius(row["eps"]),
+            TableCell.of(row["samples"]),
             TableCell.measured(row["accuracy"], row["low"], row["high"]),
             TableCell.of(row["by"], look="long"),
         ]
@@ -120,7 +122,8 @@ def over_draws_described(points: pd.DataFrame, caption: str = "") -> Table:
             TableCell.of(style.label(row["defense"])),
             *(TableCell.of(row[name]) for name in ("n", "seed")),
             TableCell.of(f"{row['threat']} {row['attack']}".strip()),
-            *(TableCell.of(row[name]) for name in ("eps", "draws", "samples")),
+            TableCell.radius(row["eps"]),
+            *(TableCell.of(row[name]) for name in ("draws", "samples")),
             TableCell.measured(row["every_draw"], row["every_low"], row["every_high"]),
             TableCell.measured(row["expectation"], row["low"], row["high"]),
         ]

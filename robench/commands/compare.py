@@ -89,6 +89,8 @@ def _run(store: Runs, name: str) -> Run:
 
 def _compared(rows: list[dict[str, Any]]) -> str:
     """Accuracies and their difference in percent, a line per ε."""
+    from robench.evaluation.words import radius
+
     a, b, threat = (rows[0][name] for name in ("a", "b", "threat"))
     over = "; ± sd over seeds" if "sd_a" in rows[0] else ""
     lines = []
@@ -96,7 +98,7 @@ def _compared(rows: list[dict[str, Any]]) -> str:
         spread = [f" ± {100 * row[f'sd_{which}']:.1f}" if over else "" for which in "ab"]
         lines.append(
             [
-                f"{row['eps']:g}",
+                radius(row["eps"]),
                 str(row["samples"]),
                 str(row["versions"]),
                 *(interval(row, f"accuracy_{which}", f"_{which}") + sd for which, sd in zip("ab", spread, strict=True)),

@@ -195,13 +195,15 @@ def _trained(history: list[dict[str, Any]]) -> str:
 
 
 def _measured(scores: list[dict[str, Any]]) -> str:
+    from robench.evaluation.words import radius
+
     lines = []
     for row in scores:
         value = interval(row, "accuracy") if "accuracy" in row else f"{100 * row['success']:.1f}"
         what = f"{row['threat']} {row.get('attack', '')}".rstrip()
-        lines.append([row["data"], what, f"{row['eps']:g}", value, str(row["samples"]), str(row.get("cells", ""))])
+        lines.append([row["data"], what, radius(row["eps"]), value, str(row["samples"]), str(row.get("cells", ""))])
     title = "accuracy in % [95 % interval]; transfer: mean success in % between different members"
     table = drawn(title, ["data", "threat", "ε", "%", "images", "cells"], lines)
     named = [f"{row['threat']} surrogates: {', '.join(row['surrogates'])}" for row in scores if row.get("surrogates")]
-    taken = [f"worst, ε {row['eps']:g}: {row['by']}" for row in scores if row.get("by")]
+    taken = [f"worst, ε {radius(row['eps'])}: {row['by']}" for row in scores if row.get("by")]
     return "\n".join([table, *dict.fromkeys(named), *taken])

@@ -45,6 +45,15 @@ def radii(text: str) -> tuple[float, ...]:
     return tuple(float(value) for value in sorted(found))
 
 
+def radius(eps: float) -> str:
+    """A text that `radii` reads as this ε and as no other: ``0.03``; ``8/255`` of grey levels; else every digit."""
+    levels = round(255 * eps)
+    short = f"{eps:g}"
+    if float(short) == eps:
+        return short
+    return f"{levels}/255" if levels / 255 == eps else repr(float(eps))
+
+
 def attacks(
     threat: str, names: Sequence[str] = (), losses: Sequence[str] = (), steps: int | None = None
 ) -> tuple[Attack, ...]:

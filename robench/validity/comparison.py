@@ -23,6 +23,7 @@ from robench.evaluation.statistics import (
     mcnemar,
     over_seeds,
 )
+from robench.evaluation.words import radius
 from robench.store.runs import Run
 
 log = logging.getLogger(__name__)
@@ -202,9 +203,8 @@ def _common(first: Sequence[Measured], second: Sequence[Measured], threat: str, 
             raise RobenchError(f"no {threat} rows of {each.name!r}; {how.format(each.name)}")
         absent = sorted(set(eps) - set(frame["eps"]))
         if absent:
-            raise RobenchError(
-                f"no {threat} rows of {each.name!r} at ε {absent[0]:g}; {how.format(each.name)} --eps {absent[0]:g}"
-            )
+            at = radius(absent[0])
+            raise RobenchError(f"no {threat} rows of {each.name!r} at ε {at}; {how.format(each.name)} --eps {at}")
     data = sorted(set.intersection(*(set(frame["data"]) for frame in frames)))
     if len(data) > 1:  # of which an index is another image in each
         raise RobenchError(
@@ -215,8 +215,8 @@ def _common(first: Sequence[Measured], second: Sequence[Measured], threat: str, 
         raise RobenchError(f"{names.replace(' ', ', ')} share no ε under {threat}; {how.format(names)} --eps ...")
     points: list[_Point] = []
     told: dict[str, list[float]] = {}
-    for radius in radii:
-        here = [frame[frame["eps"] == radius] for frame in frames]
+    for point_eps in radii:
+        here = [frame[frame["eps"] == point_eps] for frame in frames]
         versions = set.intersection(*(set(frame["version"]) for frame in here))
         shared = [frame[frame["version"].isin(versions)] for frame in here]
         samples = _everywhere(shared, len(versions))
@@ -225,17 +225,17 @@ def _common(first: Sequence[Measured], second: Sequence[Measured], threat: str, 
         ]
         for each, frame in zip(everyone, here, strict=True):
             for text in _left_out(each.name, frame, versions, samples):
-                told.setdefault(text, []).append(radius)
+                told.setdefault(text, []).append(point_eps)
         if samples:
             table = np.stack([verdicts.loc[samples].to_numpy(dtype=bool) for verdicts in complete])
-            points.append(_Point(radius, len(versions), table[: len(first)], table[len(first) :]))
+            points.append(_Point(point_eps, len(versions), table[: len(first)], table[len(first) :]))
     if not points:
         raise RobenchError(
             f"no {threat} rows in common: {'; '.join(told) or 'other images'}; one command judges all on the same: "
             f"{how.format(names)}"
         )
     for text, where in told.items():
-        at = "" if threat == "clean" else f" at ε {', '.join(f'{radius:g}' for radius in where)}"
+        at = "" if threat == "clean" else f" at ε {', '.join(map(radius, where))}"
         log.warning(f"{text}: left out{at}")
     return points
 

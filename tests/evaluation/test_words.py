@@ -7,7 +7,7 @@ import pytest
 from robench.attacks.fgsm import FGSM
 from robench.attacks.pgd import PGD
 from robench.core.errors import RobenchError
-from robench.evaluation.words import attacks, radii, steps
+from robench.evaluation.words import attacks, radii, radius, steps
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,13 @@ from robench.evaluation.words import attacks, radii, steps
 )
 def test_radii(text: str, expected: tuple[float, ...]) -> None:
     assert radii(text) == expected
+
+
+@pytest.mark.parametrize("text", ["0.03", "8/255", "1/255", "1", "0.5", "0.0314", "0.03137254", "0.0313725"])
+def test_a_radius_reads_as_itself_and_as_no_other(text: str) -> None:
+    (eps,) = radii(text)
+    assert radius(eps) == text
+    assert radii(radius(0.1 + 0.2)) == (0.1 + 0.2,)
 
 
 @pytest.mark.parametrize(

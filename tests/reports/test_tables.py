@@ -248,3 +248,13 @@ def test_orderings_of_the_paper() -> None:
     assert len(against.orderings(study(samples=20), PAPER)) == 26
     assert against.orderings(rows(share(4)), PAPER).empty
     assert "DVERGE/5" in document.markdown(document.of_frame(against.orderings(frame, PAPER)))
+
+
+def test_radii_that_differ_in_the_fourth_digit_are_not_shown_as_one() -> None:
+    frame = pd.concat([rows(share(90), eps=8 / 255), rows(share(80), eps=0.0314), rows(share(70), eps=0.5)])
+    shown = tables.worst_described(tables.worst(frame))
+    place = shown.headers.index("ε")
+    assert [row[place].text for row in shown.rows] == ["8/255", "0.0314", "0.5"]
+    assert [row[place].sort for row in shown.rows] == [8 / 255, 0.0314, 0.5]
+    values = document.of_frame(pd.DataFrame({"eps": [8 / 255, 0.0314], "p": [0.03137, 0.0314]}))
+    assert [[cell.text for cell in row] for row in values.rows] == [["8/255", "0.0314"], ["0.0314", "0.0314"]]
