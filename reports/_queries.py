@@ -8,7 +8,7 @@ import pandas as pd
 
 from robench.core.errors import RobenchError
 from robench.evaluation import outcomes
-from robench.evaluation.statistics import sign_test
+from robench.evaluation.statistics import Interval, difference_over_seeds, interval_of_mean, sign_test
 
 COLUMNS = (
     "target", "defense", "n", "seed", "threat", "surrogate", "attack", "loss", "eps", "cell", "restart", "member",
@@ -16,7 +16,9 @@ COLUMNS = (
 )  # fmt: skip
 #: What makes a point of a curve, and a run of it.
 POINT = ["threat", "defense", "n", "eps"]
-_RUN = [*POINT, "seed", "target"]
+#: What tells trainings of a defense apart.
+RUNS = ["seed", "target"]
+_RUN = [*POINT, *RUNS]
 
 
 def tidy(frame: pd.DataFrame) -> pd.DataFrame:
@@ -59,29 +61,56 @@ def survived(frame: pd.DataFrame, *threats: str) -> pd.DataFrame:
 
 def accuracies(verdicts: pd.DataFrame, point: Sequence[str] = POINT) -> pd.DataFrame:
     """`robench.evaluation.outcomes.accuracies` of `survived`: one row per threat, defense, size and ε, or per
-    ``point``, the mean over seeds."""
-    return outcomes.accuracies(verdicts, point, ["seed", "target"])
+    ``point``, the mean over seeds. Of several seeds low and high are what other images and other trainings would
+    change (`robench.evaluation.statistics.interval_of_mean`)."""
+    points = outcomes.accuracies(verdicts, point, RUNS)
+    if (points["seeds"] > 1).any():
+        own = dict(iter(verdicts.groupby(list(point), observed=True)))
+        keys = points[list(point)].itertuples(index=False, name=None)
+        ends = [_interval(own[key]) for key in keys]
+        points["low"], points["high"] = (pd.Series(each, points.index) for each in zip(*ends, strict=True))
+    return points
+
+
+def _interval(verdicts: pd.DataFrame) -> Interval:
+    """Of the mean over the trainings of one point."""
+    by_seed, by_image = (verdicts.groupby(key, observed=True)["correct"] for key in (RUNS, "sample"))
+    return interval_of_mean(by_seed.mean().to_numpy(), by_image.mean().to_numpy(), int(by_seed.size().min()))
 
 
 def differences(left: pd.Series, right: pd.Series) -> pd.Series:
-    """By image that both have, the mean over seeds of ``left`` less that of ``right``; as for `paired`."""
-    means = pd.concat([left.groupby("sample").mean(), right.groupby("sample").mean()], axis=1, join="inner")
-    return means.iloc[:, 0] - means.iloc[:, 1]
+    """By image that all seeds of both have, the mean over seeds of ``left`` less that of ``right``; as for `paired`."""
+    one, other = _aligned(left, right)
+    return one.mean() - other.mean()
+
+
+def _aligned(left: pd.Series, right: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both by seed and by image, on the images that all seeds of both have."""
+    one, other = (side.unstack("sample").dropna(axis="columns").astype("float64") for side in (left, right))
+    both = one.columns.intersection(other.columns)
+    return one[both], other[both]
 
 
 def paired(left: pd.Series, right: pd.Series) -> float:
     """The exact p-value, two-sided, that two accuracies differ, on the images that both have; `differences` says which
     of them is higher there.
 
-    McNemar's test for one seed each. Several seeds: the sign test on each image's mean over seeds, since verdicts of
-    one image by several seeds are not independent.
+    McNemar's test for one seed each. Several seeds: `difference_over_seeds`, as other seeds and other images would move
+    the difference, and no less than the sign test on each image's mean over seeds; 1 where most images are against the
+    difference, which is then of a few.
 
     Args:
         left, right: correct, indexed by (seed, sample).
     """
-    difference = differences(left, right)
-    wins, losses = int((difference > 1e-9).sum()), int((difference < -1e-9).sum())
-    return sign_test(wins, losses)
+    one, other = _aligned(left, right)
+    by_image = (one.mean() - other.mean()).to_numpy()
+    wins, losses = int((by_image > 1e-9).sum()), int((by_image < -1e-9).sum())
+    p = sign_test(wins, losses)
+    if max(len(one), len(other)) == 1 or len(by_image) < 2:
+        return p
+    if (wins - losses) * by_image.mean() <= 0:
+        return 1.0
+    return max(p, difference_over_seeds(one.to_numpy(), other.to_numpy()).p)
 
 
 def transfer_rates(frame: pd.DataFrame) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from robench.evaluation.outcomes import intervals
-from robench.evaluation.statistics import LEVEL
+from robench.evaluation.statistics import LEVEL, interval_of_mean
 from robench.evaluation.words import steps
 from robench.reports import style
 from robench.reports._queries import POINT, accuracies, differences, paired, survived, tidy
@@ -111,7 +111,7 @@ def orderings(frame: pd.DataFrame, paper: str) -> pd.DataFrame:
     """The shape that a reproduction of the paper must show, claim by claim, on whatever data.
 
     Returns:
-        claim; left and right, what is compared; difference, left − right in [-1, 1]; p, of the paired exact test of
+        claim; left and right, what is compared; difference, left − right in [-1, 1]; p, of the test of
         `robench.reports.tables.accuracy`; verdict: "holds", "reversed", or "undecided" where p is above 0.05; that a
         defense has fallen is not reversed by a "weaker attack". A claim without its two sides is left out.
     """
@@ -166,12 +166,11 @@ def _compared(claim: Claim, pair: tuple[Judged, Judged], cells: Mapping[Judged, 
 
 def _fell(claim: Claim, key: Judged, correct: pd.Series, table: Published, tries: pd.Series) -> dict[str, object]:
     """Whether a defense has fallen to about 0."""
-    accuracy = _mean(correct)
-    verdict = _fallen(accuracy, correct)
+    verdict = _fallen(correct)
     if verdict == "reversed" and tries.get((table.threat, *key), 0) < table.tries:
         verdict = "weaker attack"
     names = {"left": _name(key), "right": "0"}
-    return {"claim": claim.claim, **names, "difference": accuracy, "p": np.nan, "verdict": verdict}
+    return {"claim": claim.claim, **names, "difference": _mean(correct), "p": np.nan, "verdict": verdict}
 
 
 def _mean(correct: pd.Series) -> float:
@@ -200,12 +199,13 @@ def _tries(frame: pd.DataFrame, table: Published) -> pd.Series:
     return cells.groupby([*POINT, "target"], observed=True).sum().groupby(POINT, observed=True).min().rename("tries")
 
 
-def _fallen(accuracy: float, correct: pd.Series) -> str:
+def _fallen(correct: pd.Series) -> str:
     """Whether the accuracy is below `FALLEN`; undecided while its interval holds both."""
-    low, high = intervals([accuracy], [correct.index.get_level_values("sample").nunique()])
-    if high[0] <= FALLEN:
+    by_seed, by_image = (correct.groupby(level).mean().to_numpy() for level in ("seed", "sample"))
+    low, high = interval_of_mean(by_seed, by_image, int(correct.groupby("seed").size().min()))
+    if high <= FALLEN:
         return "holds"
-    return "reversed" if low[0] > FALLEN else "undecided"
+    return "reversed" if low > FALLEN else "undecided"
 
 
 def _name(key: Judged) -> str:

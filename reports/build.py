@@ -117,7 +117,7 @@ def tabulated(inputs: Inputs) -> Iterator[Tabulated]:
     for threat, name in TABLES.items():
         if inputs.has(threat):
             points = tables.accuracy(frame, threat)
-            caption = f"Accuracy by ε, {style.THREATS[threat].label}, %, with 95 % Wilson intervals"
+            caption = f"Accuracy by ε, {style.THREATS[threat].label}, %, with 95 % intervals"
             link = None if links is None else partial(links.point, threat)
             yield Tabulated(name, points, tables.described(points, caption, link))
     if eps := curves.telling_eps(frame, "blackbox"):

@@ -46,8 +46,8 @@ def values(frame: pd.DataFrame, threat: str) -> pd.DataFrame:
 
 
 def curves(frame: pd.DataFrame, ax: Axes, *, threat: str, link: Link | None = None) -> Axes:
-    """Accuracy in percent against ε: defense by colour and marker, N by dash; the 95 % interval over images as a band,
-    one standard deviation over seeds as bars.
+    """Accuracy in percent against ε: defense by colour and marker, N by dash; the 95 % interval as a band, one
+    standard deviation over seeds as bars.
 
     Args:
         frame: outcomes of ``threat`` and "clean".

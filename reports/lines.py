@@ -36,8 +36,8 @@ def lines(
 ) -> None:
     """Draws ``scale * y`` against ``x``, a line for each value of the column ``line``, which becomes its label.
 
-    Columns ``low`` and ``high`` are drawn as a band: what other images would change. Columns ``sd`` and ``seeds`` are
-    drawn as bars of one standard deviation, where there are several seeds: what other trainings would change.
+    Columns ``low`` and ``high`` are drawn as a band: the 95 % interval, of several seeds as other images and other
+    trainings would move it. Columns ``sd`` and ``seeds`` are drawn as bars of one standard deviation over seeds.
 
     Args:
         looks: of the lines, by name, in the order in which they are drawn.

@@ -23,8 +23,8 @@ def accuracy(frame: pd.DataFrame, threat: str) -> pd.DataFrame:
     Returns:
         defense, n, eps, accuracy, low, high in [0, 1], samples, seeds, sd, versions; `best`: the highest of its column
         (ε), where it also differs from the runner-up; `p`: that test, on the best row of each column. The test is
-        McNemar's, exact and paired by image, against every other row, with Holm's correction within the column, since
-        the data chose the runner-up too.
+        `robench.reports._queries.paired`, against every other row, with Holm's correction within the column, since the
+        data chose the runner-up too.
 
     Raises:
         RobenchError: nothing was measured under that threat.
@@ -140,9 +140,13 @@ def over_draws_described(points: pd.DataFrame, caption: str = "") -> Table:
 
 def _note(table: pd.DataFrame) -> str:
     samples, seeds = sorted(table["samples"].unique()), sorted(table["seeds"].unique())
+    interval, test = "Wilson interval", "an exact McNemar test"
+    if seeds[-1] > 1:
+        interval = "interval, as other images and, of several training runs, others of these would move it,"
+        test = "a test on the same images, as these and training runs vary,"
     return (
-        f"Accuracy in percent by radius, with the 95 percent Wilson interval for {_range(samples)} images; "
-        f"mean of {_range(seeds)} training run(s). Bold: best of its column by an exact McNemar test with Holm's "
+        f"Accuracy in percent by radius, with the 95 percent {interval} for {_range(samples)} images; "
+        f"mean of {_range(seeds)} training run(s). Bold: best of its column by {test} with Holm's "
         f"correction, p at most {LEVEL}."
     )
 

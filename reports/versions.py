@@ -10,17 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from robench.core.errors import RobenchError
-from robench.evaluation.outcomes import ENSEMBLE, accuracies, intervals, robust, that_count
+from robench.evaluation.outcomes import ENSEMBLE, robust, that_count
 from robench.reports import style
-from robench.reports._queries import tidy
+from robench.reports._queries import RUNS, accuracies, tidy
 from robench.reports.curves import telling_eps
 from robench.reports.document import Table, TableCell
 from robench.reports.lines import by_defense, lines
 from robench.reports.sheet import FIGURES, Inputs, Sheet, Skipped
 
 _WHO = ["defense", "n"]
-#: What tells trainings of a defense apart.
-_RUNS = ["seed", "target"]
 #: What makes a version of an image, but for its random start.
 _VERSION = ["surrogate", "attack", "loss"]
 
@@ -30,7 +28,8 @@ def by_surrogates(frame: pd.DataFrame, eps: float) -> pd.DataFrame:
 
     Returns:
         A row per defense, size and number of surrogates: defense, n, surrogates; accuracy, the mean over all choices of
-        so many, with low and high (Wilson); least and most, of any choice; all in [0, 1]; choices, samples, seeds.
+        so many, with low and high, the means of their intervals' ends; least and most, of any choice; all in [0, 1];
+        choices, samples, seeds.
 
     Raises:
         RobenchError: no black-box rows at that ε.
@@ -43,16 +42,14 @@ def by_surrogates(frame: pd.DataFrame, eps: float) -> pd.DataFrame:
                 _accuracy(own[own["surrogate"].isin(chosen)], _WHO) for chosen in combinations(names, count)
             )
             rates, images, seeds = choices["accuracy"], choices["samples"].min(), choices["seeds"].min()
-            found.append((defense, n, count, rates.mean(), rates.min(), rates.max(), len(rates), images, seeds))
-    columns = [*_WHO, "surrogates", "accuracy", "least", "most", "choices", "samples", "seeds"]
-    points = style.ordered(pd.DataFrame(found, columns=columns), *_WHO, "surrogates")
-    points["low"], points["high"] = intervals(points["accuracy"], points["samples"])
-    return points
+            ends = choices["low"].mean(), choices["high"].mean()
+            found.append((defense, n, count, rates.mean(), rates.min(), rates.max(), len(rates), images, seeds, *ends))
+    columns = [*_WHO, "surrogates", "accuracy", "least", "most", "choices", "samples", "seeds", "low", "high"]
+    return style.ordered(pd.DataFrame(found, columns=columns), *_WHO, "surrogates")
 
 
 def surrogates(points: pd.DataFrame, ax: Axes, eps: float) -> Axes:
-    """The points of `by_surrogates` in percent, against the number of surrogates; the 95 % interval over images as a
-    band."""
+    """The points of `by_surrogates` in percent, against the number of surrogates; the 95 % interval as a band."""
     lines(points, ax, x="surrogates", y="accuracy", looks=by_defense(points))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylim(-2, 102)
@@ -74,12 +71,12 @@ def by_version(frame: pd.DataFrame, eps: float) -> pd.DataFrame:
         RobenchError: no black-box rows at that ε.
     """
     rows = _rows(frame, eps)
-    verdicts = robust(rows, [*_WHO, *_RUNS, *_VERSION])
-    image = [verdicts[name] for name in (*_WHO, *_RUNS, "sample")]
+    verdicts = robust(rows, [*_WHO, *RUNS, *_VERSION])
+    image = [verdicts[name] for name in (*_WHO, *RUNS, "sample")]
     only = (~verdicts["correct"]).groupby(image, observed=True).transform("sum") == 1
     verdicts["alone"] = ~verdicts["correct"] & only
     by = [*_WHO, *_VERSION]
-    points = accuracies(verdicts, by, _RUNS)
+    points = accuracies(verdicts, by)
     points = points.merge(verdicts.groupby(by, observed=True)["alone"].mean().reset_index(), on=by)
     columns = [*by, "accuracy", "low", "high", "alone", "samples", "seeds", "versions"]
     return style.ordered(points, *_WHO, "accuracy", *_VERSION)[columns]
@@ -98,12 +95,12 @@ def by_surrogate(frame: pd.DataFrame, eps: float, clean: Mapping[str, float]) ->
     Raises:
         RobenchError: no black-box rows at that ε.
     """
-    verdicts = robust(_rows(frame, eps), [*_WHO, *_RUNS, "surrogate"])
-    image = [verdicts[name] for name in (*_WHO, *_RUNS, "sample")]
+    verdicts = robust(_rows(frame, eps), [*_WHO, *RUNS, "surrogate"])
+    image = [verdicts[name] for name in (*_WHO, *RUNS, "sample")]
     only = (~verdicts["correct"]).groupby(image, observed=True).transform("sum") == 1
     verdicts["alone"] = ~verdicts["correct"] & only
     by = [*_WHO, "surrogate"]
-    points = accuracies(verdicts, by, _RUNS)
+    points = accuracies(verdicts, by)
     points = points.merge(verdicts.groupby(by, observed=True)["alone"].mean().reset_index(), on=by)
     points["clean"] = points["surrogate"].astype(object).map(clean).astype("float64")
     columns = [*by, "clean", "accuracy", "low", "high", "alone", "samples", "seeds"]
@@ -180,7 +177,7 @@ def described(points: pd.DataFrame, eps: float, caption: str = "") -> Table:
 
 
 def _accuracy(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    return accuracies(robust(rows, [*by, *_RUNS]), by, _RUNS)
+    return accuracies(robust(rows, [*by, *RUNS]), by)
 
 
 def _rows(frame: pd.DataFrame, eps: float) -> pd.DataFrame:

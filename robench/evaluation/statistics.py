@@ -119,19 +119,21 @@ def difference_over_seeds(first: npt.ArrayLike, second: npt.ArrayLike, confidenc
     """The difference of two mean accuracies, as other seeds and other images together would move it.
 
     The variance over seeds, Welch's (1947), and that over images, of the means over seeds, are added; degrees of
-    freedom are Satterthwaite's (1946). What seeds and images share is counted in both, so it errs on the safe side. The
-    p-value is no less than that of a sign test in which every image is on one side.
+    freedom are Satterthwaite's (1946). What seeds and images share is counted in both, so it errs on the safe side. A
+    side of one seed says nothing of others, and counts as that training. The p-value is no less than that of a sign
+    test in which every image is on one side.
 
     Args:
-        first, second: (S,M) and (T,M), at least two seeds each and two images.
+        first, second: (S,M) and (T,M), at least two seeds of one of them and two images.
     """
     one, other = _verdicts(first, 2), _verdicts(second, 2)
     _paired(one, other)
-    if min(len(one), len(other), one.shape[1]) < 2:
-        raise RobenchError(f"expected at least 2 seeds of each and 2 images, got {one.shape} and {other.shape}")
+    if max(len(one), len(other)) < 2 or one.shape[1] < 2:
+        raise RobenchError(f"expected at least 2 seeds of one side and 2 images, got {one.shape} and {other.shape}")
     by_image = one.mean(axis=0) - other.mean(axis=0)
     value = float(by_image.mean())
-    error, freedom = _error(one.mean(axis=1), other.mean(axis=1), by_image)
+    seeds = [side.mean(axis=1) for side in (one, other) if len(side) > 1]
+    error, freedom = _error(*seeds, by_image)
     # So few images do not say more, however alike they are.
     least = sign_test(one.shape[1] if value else 0, 0)
     if error == 0:
@@ -151,11 +153,22 @@ def accuracy_interval(verdicts: npt.ArrayLike, confidence: float = 0.95) -> Inte
         verdicts: (S,M).
     """
     values = _verdicts(verdicts, 2)
-    seeds, images = values.shape
-    value = float(values.mean())
+    return interval_of_mean(values.mean(axis=1), values.mean(axis=0), values.shape[1], confidence)
+
+
+def interval_of_mean(by_seed: _Floats, by_image: _Floats, images: int, confidence: float = 0.95) -> Interval:
+    """`accuracy_interval` where seeds may have judged other images.
+
+    Wilson's counts whole images: a mean over seeds is rounded to the nearest of them, by half an image at most.
+
+    Args:
+        by_seed: the accuracy of each seed; by_image: the mean over the seeds that judged it, of each image.
+        images: the fewest of any seed.
+    """
+    value = float(by_seed.mean())
     low, high = wilson(round(value * images), images, confidence)
-    if min(seeds, images) > 1:
-        error, freedom = _error(values.mean(axis=1), values.mean(axis=0))
+    if min(len(by_seed), len(by_image)) > 1:
+        error, freedom = _error(by_seed, by_image)
         half = float(scipy.stats.t.ppf((1 + confidence) / 2, freedom)) * error if error else 0.0
         low, high = max(0.0, min(low, value - half)), min(1.0, max(high, value + half))
     return Interval(low, high)

@@ -17,6 +17,7 @@ from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes, robust, wilson
 from robench.evaluation.statistics import (
     LEVEL,
+    accuracy_interval,
     bootstrap_difference,
     difference_over_seeds,
     holm,
@@ -113,8 +114,8 @@ def compare_defenses(
     """Two defenses over their training seeds: each a name and at least three ensembles.
 
     Returns:
-        As `compare`, but accuracies are means over seeds with Student's interval, and sd_a, sd_b, seeds_a, seeds_b;
-        the difference's interval and p are over seeds and images (`difference_over_seeds`), low_images and
+        As `compare`, but accuracies are means over seeds with `accuracy_interval`, and sd_a, sd_b, seeds_a,
+        seeds_b; the difference's interval and p are over seeds and images (`difference_over_seeds`), low_images and
         high_images over images alone (bootstrap).
 
     Raises:
@@ -133,7 +134,7 @@ def compare_defenses(
         row = _head(first[0], second[0], threat, point)
         for which, verdicts in (("a", point.first), ("b", point.second)):
             spread = over_seeds(verdicts.mean(axis=1))
-            row |= _accuracy(which, spread.mean, spread.low, spread.high)
+            row |= _accuracy(which, spread.mean, *accuracy_interval(verdicts))
             row |= {f"sd_{which}": spread.sd, f"seeds_{which}": spread.seeds}
         row |= {"difference": value, "low": low, "high": high}
         row |= dict(zip(("low_images", "high_images"), bootstrap_difference(point.first, point.second), strict=True))

@@ -6,11 +6,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
 from robench.core.errors import RobenchError
+from robench.evaluation.outcomes import wilson
+from robench.evaluation.statistics import accuracy_interval
 from robench.reports import against, build, document, html, style, tables
 from robench.reports._queries import paired
 from tests.reports.frames import rows, share, study
@@ -258,3 +261,37 @@ def test_radii_that_differ_in_the_fourth_digit_are_not_shown_as_one() -> None:
     assert [row[place].sort for row in shown.rows] == [8 / 255, 0.0314, 0.5]
     values = document.of_frame(pd.DataFrame({"eps": [8 / 255, 0.0314], "p": [0.03137, 0.0314]}))
     assert [[cell.text for cell in row] for row in values.rows] == [["8/255", "0.0314"], ["0.0314", "0.0314"]]
+
+
+def test_of_several_seeds_the_interval_holds_what_other_trainings_would_change() -> None:
+    """Two trainings of 40 and 80 % say little of a third; Wilson's of their mean said [50, 69]."""
+    frame = pd.concat([rows(share(40), seed=0), rows(share(80), seed=1)])
+    (row,) = tables.accuracy(frame, "whitebox").to_dict("records")
+    verdicts = np.array([share(40), share(80)])
+    assert (row["low"], row["high"]) == accuracy_interval(verdicts)
+    assert row["high"] - row["low"] > 0.5
+    assert (
+        "other images and, of several training runs, others"
+        in tables.described(tables.accuracy(frame, "whitebox")).note
+    )
+    compared = pd.concat([rows(share(60), seed=0), rows(share(60), seed=1)])
+    low, high = wilson(60, 100)
+    assert tables.accuracy(compared, "whitebox")[["low", "high"]].to_numpy().tolist() == [
+        [pytest.approx(low, abs=0.01), pytest.approx(high, abs=0.01)]
+    ]
+
+
+def test_bold_is_not_given_against_the_sign_of_most_images_nor_for_one_lucky_training() -> None:
+    def by_seed(counts: list[list[bool]], defense: str) -> pd.DataFrame:
+        return pd.concat([rows(right, defense=defense, seed=seed) for seed, right in enumerate(counts)])
+
+    # Ahead on 25 images in each training, behind on 60 in one of three: 5 points ahead, and the sign test's p is .0002.
+    ahead = [[True] * 25 + [False] * 60 + [True] * 15] + [[True] * 100] * 2
+    behind = [[False] * 25 + [True] * 75] * 3
+    few = pd.concat([by_seed(ahead, "dverge"), by_seed(behind, "gal")])
+    assert not tables.accuracy(few, "whitebox")["best"].any()
+    # 30 points ahead by one training of two alone.
+    lucky = pd.concat([by_seed([share(100), share(40)], "dverge"), by_seed([share(40), share(40)], "gal")])
+    assert not tables.accuracy(lucky, "whitebox")["best"].any()
+    sure = pd.concat([by_seed([share(81), share(80), share(82)], "dverge"), by_seed([share(40)] * 3, "gal")])
+    assert tables.accuracy(sure, "whitebox").set_index("defense")["best"].to_dict() == {"dverge": True, "gal": False}

@@ -233,3 +233,14 @@ def test_rows_of_several_models_are_not_one_ensemble() -> None:
     both = Outcomes.join(frame, {cell.key: cell for cell in cells})
     with pytest.raises(RobenchError, match="the rows of 'x' are of several models, since its weights were replaced"):
         Measured.of("x", both)
+
+
+def test_trainings_that_agree_are_uncertain_for_other_images() -> None:
+    """Student's interval of three equal accuracies has no length."""
+    sides = [
+        (f"d{side}", [measured(f"{side}{seed}", {("pgd", 0.1): bits(right)}) for seed in range(3)])
+        for side, right in (("a", 30), ("b", 20))
+    ]
+    (row,) = compare_defenses(*sides, "blackbox")
+    assert (row["accuracy_a"], row["sd_a"]) == (0.75, 0.0)
+    assert row["low_a"] < 0.65 < 0.85 < row["high_a"]
