@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -189,6 +190,16 @@ class Runs:
         if missing:
             raise RobenchError(f"{path} lacks {', '.join(missing)}; train or import the run again")
         return Run(path.parent, read_record(path, Manifest))
+
+    def ancestor(self, entry: Mapping[str, Any]) -> Run | None:
+        """The run of the weights that another's ``ancestors`` name, whatever it is called now; None where it is not
+        here, as where another training has its name."""
+        there = []
+        for name in self.names():
+            with suppress(RobenchError):  # a damaged run is not it
+                there += [run for run in [self.get(name)] if run.weights == entry["weights"]]
+        # A copy, such as an import, does not say how it was trained.
+        return min(there, key=lambda run: (not run.manifest.get("recipe"), run.name != entry["run"]), default=None)
 
     def unused(self, name: str) -> str:
         """``name``; RobenchError where a run has it."""

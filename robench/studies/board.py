@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,6 @@ import pandas as pd
 
 from robench.core.errors import RobenchError
 from robench.core.models import build, parameter_count
-from robench.defenses import DEFENSES
 from robench.evaluation import cost
 from robench.evaluation.findings import Finding
 from robench.evaluation.fingerprint import judged_identity
@@ -115,27 +115,14 @@ def _entries(name: str, run: Run, store: Runs, rows: FolderRows, standing: board
 
 def _training(run: Run, store: Runs) -> tuple[float, str] | None:
     """Forward and backward passes of each training image, of this run and of those that its weights come from."""
-    total, least = 0.0, ""
-    for ancestor in (run.name, *(each["run"] for each in run.manifest["ancestors"])):
-        try:
-            each = store.get(ancestor)
-            recipe, (kind, fields) = each.manifest["recipe"], _fields(each)
-            defense = DEFENSES.get(kind)(**fields)
-            epochs, members = cost.made(each)
-            size = recipe["batch_size"]
-            total += cost.training(defense, members, size, epochs * (members if defense.in_turn else 1), size) / size
-        except (RobenchError, LookupError, TypeError):
-            # Imported weights, or a defense or a run that is not here.
-            if ancestor == run.name:
-                return None
-            least = "≥ "
-    return total, f"{least}{total:,.0f}"
-
-
-def _fields(run: Run) -> tuple[str, Mapping[str, object]]:
-    """Name and settings of its defense."""
-    told = dict(run.manifest["defense"])
-    return str(told.pop("name")), {key: value for key, value in told.items() if key != "version"}
+    total = cost.trained(run)
+    if math.isnan(total):
+        return None
+    starts = [store.ancestor(entry) for entry in run.manifest["ancestors"]]
+    passes = [math.nan if each is None else cost.trained(each) for each in starts]
+    known = [each for each in passes if not math.isnan(each)]
+    total += sum(known)
+    return total, f"{'≥ ' if len(known) < len(passes) else ''}{total:,.0f}"
 
 
 def _joined(entries: Sequence[_Keyed], notices: list[str]) -> list[board.Entry]:

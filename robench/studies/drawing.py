@@ -157,7 +157,8 @@ def provenance(outcomes: Outcomes, runs: Sequence[Run]) -> dict[str, Any]:
 def costs(runs: Sequence[Run], shape: torch.Size | None, seconds: Mapping[str, float]) -> pd.DataFrame:
     """What training and decision cost, of each run.
 
-    A training that starts from others takes theirs too; it is NaN where one of them is not there.
+    A training that starts from others takes theirs too, which are found by their weights; it is NaN where one of them
+    is not there.
 
     Args:
         shape, seconds: of `draw`.
@@ -169,13 +170,12 @@ def costs(runs: Sequence[Run], shape: torch.Size | None, seconds: Mapping[str, f
     rows = []
     for run in runs:
         store = Runs(run.folder.parent)
-        there = set(store.names())
-        trainings = [run.name, *(ancestor["run"] for ancestor in run.manifest["ancestors"])]
+        trainings = [run, *map(store.ancestor, run.manifest["ancestors"])]
         rows.append(
             {
                 "target": run.name,
-                "passes": sum(cost.trained(store.get(name)) if name in there else math.nan for name in trainings),
-                "seconds": sum(seconds.get(name, math.nan) for name in trainings),
+                "passes": sum(math.nan if each is None else cost.trained(each) for each in trainings),
+                "seconds": sum(math.nan if each is None else seconds.get(each.name, math.nan) for each in trainings),
                 "flops": math.nan if shape is None else cost.decision(run.specs, shape) / 1e6,
             }
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import CELL_COLUMNS, ROW_COLUMNS, Outcomes
 from robench.evaluation.schema import Count, Radii
 from robench.evaluation.settings import Settings
-from robench.evaluation.threats import Job, Threat
+from robench.evaluation.threats import BLACKBOX, Job, Threat
 from robench.session import OUTCOMES, Session
 from robench.store.runs import Run, Runs
 from robench.studies.intact import SUMMARY, ResultFolder, damaged, guarded, summary
@@ -190,7 +190,8 @@ def _tried(session: Session, run: Run, key: str, rows: pd.DataFrame, tolerance: 
     what = f"{run.name} {cell.threat} {cell.attack} {cell.loss} ε {cell.eps:g} ({key})"
     again = _rows_again(session, run, cell, sorted(set(rows["sample"].tolist())))
     true = again.frame[list(CELL_COLUMNS)].iloc[0].to_dict()
-    wrong = [name for name in CELL_COLUMNS if getattr(cell, name) != true[name]]
+    renamed = _renamed(session.store, cell, true)
+    wrong = [name for name in CELL_COLUMNS if name not in renamed and getattr(cell, name) != true[name]]
     if wrong:
         told = getattr(cell, wrong[0])
         return Finding(what, "fail", f"its manifest says {wrong[0]} {told!r}, and it is {true[wrong[0]]!r}")
@@ -211,7 +212,16 @@ def _tried(session: Session, run: Run, key: str, rows: pd.DataFrame, tolerance: 
             f"{int(differs.sum())} of {len(both)} rows differ, such as sample {first['sample']} of {first['member']}: "
             f"margin {first['margin']:.4g}, again {first['margin_again']:.4g}",
         )  # fmt: skip
-    return Finding(what, "pass", f"{len(both)} rows, {int(differs.sum())} differ")
+    since = "".join(f"; its {name} {true[name]} was called {getattr(cell, name)} then" for name in sorted(renamed))
+    return Finding(what, "pass", f"{len(both)} rows, {int(differs.sum())} differ{since}")
+
+
+def _renamed(store: Runs, cell: Cell, true: Mapping[str, Any]) -> set[str]:
+    """Which of target and surrogate, known by their weights, go by another name than a cell says. A surrogate's is what
+    reports show, so that of another run that is here is a false one."""
+    apart = {name for name in ("target", "surrogate") if getattr(cell, name) != true[name]}
+    false = cell.threat not in BLACKBOX or cell.surrogate in store.names()
+    return apart - {"surrogate"} if false else apart
 
 
 def _rows_again(session: Session, run: Run, cell: Cell, samples: list[int]) -> Outcomes:

@@ -16,6 +16,7 @@ from robench.core.data import load
 from robench.core.models import ModelSpec
 from robench.evaluation import cost
 from robench.store.runs import Run, Runs
+from robench.studies.board import _training
 from robench.studies.drawing import costs
 from robench.studies.plan import Plan, Step, expand
 from robench.studies.state import StudyFolder
@@ -111,14 +112,29 @@ def test_a_finished_run_says_what_its_training_took(bench: Bench) -> None:
 
 def test_a_training_costs_what_it_starts_from_too(bench: Bench) -> None:
     plain, other = (bench.runs.get(name) for name in bench.plan.main)
-    child = Run(other.folder, {**other.manifest, "ancestors": [{"run": plain.name, "weights": "", "members": []}]})
+    start = {"run": "called otherwise then", "weights": plain.weights, "members": []}
+    child = Run(other.folder, {**other.manifest, "ancestors": [start]})
     orphan = Run(other.folder, {**other.manifest, "ancestors": [{"run": "gone", "weights": "", "members": []}]})
     table = costs([other, child, orphan], torch.Size((1, 8, 8)), {plain.name: 2.0, other.name: 3.0})
     alone, both, lost = table["passes"]
     assert both == alone + cost.trained(plain)
     assert math.isnan(lost)
+    assert _training(child, bench.runs) == (both, f"{both:,.0f}")
+    assert _training(orphan, bench.runs) == (alone, f"≥ {alone:,.0f}")
     assert table["seconds"].tolist()[:2] == [3.0, 5.0]
     assert table["flops"].nunique() == 1
+
+
+def test_the_start_of_a_training_is_its_weights_and_no_name(bench: Bench) -> None:
+    """A Baseline that was trained anew under the same name is another one."""
+    plain, other = (bench.runs.get(name) for name in bench.plan.main)
+    again = {"run": plain.name, "weights": "0" * 64, "members": []}
+    child = Run(other.folder, {**other.manifest, "ancestors": [again]})
+    (row,) = costs([child], None, {plain.name: 2.0, other.name: 3.0}).to_dict("records")
+    assert math.isnan(row["passes"])
+    assert math.isnan(row["seconds"])
+    total, text = _training(child, bench.runs) or (0.0, "")
+    assert (total, text[:2]) == (cost.trained(other), "≥ ")
 
 
 def test_a_training_that_was_resumed_has_no_time(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,3 +268,20 @@ def test_a_network_of_ones_own_is_named(
     assert "confirmed: 2 of 2" in capsys.readouterr().out
     assert run(["check", "result", "mine", "--files", "--model", "ownnet:make"]) == 2
     assert "--model has no effect with --files" in capsys.readouterr().err
+
+
+def test_a_renamed_run_is_confirmed_by_its_weights(judged: Session) -> None:
+    root = judged.store.root
+    for now, then in (("mine", "base"), ("hold-out", "sub")):
+        (root / then).rename(root / now)
+    data = f"npz:{root.parent / 'noise.npz'}"
+    found = list(verify(root, dataset=data, cells=ALL))
+    assert {each.status for each in found} == {"pass"}, [each for each in found if each.status != "pass"]
+    assert all("its target mine was called base then" in each.said for each in found)
+    assert any("its surrogate hold-out was called sub then" in each.said for each in found)
+    # Another run has the name that the cells give their surrogate.
+    shutil.copytree(root / "mine", root / "sub")
+    shutil.rmtree(root / "sub" / OUTCOMES)
+    refused = [each for each in verify(root, dataset=data, cells=ALL) if each.status == "fail"]
+    assert refused
+    assert all("its manifest says surrogate 'sub', and it is 'hold-out'" in each.said for each in refused)
