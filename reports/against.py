@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.resources import files
 from itertools import pairwise
 from typing import Literal, cast
@@ -54,7 +54,7 @@ def published(paper: str) -> pd.DataFrame:
     return table[["threat", "defense", "n", "eps", "published", "published_low", "published_high"]]
 
 
-def against(frame: pd.DataFrame, paper: str, *, data: SameData) -> pd.DataFrame:
+def against(frame: pd.DataFrame, paper: str, *, data: SameData, others: Collection[str] = ()) -> pd.DataFrame:
     """Every accuracy that both have, in [0, 1].
 
     Rows count only where they are of the paper's attack and loss, as far as it names them.
@@ -62,11 +62,13 @@ def against(frame: pd.DataFrame, paper: str, *, data: SameData) -> pd.DataFrame:
     Args:
         paper: one of `robench.reports.published.names`.
         data: where our images are others, numbers are shown side by side and not judged.
+        others: targets whose members are other networks than the paper's; neither are these judged.
 
     Returns:
         threat, defense, n, eps, ours, ours_low, ours_high, published, published_low, published_high, difference,
         difference_low, difference_high (Newcombe 1998, 95 %), verdict ("inside": that interval holds 0; "outside";
-        "weaker attack" than the paper's, in steps or in number; "different data"), samples, seeds, versions.
+        "weaker attack" than the paper's, in steps or in number; "different data", "different network" or both),
+        samples, seeds, versions.
 
     Raises:
         RobenchError: unknown paper.
@@ -83,9 +85,13 @@ def against(frame: pd.DataFrame, paper: str, *, data: SameData) -> pd.DataFrame:
     enough = both["threat"].map({each.title: each.tries for each in source.tables}).astype("float64")
     weaker = (both["tries"].fillna(0).astype("float64") < enough) & (both["ours"] > 0)
     judged = np.where(weaker, "weaker attack", np.where(inside, "inside", "outside"))
-    both["verdict"] = "different data" if data == "different" else judged
     if data == "vouched":
-        both["verdict"] += " (data vouched for)"
+        judged = judged.astype(object) + " (data vouched for)"
+    network = _of(frame, others, both)
+    if data == "different":
+        both["verdict"] = np.where(network, "different data and network", "different data")
+    else:
+        both["verdict"] = np.where(network, "different network", judged)
     titles = ["clean", *(each.title for each in source.tables)]
     both = style.ordered(both, "threat", "defense", "n", "eps", threats=titles)
     return both[
@@ -95,6 +101,13 @@ def against(frame: pd.DataFrame, paper: str, *, data: SameData) -> pd.DataFrame:
             "versions",
         ]
     ]  # fmt: skip
+
+
+def _of(frame: pd.DataFrame, targets: Collection[str], points: pd.DataFrame) -> pd.Series:
+    """Whether each point, of a defense and a size, is of some of these targets."""
+    rows = tidy(frame)
+    own = set(rows.loc[rows["target"].isin(list(targets)), ["defense", "n"]].itertuples(index=False, name=None))
+    return pd.Series([(row.defense, row.n) in own for row in points.itertuples()], points.index, dtype=bool)
 
 
 def _own(frame: pd.DataFrame, table: Published) -> pd.DataFrame:

@@ -149,6 +149,7 @@ def write(
     *,
     paper: str | None = None,
     data: against.SameData = "different",
+    others: Collection[str] = (),
     formats: Collection[str] = ("pdf", "png"),
 ) -> list[Path]:
     """Every figure as a file per format, with a CSV of what it shows and the provenance beside it; every table.
@@ -157,7 +158,7 @@ def write(
 
     Args:
         provenance: what made the outcomes, as JSON values.
-        paper, data: published numbers to set beside ours, see `robench.reports.against.against`.
+        paper, data, others: published numbers to set beside ours, see `robench.reports.against.against`.
         formats: of "pdf", "png", "svg".
 
     Returns:
@@ -180,7 +181,10 @@ def write(
         texts = {"md": document.markdown(made.table), "tex": document.latex(made.table)}
         files += _table(out, made.name, made.values, texts, provenance)
     if paper is not None:
-        numbers, claims = against.against(drawn.frame, paper, data=data), against.orderings(drawn.frame, paper)
+        numbers, claims = (
+            against.against(drawn.frame, paper, data=data, others=others),
+            against.orderings(drawn.frame, paper),
+        )
         text = "\n".join(document.markdown(document.of_frame(each)) for each in (numbers, claims))
         files += _table(out, f"against_{paper}", numbers, {"md": text}, provenance)
     return files

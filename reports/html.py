@@ -6,7 +6,7 @@ import base64
 import hashlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ def write(
     title: str = "Robustness of ensembles",
     paper: str | None = None,
     data: against.SameData = "different",
+    others: Collection[str] = (),
 ) -> Path:
     """Writes the report: same rows, same bytes.
 
@@ -53,7 +54,7 @@ def write(
         trainings: how the ensembles were trained.
         pictures: shown where their rows are listed; those that do not fit are left out.
         paper: of `robench.reports.published.names`, to compare with.
-        data: see `robench.reports.against.against`.
+        data, others: see `robench.reports.against.against`.
 
     Raises:
         RobenchError: a report that cannot be kept below `LIMIT`.
@@ -73,7 +74,7 @@ def write(
         "checks": _checks(checks) if checks else None,
         "trainings": trainings,
         "tables": [each.table for each in drawn.tables],
-        "paper": _paper(drawn.frame, paper, data) if paper is not None else None,
+        "paper": _paper(drawn.frame, paper, data, others) if paper is not None else None,
         "figures": figures,
         "provenance": dict(provenance),
         "provenance_lines": [(str(name), style.words(provenance[name])) for name in sorted(provenance)],
@@ -145,8 +146,8 @@ def _checks(checks: Sequence[Mapping[str, str]]) -> Table:
     return Table(["Check", "Status", "Evidence"], rows, "Checks on these results")
 
 
-def _paper(frame: pd.DataFrame, paper: str, data: against.SameData) -> dict[str, Any]:
-    numbers = against.against(frame, paper, data=data)
+def _paper(frame: pd.DataFrame, paper: str, data: against.SameData, others: Collection[str]) -> dict[str, Any]:
+    numbers = against.against(frame, paper, data=data, others=others)
     rows = []
     for row in numbers.to_dict("records"):
         rates = [TableCell.measured(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in _COMPARED]

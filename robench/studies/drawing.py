@@ -66,13 +66,17 @@ def draw(
     if outcomes.frame.empty:
         raise RobenchError("nothing was measured on these runs; robench eval does it")
     facts = {**provenance(outcomes, runs), **(more or {})}
-    beside: dict[str, Any] = {"paper": paper}
+    beside: dict[str, Any] = {}
     if paper is not None:
         same = facts["data"] == [published.read(paper).data]
         if same and same_data:
             raise RobenchError("--same-data has no effect: the images are those of the paper already; omit it")
         beside["data"] = "same" if same else "vouched" if same_data else "different"
+        beside["others"] = _of_other_networks(runs, published.read(paper).model)
     frame, history, told = _kept_apart(outcomes, runs)
+    if paper is not None:
+        told += _unlike_paper(paper, facts["data"], **beside)
+        beside["paper"] = paper
     drawn = build.draw(
         frame,
         history=history,
@@ -97,6 +101,23 @@ def draw(
         **beside,
     )
     return [*files, page]
+
+
+def _of_other_networks(runs: Sequence[Run], model: str) -> list[str]:
+    return [run.name for run in runs if any(spec.name != model for spec in run.specs)]
+
+
+def _unlike_paper(paper: str, found: Sequence[str], *, data: str, others: Sequence[str]) -> list[str]:
+    """What keeps our numbers from being judged by the paper's."""
+    source = published.read(paper)
+    told = []
+    if data == "different":
+        told.append(f"{paper}: its images are {source.data}, ours {', '.join(found)}: side by side, not judged")
+    if others:
+        told.append(
+            f"{paper}: its members are {source.model}, not those of {', '.join(others)}: side by side, not judged"
+        )
+    return told
 
 
 def _kept_apart(outcomes: Outcomes, runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:

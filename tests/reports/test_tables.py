@@ -204,6 +204,16 @@ def test_inside_outside_and_different_data() -> None:
     assert against.against(rows(share(40), attack="autoattack"), PAPER, data="same").empty
 
 
+def test_other_networks_are_not_judged_by_the_papers() -> None:
+    frame = pd.concat(
+        [rows(share(400, 1000), restart=4), rows(share(400, 1000), restart=4, n=5, target="wide")], ignore_index=True
+    )
+    found = against.against(frame, PAPER, data="same", others=["wide"]).set_index("n")["verdict"]
+    assert found.to_dict() == {3: "inside", 5: "different network"}
+    unlike = against.against(frame, PAPER, data="different", others=["wide"]).set_index("n")["verdict"]
+    assert unlike.to_dict() == {3: "different data", 5: "different data and network"}
+
+
 def test_an_attack_weaker_than_the_papers_is_no_verdict() -> None:
     def verdict(*frames: pd.DataFrame) -> str:
         (found,) = against.against(pd.concat(frames), PAPER, data="same")["verdict"]

@@ -14,8 +14,10 @@ from PIL import Image
 from robench.cli import run
 from robench.core.data import Data, at_hand, load
 from robench.evaluation.words import attacks
+from robench.reports import published
 from robench.session import OUTCOMES, Session, stored
 from tests import forged
+from tests.small import SPEC
 from tests.studies.conftest import judge
 
 
@@ -134,7 +136,7 @@ def test_a_report_shows_what_fell_where_the_data_are_there(place: Path, capsys: 
 
 
 def test_verdicts_beside_the_paper_depend_on_what_was_judged(
-    place: Path, judged: Session, capsys: pytest.CaptureFixture[str]
+    place: Path, judged: Session, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The run says cifar10, as an import does for its classes; the images are noise.
     out = ["report", "--images", "0", "--out", "figures", "--against", "dverge2020"]
@@ -142,9 +144,16 @@ def test_verdicts_beside_the_paper_depend_on_what_was_judged(
     shutil.rmtree(folder)
     judged.whitebox([judged.store.get("base")], eps=(0.03,), attacks=attacks("whitebox"), restarts=1)
     forged.cells(folder, lambda cell: cell.update(n=3))  # the paper has no ensembles of two
-    said(capsys, *out)
+    assert run(out) == 0
+    told = capsys.readouterr().err
+    assert "its images are cifar10, ours " in told
+    assert "its members are resnet20, not those of base: side by side, not judged" in told
     assert "| clean | baseline | 3 | 0 | 100.0 |" in table.read_text()
-    assert "different data" in table.read_text()
+    assert "different data and network" in table.read_text()
+    said(capsys, *out, "--same-data")
+    assert "different network" in table.read_text()
+    of_such = published.read("dverge2020").model_copy(update={"model": SPEC.name})
+    monkeypatch.setattr(published, "read", lambda paper: of_such)
     said(capsys, *out, "--same-data")
     assert "(data vouched for)" in table.read_text()
     assert "different data" not in table.read_text()
