@@ -26,9 +26,9 @@ _EXAMPLES = (
 @click.argument("second", metavar="B")
 @click.option(
     "--threat",
-    type=click.Choice(["whitebox", "blackbox", "clean"]),
+    type=click.Choice(["whitebox", "blackbox", "queries", "convergence", "clean"]),
     required=True,
-    help="What both were judged under.",
+    help="What both were judged under. Not transfer, whose images are others for each ensemble: see robench report.",
 )
 @click.option("--eps", help="0.01:0.07:0.01, 8/255, or several with commas. By default all that both have.")
 @click.option("--defenses", is_flag=True, help="A and B are defenses: over at least 3 seeds of each.")
@@ -99,6 +99,7 @@ def _compared(rows: list[dict[str, Any]]) -> str:
         lines.append(
             [
                 radius(row["eps"]),
+                *([row["attack"]] if "attack" in row else []),
                 str(row["samples"]),
                 str(row["versions"]),
                 *(interval(row, f"accuracy_{which}", f"_{which}") + sd for which, sd in zip("ab", spread, strict=True)),
@@ -109,4 +110,19 @@ def _compared(rows: list[dict[str, Any]]) -> str:
             ]
         )
     title = f"{threat}: accuracy in % [95 % interval], on the same images{over}"
-    return drawn(title, ["ε", "images", "versions", a, b, "difference", "p", "p, Holm", ""], lines)
+    return drawn(
+        title,
+        [
+            "ε",
+            *(["attack"] if "attack" in rows[0] else []),
+            "images",
+            "versions",
+            a,
+            b,
+            "difference",
+            "p",
+            "p, Holm",
+            "",
+        ],
+        lines,
+    )

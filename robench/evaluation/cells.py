@@ -108,11 +108,11 @@ class Cell:
         """The key of what was done to the images, ε aside: verdicts of two targets may be paired where it is the same.
 
         Of black-box cells it holds data, surrogate weights, attack with its version, restart, seed and precision; of
-        white-box ones, which are crafted on the target itself, all of these but the weights.
+        those that are crafted on the target itself, as white-box ones are, all of these but the weights.
         """
         own = {name: value for name, value in self.recipe().items() if name not in ("target", "craft")}
-        without = {"eps", "source"} if self.threat == "whitebox" else {"eps"}
         craft = {} if self.craft is None else self.craft.recipe()
+        without = {"eps", "source"} if craft.get("source") == self.identity else {"eps"}
         return content_key({**own, "craft": {name: value for name, value in craft.items() if name not in without}})
 
     def manifest(self) -> dict[str, Any]:

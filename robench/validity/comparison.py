@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ from robench.evaluation.statistics import (
     mcnemar,
     over_seeds,
 )
-from robench.evaluation.words import radius
+from robench.evaluation.threats import ATTACK_BY_ATTACK
+from robench.evaluation.words import radius, steps
 from robench.store.runs import Run
 
 log = logging.getLogger(__name__)
@@ -65,25 +66,28 @@ class Measured:
 
 @dataclass(frozen=True)
 class _Point:
-    """Verdicts at one ε on common images and versions: (S,M) and (T,M)."""
+    """Verdicts at one ε, of a threat that judges every attack by itself under one attack, on common images and
+    versions: (S,M) and (T,M)."""
 
     eps: float
+    attack: str
     versions: int
     first: npt.NDArray[np.bool_]
     second: npt.NDArray[np.bool_]
 
 
 def compare(first: Measured, second: Measured, threat: str, eps: Sequence[float] = ()) -> list[dict[str, Any]]:
-    """Two ensembles on the images, ε and versions of images that both were judged on; one object per ε.
+    """Two ensembles on the images, ε and versions of images that both were judged on; one object per ε,
+    and per attack where the threat is judged so.
 
     Args:
-        threat: clean, whitebox or blackbox.
+        threat: clean, whitebox, blackbox, queries or convergence.
         eps: all that both have by default.
 
     Returns:
-        Objects with a, b, threat, eps, samples, versions; accuracy_a, low_a, high_a and the same of b (Wilson);
-        difference a − b, low, high (bootstrap over images); p (McNemar, exact), p_adjusted (Holm, over the ε of this
-        table) and verdict, which names the better one, or is ``not significant``.
+        Objects with a, b, threat, eps, attack (under queries and convergence), samples, versions; accuracy_a, low_a,
+        high_a and the same of b (Wilson); difference a − b, low, high (bootstrap over images); p (McNemar, exact),
+        p_adjusted (Holm, over this table) and verdict, which names the better one, or is ``not significant``.
 
     Raises:
         RobenchError: nothing in common.
@@ -216,8 +220,10 @@ def _common(first: Sequence[Measured], second: Sequence[Measured], threat: str, 
         raise RobenchError(f"{names.replace(' ', ', ')} share no ε under {threat}; {how.format(names)} --eps ...")
     points: list[_Point] = []
     told: dict[str, list[float]] = {}
-    for point_eps in radii:
-        here = [frame[frame["eps"] == point_eps] for frame in frames]
+    for point_eps, attack in product(radii, _attacks(frames, threat)):
+        here = [
+            frame[(frame["eps"] == point_eps) & (frame["attack"] == (attack or frame["attack"]))] for frame in frames
+        ]
         versions = set.intersection(*(set(frame["version"]) for frame in here))
         shared = [frame[frame["version"].isin(versions)] for frame in here]
         samples = _everywhere(shared, len(versions))
@@ -229,7 +235,7 @@ def _common(first: Sequence[Measured], second: Sequence[Measured], threat: str, 
                 told.setdefault(text, []).append(point_eps)
         if samples:
             table = np.stack([verdicts.loc[samples].to_numpy(dtype=bool) for verdicts in complete])
-            points.append(_Point(point_eps, len(versions), table[: len(first)], table[len(first) :]))
+            points.append(_Point(point_eps, attack, len(versions), table[: len(first)], table[len(first) :]))
     if not points:
         raise RobenchError(
             f"no {threat} rows in common: {'; '.join(told) or 'other images'}; one command judges all on the same: "
@@ -239,6 +245,17 @@ def _common(first: Sequence[Measured], second: Sequence[Measured], threat: str, 
         at = "" if threat == "clean" else f" at ε {', '.join(map(radius, where))}"
         log.warning(f"{text}: left out{at}")
     return points
+
+
+def _attacks(frames: Sequence[pd.DataFrame], threat: str) -> list[str]:
+    """Those that all have, by effort, where each is judged by itself; else a name for all of them, which is empty."""
+    if threat not in ATTACK_BY_ATTACK:
+        return [""]
+    tried = [set(frame["attack"]) for frame in frames]
+    common = set.intersection(*tried)
+    if alone := sorted(set.union(*tried) - common):
+        log.warning(f"attacks that not all have, {', '.join(alone)}: left out")
+    return sorted(common, key=lambda name: (steps(name), name))
 
 
 def _everywhere(frames: Sequence[pd.DataFrame], versions: int) -> list[int]:
@@ -265,7 +282,16 @@ def _left_out(name: str, frame: pd.DataFrame, versions: set[str], samples: Seque
 
 def _head(a: str, b: str, threat: str, point: _Point) -> dict[str, Any]:
     samples = point.first.shape[1]
-    return {"a": a, "b": b, "threat": threat, "eps": point.eps, "samples": samples, "versions": point.versions}
+    attack = {"attack": point.attack} if point.attack else {}
+    return {
+        "a": a,
+        "b": b,
+        "threat": threat,
+        "eps": point.eps,
+        **attack,
+        "samples": samples,
+        "versions": point.versions,
+    }
 
 
 def _accuracy(which: str, value: float, low: float, high: float) -> dict[str, Any]:

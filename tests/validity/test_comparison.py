@@ -30,13 +30,15 @@ from robench.validity.comparison import Measured, compare, compare_defenses, of_
 Verdicts = dict[tuple[str, float], Sequence[bool]]
 
 
-def measured(name: str, verdicts: Verdicts, samples: Iterable[int] | None = None, data: str = "d") -> Measured:
+def measured(
+    name: str, verdicts: Verdicts, samples: Iterable[int] | None = None, data: str = "d", threat: str = "blackbox"
+) -> Measured:
     """An ensemble of which black-box rows are known."""
     cells: dict[str, Any] = {}
     rows = []
     for (attack, eps), right in verdicts.items():
-        craft = Craft(data, "s", {"name": attack}, (0,), 0, "float32", eps)
-        of: dict[str, Any] = {"target": name, "defense": "x", "n": 2, "seed": 0, "threat": "blackbox"}
+        craft = Craft(data, "s" if threat == "blackbox" else name, {"name": attack}, (0,), 0, "float32", eps)
+        of: dict[str, Any] = {"target": name, "defense": "x", "n": 2, "seed": 0, "threat": threat}
         made = Cell(**of, identity=name, data=data, surrogate="s", attack=attack, loss="ce", eps=eps, craft=craft)
         cell = made.key
         cells[cell] = made
@@ -233,6 +235,18 @@ def test_rows_of_several_models_are_not_one_ensemble() -> None:
     both = Outcomes.join(frame, {cell.key: cell for cell in cells})
     with pytest.raises(RobenchError, match="the rows of 'x' are of several models, since its weights were replaced"):
         Measured.of("x", both)
+
+
+def test_queries_are_compared_attack_by_attack(told: list[str]) -> None:
+    many, few = ("square:queries=1000", 0.1), ("square:queries=100", 0.1)
+    first = measured("one", {many: bits(20), few: bits(38), ("square:queries=50", 0.1): bits(40)}, threat="queries")
+    second = measured("two", {many: bits(5), few: bits(30)}, threat="queries")
+    rows = compare(first, second, "queries")
+    assert told == ["attacks that not all have, square:queries=50: left out"]
+    assert [(row["attack"], row["accuracy_a"], row["accuracy_b"]) for row in rows] == [
+        ("square:queries=100", 38 / 40, 30 / 40), ("square:queries=1000", 20 / 40, 5 / 40)
+    ]  # fmt: skip
+    assert [row["p_adjusted"] for row in rows] == holm([mcnemar(bits(38), bits(30)), mcnemar(bits(20), bits(5))])
 
 
 def test_trainings_that_agree_are_uncertain_for_other_images() -> None:
