@@ -70,15 +70,16 @@ def curves(frame: pd.DataFrame, ax: Axes, *, threat: str, link: Link | None = No
 
 
 def telling_eps(frame: pd.DataFrame, *threats: str) -> float | None:
-    """Of the first of these threats that was evaluated, the ε at which accuracies are nearest to half the clean ones,
-    on average over ensembles: where all stand, or all have fallen, none differs from another. None where there is
-    none."""
+    """Of the first of these threats that was evaluated, and of the ε at which the most ensembles were, the one at which
+    accuracies are nearest to half the clean ones, on average over ensembles: where all stand, or all have fallen, none
+    differs from another. None where there is none."""
     threat = next((name for name in threats if (frame["threat"] == name).any()), None)
     if threat is None:
         return None
     points = values(frame, threat)
     clean = points.loc[points["eps"] == 0, "accuracy"].mean()
-    means = points[points["eps"] > 0].groupby("eps")["accuracy"].mean()
+    each = points[points["eps"] > 0].groupby("eps")["accuracy"]
+    means = each.mean()[each.size() == each.size().max()]
     half = (1.0 if pd.isna(clean) else float(clean)) / 2
     return min(map(float, means.index), key=lambda eps: (abs(float(means[eps]) - half), eps), default=None)
 

@@ -253,8 +253,23 @@ def _judged(names: Sequence[str], store: Runs, dataset: str | None, data_dir: st
     if not there:
         raise RobenchError(f"{store.root} holds no target run; robench train or robench import makes one")
     data = load(dataset or dataset_of(there), data_dir)
-    chosen = chosen or _targets(there, data, str(store.root))
+    if not chosen:
+        chosen = _targets(there, data, str(store.root))
+        _tell_starts(chosen)
     return chosen, data
+
+
+def _tell_starts(chosen: Sequence[Run]) -> None:
+    """Which of the runs that nobody named others started from: a training makes the Baseline that it needs."""
+    for run in chosen:
+        own = [
+            each.name for each in chosen if run.weights in {start["weights"] for start in each.manifest["ancestors"]}
+        ]
+        if own:
+            log.info(
+                f"{run.name}, which {', '.join(own)} started from, is a target too: it is what robench train "
+                f"{run.defense} makes; name runs to judge these alone"
+            )
 
 
 def _tell(chosen: Sequence[Run], data: Data) -> None:

@@ -26,7 +26,7 @@ from robench.core.data import Data, load
 from robench.core.files import read_record
 from robench.core.pool import Processes
 from robench.store.claims import Claims
-from robench.store.runs import Runs
+from robench.store.runs import Runs, lineage
 from robench.validity import probe
 from tests import forged
 from tests.core import chores
@@ -359,3 +359,22 @@ def test_workers_without_work_are_an_error(work: Path, capsys: pytest.CaptureFix
     for arguments in (["--threat", "whitebox", "--dry-run"], ["--threat", "diversity"]):
         assert run(["eval", "gal0", *arguments, "--dataset", "npz:noise.npz", "--workers", "2"]) == 2
         assert "--workers has no effect" in capsys.readouterr().err
+
+
+def test_a_baseline_that_another_training_made_is_told(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Runs(tmp_path / "runs")
+    about: dict[str, Any] = {
+        "seed": 0,
+        "role": "target",
+        "data": {"name": load("npz:noise.npz").label, "fingerprint": ""},
+    }
+    start = store.save("start", ensemble(0), members=[SPEC, SPEC], defense={"name": "baseline"}, **about)
+    lines = {"ancestors": lineage(start), **about}
+    store.save("mine", ensemble(1), members=[SPEC, SPEC], defense={"name": "dverge"}, **lines)
+    command = ["eval", "--threat", "whitebox", "--eps", "0.1", "--dry-run", "--runs", str(tmp_path / "runs"), *EVAL]
+    assert run(command) == 0
+    assert "start, which mine started from, is a target too" in capsys.readouterr().err
+    assert run([*command, "start", "mine"]) == 0
+    assert "is a target too" not in capsys.readouterr().err

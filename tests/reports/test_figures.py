@@ -19,7 +19,7 @@ from robench.core.errors import RobenchError
 from robench.defenses.advt import AdvT
 from robench.defenses.base import DEFENSES
 from robench.evaluation.outcomes import intervals
-from robench.reports import curves, effort, regions, settings, style, transferability, trend
+from robench.reports import curves, effort, pareto, regions, settings, style, transferability, trend
 from robench.reports._queries import survived
 from tests.reports.frames import history, rows, share
 
@@ -334,3 +334,13 @@ def _require_apart(figure: Figure) -> None:
     boxes = [ax.title.get_window_extent(canvas.get_renderer()) for ax in figure.axes if ax.axison]
     assert all(box.y1 < figure.get_window_extent().height for box in boxes)
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+def test_ensembles_are_compared_where_the_most_were_judged() -> None:
+    """One alone at ε .02, at half its clean accuracy: the others would be left out of that figure."""
+    parts = [rows(share(100), threat="clean", defense=name) for name in ("gal", "dverge")]
+    parts += [rows(share(80), threat="blackbox", surrogate="s", defense=name, eps=0.01) for name in ("gal", "dverge")]
+    parts.append(rows(share(50), threat="blackbox", surrogate="s", eps=0.02))
+    frame = pd.concat(parts, ignore_index=True)
+    assert curves.telling_eps(frame, "blackbox") == 0.01
+    assert pareto.trade_offs(frame, None)["defense"].unique().tolist() == ["gal", "dverge"]
