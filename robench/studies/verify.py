@@ -216,7 +216,7 @@ def _tried(session: Session, run: Run, key: str, rows: pd.DataFrame, tolerance: 
     return Finding(what, "pass", f"{len(both)} rows, {int(differs.sum())} differ{since}")
 
 
-def _renamed(store: Runs, cell: Cell, true: Mapping[str, Any]) -> set[str]:
+def _renamed(store: Runs, cell: Cell, true: Mapping[Any, Any]) -> set[str]:
     """Which of target and surrogate, known by their weights, go by another name than a cell says. A surrogate's is what
     reports show, so that of another run that is here is a false one."""
     apart = {name for name in ("target", "surrogate") if getattr(cell, name) != true[name]}
