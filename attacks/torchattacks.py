@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks.base import ATTACKS, Attack
-from robench.core.errors import RobenchError, out_of_memory, unknown
+from robench.core.errors import RobenchError, in_a_line, out_of_memory, unknown
 from robench.core.rng import Draws, key
 
 FAMILY = "torchattacks"
@@ -97,7 +97,7 @@ class Torchattack(Attack):
                     if isinstance(error, RobenchError) or out_of_memory(error):
                         raise
                     raise RobenchError(
-                        f"attack {self.label!r} failed inside torchattacks ({type(error).__name__}: {error}) on images "
+                        f"attack {self.label!r} failed inside torchattacks ({in_a_line(error)}) on images "
                         f"{tuple(images.shape[1:])} and {classes} classes; some of its attacks need 3 channels or at "
                         f"least 4 classes: take another"
                     ) from error

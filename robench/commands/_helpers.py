@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from robench.core.errors import RobenchError
+from robench.core.errors import in_a_line
 from robench.core.logs import Lines, logged
 from robench.core.pool import Processes
 from robench.evaluation.threats import Threat
@@ -72,10 +72,8 @@ def helpers(count: int, gpus: Sequence[str], function: Callable[..., None], *cal
         yield
         for number, helper in enumerate(begun, 1):
             if helper.done() and (error := helper.exception()):
-                said = str(error) if isinstance(error, RobenchError) else f"{type(error).__name__}: {error}"
-                log.warning(
-                    f"helper {number} of {count} ended early, its share was done here: {' '.join(said.split())}"
-                )
+                said = in_a_line(error, 1000)
+                log.warning(f"helper {number} of {count} ended early, its share was done here: {said}")
     finally:
         torch.set_num_threads(before)
         pool.close()

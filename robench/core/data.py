@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from robench.core.errors import RobenchError
+from robench.core.errors import RobenchError, in_a_line
 from robench.core.files import tensors_hash
 from robench.core.models import ModelSpec
 from robench.core.registry import Registry
@@ -372,7 +372,7 @@ def _official(name: str, place: DataFolder) -> Data:
         from torchvision import datasets  # type: ignore[import-untyped]
     except (ImportError, RuntimeError) as error:
         raise RobenchError(
-            f"data set {name!r} needs torchvision, which does not import here ({_line(error)}); install torch and "
+            f"data set {name!r} needs torchvision, which does not import here ({in_a_line(error)}); install torch and "
             f"torchvision together, from one index: pip install torch torchvision"
         ) from error
     parts = []
@@ -386,7 +386,8 @@ def _official(name: str, place: DataFolder) -> Data:
                     made.rmdir()
             raise RobenchError(
                 f"data set {name!r} is not complete in {place.folder / name} and cannot be downloaded "
-                f"({_line(error)}); put the official files there, or name your own: --dataset npz:PATH or folder:PATH"
+                f"({in_a_line(error)}); put the official files there, or name your own: --dataset "
+                f"npz:PATH or folder:PATH"
             ) from error
         pixels = np.asarray(part.data)
         if pixels.ndim == 4 and pixels.shape[-1] == 3:
@@ -394,10 +395,6 @@ def _official(name: str, place: DataFolder) -> Data:
         parts.append((pixels, np.asarray(part.labels if hasattr(part, "labels") else part.targets)))
         classes = getattr(part, "classes", None)
     return make(name, *parts, classes=classes, statistics=(spec.mean, spec.std), recipe=spec.recipe)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 for _name in _OFFICIAL:

@@ -26,9 +26,11 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def in_a_line(error: BaseException) -> str:
-    """An error of other people's code for a log: its type, and the first line of what it says."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+def in_a_line(error: BaseException, most: int = 200) -> str:
+    """An error on one line: of robench what it says, of other people's code its type and the first ``most``
+    characters."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, RobenchError) else f"{type(error).__name__}: {text[:most]}"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 
 from robench.core.data import Data, DataFolder, make
 from robench.core.decoded import Encoded, decoded
-from robench.core.errors import RobenchError
+from robench.core.errors import RobenchError, in_a_line
 from robench.core.files import content_key, file_hash
 
 log = logging.getLogger(__name__)
@@ -53,10 +53,9 @@ def asking(text: str) -> Iterator[None]:
     except RobenchError:
         raise
     except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
         raise RobenchError(
-            f"{text} cannot be downloaded ({type(error).__name__}: {reason.strip()}); check the name and the network, "
-            f"and for a private repository log in (hf auth login)"
+            f"{text} cannot be downloaded ({in_a_line(error)}); check the name and the network, and "
+            f"for a private repository log in (hf auth login)"
         ) from error
 
 

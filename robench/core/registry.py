@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar, cast
 
-from robench.core.errors import RobenchError, unknown
+from robench.core.errors import RobenchError, in_a_line, unknown
 
 #: The defense that is none, its members trained alone: what others start from, and the usual surrogates.
 UNDEFENDED = "baseline"
@@ -124,9 +124,8 @@ class Registry(Generic[T]):
         try:
             item = point.load()
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
             raise RobenchError(
-                f"{self.kind} {point.name!r} of package {package!r} fails to load ({reason}); "
+                f"{self.kind} {point.name!r} of package {package!r} fails to load ({in_a_line(error)}); "
                 f"repair or uninstall that package"
             ) from error
         if before is not None and before is not item and getattr(before, "__module__", None) != point.module:

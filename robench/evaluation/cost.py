@@ -22,7 +22,7 @@ from robench.attacks.ascent import ascend
 from robench.attacks.pgd import PGD
 from robench.attacks.square import Square
 from robench.core.ensemble import Ensemble
-from robench.core.errors import RobenchError, out_of_memory
+from robench.core.errors import RobenchError, in_a_line, out_of_memory
 from robench.core.fast import Precision, attackable, crafting_dtype
 from robench.core.frozen import full_float32
 from robench.core.losses import LOSSES
@@ -235,8 +235,8 @@ def _trained(spec: ModelSpec, shape: torch.Size, device: torch.device, batch_siz
         if out_of_memory(error):
             raise
         raise RobenchError(
-            f"model {spec.name!r} does not take images of {'x'.join(map(str, shape))} ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}); choose another --model"
+            f"model {spec.name!r} does not take images of {'x'.join(map(str, shape))} ({in_a_line(error)}); "
+            f"choose another --model"
         ) from error
 
 

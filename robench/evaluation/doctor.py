@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from robench.attacks.ascent import gradient
 from robench.core.data import Data, to_images
 from robench.core.ensemble import Ensemble
-from robench.core.errors import RobenchError
+from robench.core.errors import RobenchError, in_a_line
 from robench.core.frozen import frozen
 from robench.core.hidden import unregistered
 from robench.core.losses import Loss, cross_entropy, margin
@@ -73,7 +73,7 @@ def diagnose(model: nn.Module, data: Data, *, samples: int = SAMPLES) -> list[Fi
     try:
         model = copy.deepcopy(model)
     except Exception as error:  # whatever a user's module may raise
-        text = f"it cannot be copied ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
+        text = f"it cannot be copied ({in_a_line(error)})"
         return [Finding("copy", "fail", text, "every attack works on a copy: keep no graph, lock or open file in it")]
     members = list(model.members) if isinstance(model, Ensemble) else [model]
     found: dict[tuple[str, str], tuple[Finding, list[int]]] = {}
@@ -110,8 +110,7 @@ def _diagnose(member: nn.Module, data: Data, images: Tensor, labels: Tensor) -> 
                 raise RobenchError(f"it normalises {len(member.mean)} channels")
             output = _outputs(member, images)
         except Exception as error:  # whatever the user's code raises
-            text = " ".join(str(error).split())
-            evidence = f"it does not take images {tuple(images.shape)} of float32 in [0, 1]: {text}"
+            evidence = f"it does not take images {tuple(images.shape)} of float32 in [0, 1]: {in_a_line(error)}"
             return [*found, Finding("input", "fail", evidence, "choose the --dataset or the model that fits")], False
         changed = [name for name, tensor in _state(member).items() if not _equal(tensor, before[name])]
         if changed:
@@ -447,7 +446,7 @@ def _gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Fin
     try:
         slopes = [gradient(partial(_loss, loss, model, labels), images) for loss in (margin, cross_entropy)]
     except (RobenchError, RuntimeError) as error:
-        yield Finding("no gradient", "fail", " ".join(str(error).split()), _DIFFERENTIABLE)
+        yield Finding("no gradient", "fail", in_a_line(error), _DIFFERENTIABLE)
         return
     if not all(bool(torch.isfinite(slope).all()) for slope in slopes):
         yield Finding("gradient not finite", "fail", "the input gradient holds NaN or infinity", _DIFFERENTIABLE)

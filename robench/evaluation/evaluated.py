@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robench.core.ensemble import Ensemble
-from robench.core.errors import RobenchError
+from robench.core.errors import RobenchError, in_a_line
 from robench.core.files import content_key, tensors_hash
 from robench.store.runs import Run, member_hashes
 
@@ -87,8 +87,8 @@ class EvaluatedModel:
             copied = copy.deepcopy(ensemble)
         except Exception as error:  # whatever a user's module may raise
             raise RobenchError(
-                f"{name} cannot be copied, and every attack works on a copy ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:160]}); keep no tensor with a graph, lock or open file in it"
+                f"{name} cannot be copied, and every attack works on a copy ({in_a_line(error)}); keep no "
+                f"tensor with a graph, lock or open file in it"
             ) from error
         if any(weight.device != device for weight in ensemble.parameters()):
             ensemble = copied.to(device)

@@ -12,7 +12,7 @@ import torch
 
 from robench.attacks import Attack, Crafted
 from robench.core.ensemble import Ensemble
-from robench.core.errors import RobenchError, out_of_memory
+from robench.core.errors import RobenchError, in_a_line, out_of_memory
 from robench.core.threads import chunks, judging_batch
 from robench.evaluation.cells import Cell
 from robench.evaluation.crafter import Crafter, images_of, labels_of
@@ -54,11 +54,11 @@ class Judge:
             except RobenchError:
                 raise
             except Exception as error:  # whatever a user's module may raise
-                if isinstance(error, RuntimeError) and out_of_memory(error):
+                if out_of_memory(error):
                     raise
                 raise RobenchError(
-                    f"{target.name} takes a few images and not {len(images)} at once ({type(error).__name__}: "
-                    f"{' '.join(str(error).split())[:160]}); evaluate with a smaller --batch-size"
+                    f"{target.name} takes a few images and not {len(images)} at once ({in_a_line(error)}); "
+                    f"evaluate with a smaller --batch-size"
                 ) from error
             nothing = np.zeros(len(images))
             parts.append(_rows(cell, samples, labels, verdict, nothing, nothing, False))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robench.attacks.ascent import gradient
 from robench.core.data import Data, to_images
-from robench.core.errors import RobenchError, out_of_memory
+from robench.core.errors import RobenchError, in_a_line, out_of_memory
 from robench.core.fast import ROUNDING, disagreement
 from robench.core.frozen import frozen
 from robench.core.hidden import unregistered
@@ -230,7 +230,7 @@ def outputs_of(member: nn.Module, images: Tensor, who: str) -> Tensor:
     except RobenchError:
         raise
     except Exception as error:  # whatever a user's module may raise
-        if isinstance(error, RuntimeError) and out_of_memory(error):
+        if out_of_memory(error):
             raise
         dtypes = {str(value.dtype) for value in member.parameters() if value.is_floating_point()} - {"torch.float32"}
         remedy = (
@@ -241,8 +241,7 @@ def outputs_of(member: nn.Module, images: Tensor, who: str) -> Tensor:
             else "choose the data or the model that fits"
         )
         raise RobenchError(
-            f"{who} does not take images {shape} of float32 in [0, 1] ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:160]}); {remedy}"
+            f"{who} does not take images {shape} of float32 in [0, 1] ({in_a_line(error)}); {remedy}"
         ) from error
     if not isinstance(found, Tensor):
         wrap = "return its .logits" if hasattr(found, "logits") else "return the logits alone"
@@ -292,7 +291,7 @@ def _wrong(member: nn.Module, images: Tensor, labels: Tensor) -> float:
     try:
         slope = gradient(lead, images)
     except (RobenchError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and out_of_memory(error):
+        if out_of_memory(error):
             raise
         return 1.0
     step = (images - NEAR * slope.sign()).clamp(INSIDE, 1 - INSIDE) + noise

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from robench.core.data import at_hand, load, outline
 from robench.core.ensemble import Ensemble
-from robench.core.errors import RobenchError
+from robench.core.errors import RobenchError, in_a_line
 from robench.core.files import read_tensors
 from robench.core.models import ModelSpec, build
 from robench.core.rules import USUAL
@@ -114,8 +114,7 @@ def _unpickled(path: Path) -> Any:
             f"state dict alone: torch.save(model.state_dict(), ...)"
         ) from error
     except Exception as error:  # whatever a damaged file makes of its reader
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RobenchError(f"{path} is not a complete checkpoint ({reason}); copy it again") from error
+        raise RobenchError(f"{path} is not a complete checkpoint ({in_a_line(error)}); copy it again") from error
 
 
 def _is_torchscript(path: Path) -> bool:

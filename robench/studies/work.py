@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from robench.core.data import Data, load
-from robench.core.errors import RobenchError
+from robench.core.errors import in_a_line
 from robench.core.files import file_hash, write_record, write_text
 from robench.core.logs import Lines, logged
 from robench.evaluation.diversity import Tracking
@@ -73,8 +73,7 @@ def perform(name: str, study: str, out: str, key: str, data_dir: str, device: st
             found: dict[str, Any] = {"state": "done", **_do(plan, step, folder, session)}
     except Exception as error:
         lines.append(traceback.format_exc())
-        reason = str(error) if isinstance(error, RobenchError) else f"{type(error).__name__}: {error}"
-        found = {"state": "failed", "error": " ".join(reason.split())[:500]}
+        found = {"state": "failed", "error": in_a_line(error, 500)}
     finally:
         torch.set_num_threads(threads)
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -91,7 +90,6 @@ def _do(plan: Plan, step: Step, folder: StudyFolder, session: Session) -> dict[s
         # Only one of many workers draws.
         from robench.studies.publish import publish
 
-        (folder.report / DRAWN).unlink(missing_ok=True)
         (folder.report / DRAWN).unlink(missing_ok=True)
         basis = StudyStatus(plan, folder).basis()
         made = publish(plan, folder.runs, folder.report, session, basis, folder.seconds(plan))

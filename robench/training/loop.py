@@ -173,7 +173,7 @@ def check_networks(ensemble: Ensemble, task: Task, data: Data) -> None:
         except Exception as error:  # whatever other people's networks may raise
             raise RobenchError(
                 f"model {spec.name!r} does not take images of {'x'.join(map(str, images.shape[1:]))} "
-                f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); choose another --model"
+                f"({in_a_line(error)}); choose another --model"
             ) from error
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         if shape != (len(images), spec.num_classes):

@@ -131,7 +131,7 @@ def examine(kind: Kind, name: str, folder: Path | str = "data", *, only: str | N
         except _Told as told:
             yield Finding(title, "warn" if isinstance(told, Doubt) else "fail", str(told), told.fix)
         except Exception as error:  # a plug-in may raise anything
-            yield Finding(title, "fail", " ".join(f"{type(error).__name__}: {error}".split()))
+            yield Finding(title, "fail", in_a_line(error, 1000))
 
 
 def _title(check: Callable[[Any], str]) -> str:
