@@ -19,7 +19,6 @@ def distill(
     eps: float,
     steps: int = 10,
     step_ratio: float = 0.1,
-    momentum: float = 1.0,
 ) -> Tensor:
     """x'(x, x_s): within ε of x_s, with features f^l close to those of x (Yang et al. 2020, eq. 1), (B,C,H,W).
 
@@ -46,5 +45,5 @@ def distill(
         as_eps(eps, source),
         steps=steps,
         step_ratio=step_ratio,
-        momentum=momentum,
+        momentum=1.0,
     )

@@ -134,7 +134,7 @@ def measure(
 
 
 def transfer_rate(
-    ensemble: Ensemble, images: Tensor, labels: Tensor, *, eps: float, steps: int, restarts: int, seed: int = 0
+    ensemble: Ensemble, images: Tensor, labels: Tensor, *, eps: float, steps: int, restarts: int
 ) -> float:
     """Mean off-diagonal success of PGD between members, in [0, 1]; images as for `diversity`."""
     attack, count = PGD(steps=steps), len(ensemble)
@@ -142,7 +142,7 @@ def transfer_rate(
     fooled = torch.zeros(count, count, len(images), dtype=torch.bool, device=images.device)
     for i, member in enumerate(ensemble.members):
         for restart in range(restarts):
-            crafted = craft(member, attack, images, known, samples, radii, seed=seed, restart=restart).images
+            crafted = craft(member, attack, images, known, samples, radii, seed=0, restart=restart).images
             fooled[i] |= ~correct(ensemble, crafted, labels, members=True)[:-1]
     off = ~torch.eye(count, dtype=torch.bool, device=images.device)
     return float(fooled[off].float().mean())

@@ -52,13 +52,15 @@ ENSEMBLE = "ensemble"
 #: The column ``threat`` of rows that serve checks and no number, and are kept apart: of a surrogate on what was crafted
 #: on itself, and of a few survivors of a white-box result that are attacked otherwise.
 SURROGATE, PROBE = ASIDE = "surrogate", "probe"
+#: Of every interval.
+CONFIDENCE = 0.95
 
 
-def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927); (0, 1) of nothing."""
+def wilson(successes: int, total: int) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927) at `CONFIDENCE`; (0, 1) of nothing."""
     if total == 0:
         return 0.0, 1.0
-    interval = scipy.stats.binomtest(successes, total).proportion_ci(confidence, method="wilson")
+    interval = scipy.stats.binomtest(successes, total).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -190,8 +192,7 @@ def over_draws(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         and high (Wilson's, which for parts is wide); all in [0, 1]; samples. Empty where all is of one draw.
     """
     by = list(by)
-    if "draws" not in frame:
-        frame = of_one_draw(frame)
+    frame = of_one_draw(frame)
     rows = frame[(frame["draws"] > 1) & (frame["member"] == ENSEMBLE)]
     rows = rows[rows["draws"] == rows.groupby(by, observed=True)["draws"].transform("max")]
     each = rows[counted(rows, by)].groupby([*by, "sample"], observed=True)
@@ -228,7 +229,7 @@ class Outcomes:
         cells: Mapping[str, Cell] | None = None,
         evaluations: Iterable[Evaluation] = (),
     ) -> None:
-        if "expected" not in frame and "correct" in frame:
+        if "correct" in frame:
             frame = of_one_draw(frame)
         missing = [name for name in (*CELL_COLUMNS, *ROW_COLUMNS) if name not in frame]
         if missing:
@@ -269,8 +270,7 @@ class Outcomes:
             [{"cell": key, **{name: getattr(cell, name) for name in CELL_COLUMNS}} for key, cell in cells.items()],
             columns=["cell", *CELL_COLUMNS],
         )
-        rows = rows if "expected" in rows else of_one_draw(rows)
-        frame = rows.merge(table, on="cell", how="inner", validate="many_to_one")
+        frame = of_one_draw(rows).merge(table, on="cell", how="inner", validate="many_to_one")
         frame = frame[[*CELL_COLUMNS, *ROW_COLUMNS]].astype(_OF_CELL | _OF_ROW)
         keys = ["threat", "target", "surrogate", "attack", "loss", "eps", "cell", "member", "sample"]
         return cls(frame.sort_values(keys, kind="stable", ignore_index=True), cells=cells)
@@ -359,7 +359,9 @@ def transferability(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_one_draw(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows from before models that draw were judged over several draws."""
+    """Rows that do not say over how many draws they are, as older ones, say one draw; others are as they were."""
+    if "expected" in rows:
+        return rows
     return rows.assign(expected=rows["correct"].astype("float32"), draws=np.int16(1))
 
 

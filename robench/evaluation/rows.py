@@ -182,7 +182,7 @@ class FolderRows(Rows):
             else:
                 # Older rows do not say which part of an attack took an image, and are of one draw.
                 rows = rows if "part" in rows else rows.assign(part="")
-                self._add(path.name, rows if "expected" in rows else of_one_draw(rows))
+                self._add(path.name, of_one_draw(rows))
 
     def begin(self, evaluation: Evaluation) -> None:
         evaluation.write(self.folder)

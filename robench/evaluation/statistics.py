@@ -16,7 +16,7 @@ import scipy
 
 from robench.core.errors import RobenchError
 from robench.core.rng import Stream
-from robench.evaluation.outcomes import wilson
+from robench.evaluation.outcomes import CONFIDENCE, wilson
 
 #: A difference is called one where its adjusted p-value is at most this.
 LEVEL = 0.05
@@ -69,7 +69,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def over_seeds(accuracies: npt.ArrayLike, confidence: float = 0.95) -> Spread:
+def over_seeds(accuracies: npt.ArrayLike) -> Spread:
     """Mean, sd and t-interval of one accuracy per training seed, cut to [0, 1].
 
     Raises:
@@ -79,13 +79,11 @@ def over_seeds(accuracies: npt.ArrayLike, confidence: float = 0.95) -> Spread:
     if values.ndim != 1 or len(values) < 2:
         raise RobenchError(f"expected accuracies of at least 2 seeds, got shape {values.shape}; train another --seed")
     mean, sd = float(values.mean()), float(values.std(ddof=1))
-    half = float(scipy.stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * sd / math.sqrt(len(values))
+    half = _student(len(values) - 1) * sd / math.sqrt(len(values))
     return Spread(mean, sd, max(0.0, mean - half), min(1.0, mean + half), len(values))
 
 
-def bootstrap_difference(
-    first: npt.ArrayLike, second: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = RESAMPLES
-) -> Interval:
+def bootstrap_difference(first: npt.ArrayLike, second: npt.ArrayLike, *, resamples: int = RESAMPLES) -> Interval:
     """The percentile interval of a difference of accuracies, ``first`` less ``second``, under resampled images.
 
     Every resample takes the same images on both sides and for all seeds: verdicts of several seeds on one image are no
@@ -103,19 +101,19 @@ def bootstrap_difference(
     values = one - other
     count = len(values)
     if (values == values[0]).all():
-        return _of_wilson(one, other, confidence)
+        return _of_wilson(one, other)
     means = []
     block = max(1, 1_000_000 // count)
     for start in range(0, resamples, block):
         draws = Stream(("bootstrap",)).uniform((min(block, resamples - start), count), start)
         # In float64: in float32 a draw near 1 could round up to `count`.
         means.append(values[(draws.double() * count).long().numpy()].mean(axis=1))
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(np.concatenate(means), (tail, 1 - tail))
     return Interval(float(low), float(high))
 
 
-def difference_over_seeds(first: npt.ArrayLike, second: npt.ArrayLike, confidence: float = 0.95) -> Difference:
+def difference_over_seeds(first: npt.ArrayLike, second: npt.ArrayLike) -> Difference:
     """The difference of two mean accuracies, as other seeds and other images together would move it.
 
     The variance over seeds, Welch's (1947), and that over images, of the means over seeds, are added; degrees of
@@ -137,13 +135,13 @@ def difference_over_seeds(first: npt.ArrayLike, second: npt.ArrayLike, confidenc
     # So few images do not say more, however alike they are.
     least = sign_test(one.shape[1] if value else 0, 0)
     if error == 0:
-        return Difference(value, *_of_wilson(one.mean(axis=0), other.mean(axis=0), confidence), least)
-    half = float(scipy.stats.t.ppf((1 + confidence) / 2, freedom)) * error
+        return Difference(value, *_of_wilson(one.mean(axis=0), other.mean(axis=0)), least)
+    half = _student(freedom) * error
     p = 2 * float(scipy.stats.t.sf(abs(value) / error, freedom))
     return Difference(value, max(-1.0, value - half), min(1.0, value + half), max(p, least))
 
 
-def accuracy_interval(verdicts: npt.ArrayLike, confidence: float = 0.95) -> Interval:
+def accuracy_interval(verdicts: npt.ArrayLike) -> Interval:
     """The interval of a mean accuracy, as other seeds and other images together would move it.
 
     Variances are added as in `difference_over_seeds`; never narrower than Wilson's for the mean on as many images,
@@ -153,10 +151,10 @@ def accuracy_interval(verdicts: npt.ArrayLike, confidence: float = 0.95) -> Inte
         verdicts: (S,M).
     """
     values = _verdicts(verdicts, 2)
-    return interval_of_mean(values.mean(axis=1), values.mean(axis=0), values.shape[1], confidence)
+    return interval_of_mean(values.mean(axis=1), values.mean(axis=0), values.shape[1])
 
 
-def interval_of_mean(by_seed: _Floats, by_image: _Floats, images: int, confidence: float = 0.95) -> Interval:
+def interval_of_mean(by_seed: _Floats, by_image: _Floats, images: int) -> Interval:
     """`accuracy_interval` where seeds may have judged other images.
 
     Wilson's counts whole images: a mean over seeds is rounded to the nearest of them, by half an image at most.
@@ -166,21 +164,26 @@ def interval_of_mean(by_seed: _Floats, by_image: _Floats, images: int, confidenc
         images: the fewest of any seed.
     """
     value = float(by_seed.mean())
-    low, high = wilson(round(value * images), images, confidence)
+    low, high = wilson(round(value * images), images)
     if min(len(by_seed), len(by_image)) > 1:
         error, freedom = _error(by_seed, by_image)
-        half = float(scipy.stats.t.ppf((1 + confidence) / 2, freedom)) * error if error else 0.0
+        half = _student(freedom) * error if error else 0.0
         low, high = max(0.0, min(low, value - half)), min(1.0, max(high, value + half))
     return Interval(low, high)
 
 
-def _of_wilson(first: _Floats, second: _Floats, confidence: float) -> Interval:
+def _of_wilson(first: _Floats, second: _Floats) -> Interval:
     """The interval of a difference of accuracies from Wilson's of each (Newcombe 1998), as if images were not paired,
     which is wider; ``first`` and ``second`` (M,)."""
     one, other = float(first.mean()), float(second.mean())
-    (low, high), (less, more) = (wilson(round(p * len(first)), len(first), confidence) for p in (one, other))
+    (low, high), (less, more) = (wilson(round(p * len(first)), len(first)) for p in (one, other))
     value = one - other
     return Interval(value - math.hypot(one - low, more - other), value + math.hypot(high - one, other - less))
+
+
+def _student(freedom: float) -> float:
+    """Standard errors from a mean to either end of its interval."""
+    return float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
 def _error(*samples: _Floats) -> tuple[float, float]:
