@@ -12,7 +12,6 @@ import pandas as pd
 
 from robench.api import chosen_samples
 from robench.core.data import Data
-from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.models import build
 from robench.core.progress import Progress, bar, duration, silent
@@ -120,7 +119,7 @@ class Session:
         for target in map(self.load, runs):
             right = correct_for_all(target, self.data, order, self.samples, device, self.settings.batch_size)
             folder = self.store.folder(target.name) / DIVERSITY
-            with self.bar() as progress, fitting_threads(device, GROUP * self.data.test.images[0].numel()):
+            with self.bar() as progress, fitting_threads(device, GROUP * self.data.numel):
                 frames.append(
                     measure(
                         target, self.data, right, folder,
@@ -150,17 +149,13 @@ class Session:
         draws = max(cell.draws, cell.attacked.draws, 1)
         # A target may be its own surrogate, where that was allowed.
         if source == target.identity and cell.threat not in BLACKBOX:
-            return Job(cell.threat, target.ensemble, "", source, attack, restarts, pooled=True, draws=draws)
+            return Job.on_target(cell.threat, target, attack, restarts, draws)
         identity, slash, number = source.partition("/")
         if slash and identity == target.identity and number.isdigit() and 1 <= int(number) <= target.n:
-            member = Ensemble([target.ensemble.members[int(number) - 1]])
-            who = cell.threat, member, number, source
-            return Job(*who, attack, restarts, pooled=True, members_too=True, draws=draws)
+            return Job.on_member(cell.threat, target, int(number), attack, restarts, draws)
         for run in self.store.all():
             if judged_identity(run) == source:
-                surrogate = self.load(run)
-                made_on = surrogate.ensemble, surrogate.name, source
-                return Job(cell.threat, *made_on, attack, restarts, pooled=False, draws=draws)
+                return Job.on_surrogate(cell.threat, self.load(run), attack, restarts, draws)
         raise RobenchError(
             f"surrogate {cell.surrogate!r} is not among the runs in {self.store.root}, or has other weights than were "
             f"attacked"

@@ -45,6 +45,29 @@ class Job:
     members_too: bool = False
     draws: int = 1
 
+    @classmethod
+    def on_target(
+        cls, threat: str, target: EvaluatedModel, attack: Attack, restarts: tuple[int, ...], draws: int
+    ) -> Job:
+        """On the ensemble that is judged."""
+        return cls(threat, target.ensemble, "", target.identity, attack, restarts, pooled=True, draws=draws)
+
+    @classmethod
+    def on_member(
+        cls, threat: str, target: EvaluatedModel, number: int, attack: Attack, restarts: tuple[int, ...], draws: int
+    ) -> Job:
+        """On one member, counted from 1, of the ensemble that is judged."""
+        member, key = Ensemble([target.ensemble.members[number - 1]]), f"{target.identity}/{number}"
+        return cls(threat, member, str(number), key, attack, restarts, pooled=True, members_too=True, draws=draws)
+
+    @classmethod
+    def on_surrogate(
+        cls, threat: str, surrogate: EvaluatedModel, attack: Attack, restarts: tuple[int, ...], draws: int
+    ) -> Job:
+        """On another ensemble than the one that is judged."""
+        source = surrogate.ensemble, surrogate.name, surrogate.identity
+        return cls(threat, *source, attack, restarts, pooled=False, draws=draws)
+
 
 def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(sorted(set(values)))
@@ -108,9 +131,7 @@ class Whitebox(Threat):
 
     def jobs(self, target: EvaluatedModel) -> Iterator[Job]:
         for attack in self.attacks:
-            restarts = starts(attack, self.restarts)
-            source = target.ensemble, "", target.identity
-            yield Job(self.name, *source, attack, restarts, pooled=True, draws=self.draws)
+            yield Job.on_target(self.name, target, attack, starts(attack, self.restarts), self.draws)
 
 
 class Convergence(Whitebox):
@@ -149,19 +170,9 @@ class Transfer(Threat):
     restarts: Count = PROTOCOL["transfer"].restarts
 
     def jobs(self, target: EvaluatedModel) -> Iterator[Job]:
-        for number, member in enumerate(target.ensemble.members, 1):
+        for number in range(1, target.n + 1):
             for attack in self.attacks:
-                yield Job(
-                    self.name,
-                    Ensemble([member]),
-                    str(number),
-                    f"{target.identity}/{number}",
-                    attack,
-                    starts(attack, self.restarts),
-                    pooled=True,
-                    members_too=True,
-                    draws=self.draws,
-                )
+                yield Job.on_member(self.name, target, number, attack, starts(attack, self.restarts), self.draws)
 
 
 class Blackbox(Threat, Relation):
@@ -201,8 +212,7 @@ class Blackbox(Threat, Relation):
             threat = "blackbox-related" if reason else "blackbox-own" if own else "blackbox"
             for attack in self.attacks:
                 for restart in versions(attack, self.restarts):
-                    source = surrogate.ensemble, surrogate.name, surrogate.identity
-                    yield Job(threat, *source, attack, (restart,), pooled=False, draws=self.draws)
+                    yield Job.on_surrogate(threat, surrogate, attack, (restart,), self.draws)
 
 
 #: Threats of growing effort: every attack is judged by itself.
