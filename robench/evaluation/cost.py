@@ -30,7 +30,7 @@ from robench.core.models import ModelSpec, build, parameter_count
 from robench.core.threads import SMALL, fitting_batch, fitting_threads
 from robench.defenses import DEFENSES, Defense
 from robench.evaluation.threats import starts
-from robench.store.runs import Run
+from robench.store.runs import Run, Runs
 
 #: A forward pass alone, in passes.
 FORWARD = 1 / 3
@@ -85,18 +85,19 @@ def trained(run: Run) -> float:
         defense = DEFENSES.get(run.defense)(**values)
         if defense.version != manifest["defense"]["version"]:
             return math.nan
-        epochs, members = made(run)
+        recipe = manifest["recipe"]
+        epochs = recipe.get("stop_after") or recipe["epochs"]
+        members = run.n // (epochs * recipe.get("snapshots", 0) or 1)  # of which there are snapshots
         return float(epochs * (members if defense.in_turn else 1) * members * defense.passes(members))
     except (KeyError, TypeError, RobenchError):  # imported, or a defense that is not installed or has other fields
         return math.nan
 
 
-def made(run: Run) -> tuple[int, int]:
-    """Epochs of a training that its manifest says were made, and members that were trained in them: a run's own, or
-    those of which it has snapshots."""
-    recipe = run.manifest["recipe"]
-    epochs = recipe.get("stop_after") or recipe["epochs"]
-    return epochs, run.n // (epochs * recipe.get("snapshots", 0) or 1)
+def trainings(run: Run, store: Runs) -> list[tuple[Run | None, float]]:
+    """A run, and those that its weights come from, each with its `trained`; None and NaN where one is not in
+    ``store``."""
+    runs = [run, *map(store.ancestor, run.manifest["ancestors"])]
+    return [(each, math.nan if each is None else trained(each)) for each in runs]
 
 
 def decision(members: Sequence[ModelSpec], shape: torch.Size) -> float:
@@ -201,9 +202,9 @@ def diversity(members: int, images: int, steps: int, test_images: int) -> float:
     return images * members * (steps + FORWARD + judged(members - 1)) + judged(members * test_images)
 
 
-def adversarial(images: int, numbers: int, precision: Precision) -> int:
-    """Bytes of adversarial images, each of so many numbers."""
-    return images * numbers * crafting_dtype(precision).itemsize
+def adversarial(images: int, numel: int, precision: Precision) -> int:
+    """Bytes of adversarial images, each of ``numel`` elements."""
+    return images * numel * crafting_dtype(precision).itemsize
 
 
 def training_pace(

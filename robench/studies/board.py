@@ -20,7 +20,7 @@ from robench.evaluation.rows import FolderRows
 from robench.reports import board
 from robench.store.provenance import versions
 from robench.store.runs import Run, Runs
-from robench.studies.intact import ResultFolder
+from robench.studies.intact import UNREADABLE, ResultFolder
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def _read(name: str, result: ResultFolder, again: Again | None, data: str | None
     entries: list[_Keyed] = []
     for run, rows in kept.items():
         # What is damaged was found above.
-        with suppress(RobenchError, ValueError, LookupError, TypeError, AttributeError):
+        with suppress(*UNREADABLE):
             entries += _entries(name, result.store.get(run), result.store, rows, _standing(found, run))
     return board.Judged(name, _standing(found), tuple(finding for _, finding in found)), entries
 
@@ -115,14 +115,11 @@ def _entries(name: str, run: Run, store: Runs, rows: FolderRows, standing: board
 
 def _training(run: Run, store: Runs) -> tuple[float, str] | None:
     """Forward and backward passes of each training image, of this run and of those that its weights come from."""
-    total = cost.trained(run)
-    if math.isnan(total):
+    passes = [each for _, each in cost.trainings(run, store)]
+    if math.isnan(passes[0]):
         return None
-    starts = [store.ancestor(entry) for entry in run.manifest["ancestors"]]
-    passes = [math.nan if each is None else cost.trained(each) for each in starts]
     known = [each for each in passes if not math.isnan(each)]
-    total += sum(known)
-    return total, f"{'≥ ' if len(known) < len(passes) else ''}{total:,.0f}"
+    return sum(known), f"{'≥ ' if len(known) < len(passes) else ''}{sum(known):,.0f}"
 
 
 def _joined(entries: Sequence[_Keyed], notices: list[str]) -> list[board.Entry]:

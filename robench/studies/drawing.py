@@ -190,13 +190,12 @@ def costs(runs: Sequence[Run], shape: torch.Size | None, seconds: Mapping[str, f
     """
     rows = []
     for run in runs:
-        store = Runs(run.folder.parent)
-        trainings = [run, *map(store.ancestor, run.manifest["ancestors"])]
+        trainings = cost.trainings(run, Runs(run.folder.parent))
         rows.append(
             {
                 "target": run.name,
-                "passes": sum(math.nan if each is None else cost.trained(each) for each in trainings),
-                "seconds": sum(math.nan if each is None else seconds.get(each.name, math.nan) for each in trainings),
+                "passes": sum(passes for _, passes in trainings),
+                "seconds": sum(math.nan if each is None else seconds.get(each.name, math.nan) for each, _ in trainings),
                 "flops": math.nan if shape is None else cost.decision(run.specs, shape) / 1e6,
             }
         )

@@ -23,6 +23,8 @@ from robench.studies.summary import objects
 
 #: The numbers of a study's report.
 SUMMARY = "report/summary.json"
+#: What reading a damaged file of others may raise; `RobenchError` is a ValueError.
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError)
 F = TypeVar("F", bound=Finding | None)
 _ROW = ["cell", "member", "sample"]
 
@@ -86,7 +88,7 @@ def guarded(what: str, attempt: Callable[[], F]) -> F | Finding:
         return attempt()
     except RobenchError as error:
         return Finding(what, "fail", str(error))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         return Finding(what, "fail", f"a file of it is damaged ({error!r})")
 
 

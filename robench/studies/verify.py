@@ -27,7 +27,7 @@ from robench.evaluation.settings import Settings
 from robench.evaluation.threats import BLACKBOX, Job, Threat
 from robench.session import OUTCOMES, Session
 from robench.store.runs import Run, Runs
-from robench.studies.intact import SUMMARY, ResultFolder, damaged, guarded, summary
+from robench.studies.intact import SUMMARY, UNREADABLE, ResultFolder, damaged, guarded, summary
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def _labels(store: Runs, names: Collection[str]) -> list[str]:
     labels = set()
     for name in names:
         # Of a manifest that is damaged, the findings of its cells tell.
-        with suppress(RobenchError, LookupError, TypeError, AttributeError):
+        with suppress(*UNREADABLE):
             labels.add(store.get(name).dataset)
     for label in sorted(labels):
         if not has_name(label):
@@ -147,7 +147,7 @@ def _of_data(store: Runs, chosen: Sequence[tuple[str, str]], data: Data) -> list
 
 def _identity(store: Runs, name: str, key: str) -> str:
     """Of the data of a cell; nothing where it is damaged: its finding tells."""
-    with suppress(RobenchError, LookupError, TypeError, AttributeError):
+    with suppress(*UNREADABLE):
         return _cell(store.get(name), key).data
     return ""
 
@@ -178,7 +178,7 @@ def _possible(store: Runs, chosen: Sequence[tuple[str, str]], count: int) -> lis
 def _batch_dependent(store: Runs, name: str, key: str) -> str:
     """The attack of a cell whose images depend on their batch, by its own word and not by the manifest's; else nothing,
     as of a manifest that is damaged: its finding tells."""
-    with suppress(RobenchError, LookupError, TypeError, AttributeError):
+    with suppress(*UNREADABLE):
         craft = _cell(store.get(name), key).craft
         attack = str(craft.attack["name"]) if craft else ""
         return attack if attack and ATTACKS.get(attack).batch_dependent else ""
