@@ -70,15 +70,8 @@ def by_version(frame: pd.DataFrame, eps: float) -> pd.DataFrame:
     Raises:
         RobenchError: no black-box rows at that ε.
     """
-    rows = _rows(frame, eps)
-    verdicts = robust(rows, [*_WHO, *RUNS, *_VERSION])
-    image = [verdicts[name] for name in (*_WHO, *RUNS, "sample")]
-    only = (~verdicts["correct"]).groupby(image, observed=True).transform("sum") == 1
-    verdicts["alone"] = ~verdicts["correct"] & only
-    by = [*_WHO, *_VERSION]
-    points = accuracies(verdicts, by)
-    points = points.merge(verdicts.groupby(by, observed=True)["alone"].mean().reset_index(), on=by)
-    columns = [*by, "accuracy", "low", "high", "alone", "samples", "seeds", "versions"]
+    points = _alone(frame, eps, _VERSION)
+    columns = [*_WHO, *_VERSION, "accuracy", "low", "high", "alone", "samples", "seeds", "versions"]
     return style.ordered(points, *_WHO, "accuracy", *_VERSION)[columns]
 
 
@@ -95,16 +88,22 @@ def by_surrogate(frame: pd.DataFrame, eps: float, clean: Mapping[str, float]) ->
     Raises:
         RobenchError: no black-box rows at that ε.
     """
-    verdicts = robust(_rows(frame, eps), [*_WHO, *RUNS, "surrogate"])
+    points = _alone(frame, eps, ["surrogate"])
+    points["clean"] = points["surrogate"].astype(object).map(clean).astype("float64")
+    columns = [*_WHO, "surrogate", "clean", "accuracy", "low", "high", "alone", "samples", "seeds"]
+    return style.ordered(points, *_WHO, "accuracy", "surrogate")[columns]
+
+
+def _alone(frame: pd.DataFrame, eps: float, version: list[str]) -> pd.DataFrame:
+    """Per defense, size and ``version``: `accuracies` under it alone at ``eps``, and
+    ``alone``, the share of images that it takes and no other version."""
+    verdicts = robust(_rows(frame, eps), [*_WHO, *RUNS, *version])
     image = [verdicts[name] for name in (*_WHO, *RUNS, "sample")]
     only = (~verdicts["correct"]).groupby(image, observed=True).transform("sum") == 1
     verdicts["alone"] = ~verdicts["correct"] & only
-    by = [*_WHO, "surrogate"]
-    points = accuracies(verdicts, by)
-    points = points.merge(verdicts.groupby(by, observed=True)["alone"].mean().reset_index(), on=by)
-    points["clean"] = points["surrogate"].astype(object).map(clean).astype("float64")
-    columns = [*by, "clean", "accuracy", "low", "high", "alone", "samples", "seeds"]
-    return style.ordered(points, *_WHO, "accuracy", "surrogate")[columns]
+    by = [*_WHO, *version]
+    alone = verdicts.groupby(by, observed=True)["alone"].mean().reset_index()
+    return accuracies(verdicts, by).merge(alone, on=by)
 
 
 def by_surrogate_described(points: pd.DataFrame, eps: float, caption: str = "") -> Table:
