@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks import Attack, Crafted
-from robench.attacks.ascent import gradient
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.fast import ROUNDING, Precision, disagreement
 from robench.core.frozen import frozen
 from robench.core.losses import margin
-from robench.evaluation.soundness import keyed_torch
+from robench.evaluation.soundness import input_gradient, keyed_torch
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +87,8 @@ class AttackedModel:
     def _alike(self, images: Tensor, given: Tensor, labels: Tensor) -> float:
         """Mean cosine of the gradients of the margin, over images that have one; 1 where none has."""
         with frozen(self.model):
-            mine = gradient(lambda z: margin(self.model(z), labels), images).flatten(1)
-        theirs = gradient(lambda z: margin(self.original(z), labels), given).flatten(1).to(mine.dtype)
+            mine = input_gradient(self.model, margin, images, labels).flatten(1)
+        theirs = input_gradient(self.original, margin, given, labels).flatten(1).to(mine.dtype)
         usable = (
             (mine.isfinite() & theirs.isfinite()).all(dim=1) & (mine.abs().amax(1) > 0) & (theirs.abs().amax(1) > 0)
         )

@@ -16,20 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robench.attacks.ascent import gradient
 from robench.core.data import Data, to_images
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError, in_a_line
 from robench.core.frozen import frozen
 from robench.core.hidden import unregistered
-from robench.core.losses import Loss, cross_entropy, margin
+from robench.core.losses import cross_entropy, margin
 from robench.core.models import Normalized
 from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import wilson
 from robench.evaluation.soundness import IMAGES as LOOKED
 from robench.evaluation.soundness import MANY as MANY_WRONG
 from robench.evaluation.soundness import SOME as SOME_WRONG
-from robench.evaluation.soundness import wrong_gradients
+from robench.evaluation.soundness import input_gradient, same_values, wrong_gradients
 from robench.evaluation.statistics import mcnemar
 
 #: Outputs that differ by more than this part of their range are not the same up to rounding (TF32 included).
@@ -62,13 +61,13 @@ _USUAL: dict[int, dict[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
 }
 
 
-def diagnose(model: nn.Module, data: Data, *, samples: int = SAMPLES) -> list[Finding]:
+def diagnose(model: nn.Module, data: Data) -> list[Finding]:
     """What would make a result on ``model`` false; nothing where it is well. A copy is examined: the model is left as
     it was, with whatever it keeps outside its modules.
 
     Args:
         model: images float32 in [0, 1] (B,C,H,W) -> logits (B,K). Of an `Ensemble` every member is examined.
-        data: what it is to be judged on; so many of its test images are looked at, most of the time fewer.
+        data: what it is to be judged on; at most `SAMPLES` of its test images are looked at.
     """
     try:
         model = copy.deepcopy(model)
@@ -77,7 +76,7 @@ def diagnose(model: nn.Module, data: Data, *, samples: int = SAMPLES) -> list[Fi
         return [Finding("copy", "fail", text, "every attack works on a copy: keep no graph, lock or open file in it")]
     members = list(model.members) if isinstance(model, Ensemble) else [model]
     found: dict[tuple[str, str], tuple[Finding, list[int]]] = {}
-    chosen = data.order("random")[:samples]
+    chosen = data.order("random")[:SAMPLES]
     device = next(chain(model.parameters(), model.buffers()), torch.empty(0)).device
     images, labels = to_images(data.test.images[chosen]).to(device), data.test.labels[chosen].to(device)
     devices = [device] if device.type == "cuda" else []
@@ -112,7 +111,7 @@ def _diagnose(member: nn.Module, data: Data, images: Tensor, labels: Tensor) -> 
         except Exception as error:  # whatever the user's code raises
             evidence = f"it does not take images {tuple(images.shape)} of float32 in [0, 1]: {in_a_line(error)}"
             return [*found, Finding("input", "fail", evidence, "choose the --dataset or the model that fits")], False
-        changed = [name for name, tensor in _state(member).items() if not _equal(tensor, before[name])]
+        changed = [name for name, tensor in _state(member).items() if not same_values(tensor, before.get(name))]
         if changed:
             found.append(
                 Finding(
@@ -444,7 +443,7 @@ def _probabilities(
 
 def _gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Finding]:
     try:
-        slopes = [gradient(partial(_loss, loss, model, labels), images) for loss in (margin, cross_entropy)]
+        slopes = [input_gradient(model, loss, images, labels) for loss in (margin, cross_entropy)]
     except (RobenchError, RuntimeError) as error:
         yield Finding("no gradient", "fail", in_a_line(error), _DIFFERENTIABLE)
         return
@@ -473,10 +472,6 @@ def _true_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Iterato
             f"on {share:.0%} of {len(images)} images the input gradient is not that of finite differences",
             _DIFFERENTIABLE,
         )
-
-
-def _loss(loss: Loss, model: nn.Module, labels: Tensor, images: Tensor) -> Tensor:
-    return loss(model(images), labels)
 
 
 def _outputs(model: nn.Module, images: Tensor) -> Tensor:
@@ -510,7 +505,3 @@ def _text(values: tuple[float, ...]) -> str:
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in chain(model.named_parameters(), model.named_buffers())}
-
-
-def _equal(first: Tensor, second: Tensor) -> bool:
-    return torch.equal(first.nan_to_num(), second.nan_to_num())

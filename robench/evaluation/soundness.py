@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,7 +18,7 @@ from robench.core.errors import RobenchError, in_a_line, out_of_memory
 from robench.core.fast import ROUNDING, disagreement
 from robench.core.frozen import frozen
 from robench.core.hidden import unregistered
-from robench.core.losses import cross_entropy, margin
+from robench.core.losses import Loss, cross_entropy, margin
 from robench.core.rng import Stream, key
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.findings import Finding, Status
@@ -187,7 +186,7 @@ def _passes(member: nn.Module, images: Tensor, who: str, classes: int) -> tuple[
     first = outputs_of(member, given, who)
     if not torch.equal(given, images):
         raise RobenchError(f"{who} changes the images that it is given; write x = x - mean instead of x -= mean")
-    moved = [name for name, value in member.named_buffers() if not _same(value, before.get(name))]
+    moved = [name for name, value in member.named_buffers() if not same_values(value, before.get(name))]
     moved += [name for name, value in member.named_parameters() if value._version != versions.get(name)]
     if moved:
         with torch.no_grad():
@@ -359,16 +358,18 @@ def _saturated(member: nn.Module, images: Tensor, labels: Tensor) -> bool:
     sizes = []
     for loss in (cross_entropy, margin):
         try:
-            slope = gradient(partial(_loss_of, member, loss, labels), images)
+            slope = input_gradient(member, loss, images, labels)
         except (RobenchError, RuntimeError):
             return False
         sizes.append(slope.abs().flatten(1).amax(dim=1))
     return bool(((sizes[0] == 0) & (sizes[1] > 0)).float().mean() > 0.1)
 
 
-def _loss_of(member: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], labels: Tensor, images: Tensor) -> Tensor:
-    return loss(member(images), labels)
+def input_gradient(member: nn.Module, loss: Loss, images: Tensor, labels: Tensor) -> Tensor:
+    """The gradient of the loss in the images, (B,C,H,W)."""
+    return gradient(lambda z: loss(member(z), labels), images)
 
 
-def _same(value: Tensor, other: Tensor | None) -> bool:
+def same_values(value: Tensor, other: Tensor | None) -> bool:
+    """Whether two tensors are equal, NaN in the same places included."""
     return other is not None and value.shape == other.shape and torch.equal(value.nan_to_num(), other.nan_to_num())

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-from robench.attacks.ascent import gradient
 from robench.core.data import to_images
 from robench.core.errors import RobenchError
 from robench.core.frozen import frozen, full_float32
 from robench.core.losses import cross_entropy
 from robench.core.rng import Draws
 from robench.evaluation.predict import correct
+from robench.evaluation.soundness import input_gradient
 from robench.reports import regions, style
 from robench.session import Session
 from robench.store.runs import Run
@@ -42,7 +42,7 @@ def decision_regions(
     image, label = images[sample : sample + 1], labels[sample : sample + 1]
     attacked = models[-1].ensemble
     with frozen(attacked):
-        first = gradient(lambda z: cross_entropy(attacked(z), label), image).sign()[0]
+        first = input_gradient(attacked, cross_entropy, image, label).sign()[0]
     second = (Draws.of([sample]).uniform("rademacher", image.shape[1:], image)[0] - 0.5).sign()
     names = [f"{style.label(model.defense)}/{model.n}" for model in models[:-1]]
     titles = names if len(set(names)) == len(names) else [model.name for model in models[:-1]]
