@@ -72,6 +72,11 @@ class Data:
         return len(self.classes)
 
     @property
+    def numel(self) -> int:
+        """Elements of an image."""
+        return self.test.images[0].numel()
+
+    @property
     def summary(self) -> str:
         """How many images there are of which classes, in their order: what is worth a look before anything long."""
         counts = [np.bincount(split.labels.numpy(), minlength=self.num_classes) for split in (self.train, self.test)]

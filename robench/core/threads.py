@@ -28,17 +28,17 @@ USUAL = 250
 
 
 @contextmanager
-def fitting_threads(device: torch.device, numbers: int) -> Iterator[None]:
+def fitting_threads(device: torch.device, numel: int) -> Iterator[None]:
     """One thread within for small batches on the CPU; as before afterwards.
 
     It depends on the size alone, not on a measurement: rounding depends on the number of threads, and an interrupted
     training must round alike when it goes on.
 
     Args:
-        numbers: elements of a batch of images.
+        numel: elements of a batch of images.
     """
     before = torch.get_num_threads()
-    if device.type != "cpu" or numbers >= SMALL or before == 1:
+    if device.type != "cpu" or numel >= SMALL or before == 1:
         yield
         return
     torch.set_num_threads(1)
@@ -48,25 +48,25 @@ def fitting_threads(device: torch.device, numbers: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def fitting_batch(device: torch.device, numbers: int, most: int | None) -> int:
+def fitting_batch(device: torch.device, numel: int, most: int | None) -> int:
     """Images per pass: ``most``, by default 250 and on a GPU what keeps it busy; on a CPU fewer where they are large,
     but 16.
 
     Args:
-        numbers: elements of one image.
+        numel: elements of one image.
     """
     if device.type == "cpu":
-        return min(most or USUAL, max(16, CACHED // numbers))
-    return most or max(16, FILLED // numbers)
+        return min(most or USUAL, max(16, CACHED // numel))
+    return most or max(16, FILLED // numel)
 
 
-def judging_batch(numbers: int, most: int | None = None) -> int:
+def judging_batch(numel: int, most: int | None = None) -> int:
     """Images per forward pass: fewer of large ones, and at most ``most``.
 
     Args:
-        numbers: elements of one image.
+        numel: elements of one image.
     """
-    return min(most or JUDGED, JUDGED, max(16, FILLED // numbers))
+    return min(most or JUDGED, JUDGED, max(16, FILLED // numel))
 
 
 def chunks(count: int, size: int) -> Iterator[slice]:

@@ -114,7 +114,7 @@ class Crafter:
         """As many as are allowed, but no small rest of ``count``, which would take longer by the image."""
         if attack.batch_dependent:  # its rows depend on it, and their key holds it
             return self.settings.batch_size or USUAL
-        most = fitting_batch(self.settings.device, self.data.test.images[0].numel(), self._batch)
+        most = fitting_batch(self.settings.device, self.data.numel, self._batch)
         passes = max(1, -(-count // most))
         return max(1, -(-count // passes))
 

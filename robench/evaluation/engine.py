@@ -56,7 +56,7 @@ def correct_for_all(
     The transferability matrix and the diversity are measured on these (protocol §3); RobenchError where there is none.
     """
     chosen = order[:0]
-    for at in chunks(len(order), judging_batch(data.test.images[0].numel(), batch_size)):
+    for at in chunks(len(order), judging_batch(data.numel, batch_size)):
         if len(chosen) >= samples:
             break
         chunk = order[at]
@@ -147,9 +147,9 @@ class Evaluator:
                     f"--batch-size or an interruption give other rows"
                 )
         units = sharing.units(self._planner, targets, threats, indices, self._claims, self._tally)
-        numbers = self.data.test.images[0].numel()
+        numel = self.data.numel
         # Closed, it gives back the claim of a unit that failed.
-        with fitting_threads(self.settings.device, self.settings.images_per_pass(numbers) * numbers), closing(units):
+        with fitting_threads(self.settings.device, self.settings.images_per_pass(numel) * numel), closing(units):
             for unit in units:
                 judged = self._judge.pooled if unit.job.pooled else self._judge.version
                 judged(unit)

@@ -52,7 +52,7 @@ def forecast(
     if not timed:
         return [part for _, part in found]
     paces: dict[str, float] = {}
-    most = planner.settings.images_per_pass(planner.data.test.images[0].numel())
+    most = planner.settings.images_per_pass(planner.data.numel)
     at_once = min(most, max((len(work.pairs[0]) for work in works), default=USUAL))
     return [
         replace(part, seconds=part.passes * _pace(planner, source, at_once, paces)) if part.passes else part
@@ -93,7 +93,6 @@ def _attacks(
     todo: dict[str, list[Work]] = {title: [] for title in jobs}
     for work in works:
         todo.setdefault(_title(work.job, work.parts[0].target), []).append(work)
-    numbers = planner.data.test.images[0].numel()
     for title, own in todo.items():
         job = (jobs.get(title) or [work.job for work in own])[0]
         cache = None if job.pooled else images
@@ -105,7 +104,7 @@ def _attacks(
             Forecast(
                 title,
                 sum(work.passes(count) for work, count in zip(own, missing, strict=True)),
-                0 if cache is None else cost.adversarial(sum(missing), numbers, planner.settings.precision),
+                0 if cache is None else cost.adversarial(sum(missing), planner.data.numel, planner.settings.precision),
                 cells=cells,
                 done=cells - pending,
             ),

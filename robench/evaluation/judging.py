@@ -44,8 +44,7 @@ class Judge:
         cell, rows = self._planner.clean_cell(target, draws), self._rows.of(target, threat)
         rows.declare(cell)
         parts = []
-        numbers = self._data.test.images[0].numel()
-        for chunk in chunks(len(pending), judging_batch(numbers, self._settings.batch_size)):
+        for chunk in chunks(len(pending), judging_batch(self._data.numel, self._settings.batch_size)):
             samples = pending[chunk]
             images, labels = images_of(self._data, samples, self._settings), labels_of(self._data, samples)
             keys = self._keys(target, samples)

@@ -37,6 +37,6 @@ class Settings:
         if self.batch_size is not None and self.batch_size < 1:
             raise RobenchError(f"expected `batch_size` to be at least 1, got {self.batch_size}")
 
-    def images_per_pass(self, numbers: int) -> int:
-        """Images of so many elements, before memory ran out: the same in every process with the same settings."""
-        return fitting_batch(self.device, numbers, self.batch_size)
+    def images_per_pass(self, numel: int) -> int:
+        """Images of ``numel`` elements, before memory ran out: the same in every process with the same settings."""
+        return fitting_batch(self.device, numel, self.batch_size)

@@ -60,7 +60,7 @@ def units(
     Works are cut by the rank of a sample among those requested, so that processes with the same command cut alike.
     """
     requested = np.unique(np.concatenate(list(indices.values())))
-    radii, numbers = len(next(iter(threats.values())).eps), planner.data.test.images[0].numel()
+    radii = len(next(iter(threats.values())).eps)
     tally.begin()
     left: int | None = None
     waits = 0
@@ -70,7 +70,7 @@ def units(
         tally.left(works)
         left = None
         for work in works:
-            size = _unit_size(work, planner.settings, numbers, len(requested), radii)
+            size = _unit_size(work, planner.settings, planner.data.numel, len(requested), radii)
             for number, at in enumerate(chunks(len(requested), size)):
                 with claims.take(content_key([work.key, number, size])) as granted:
                     unit = planner.left(work, requested[at]) if granted else None
@@ -88,10 +88,10 @@ def units(
             rows.refresh()
 
 
-def _unit_size(work: Work, settings: Settings, numbers: int, count: int, radii: int) -> int:
+def _unit_size(work: Work, settings: Settings, numel: int, count: int, radii: int) -> int:
     """Samples of a unit, of ``count``: a few passes, and two units at least for every process."""
     usual = settings.batch_size or USUAL
     if work.job.attack.batch_dependent:  # rows depend on it: no matter of the machine
         return max(1, 2 * usual // radii)
-    size = max(1, 2 * max(usual, settings.images_per_pass(numbers)) // radii)
+    size = max(1, 2 * max(usual, settings.images_per_pass(numel)) // radii)
     return size if settings.workers == 1 else min(size, -(-count // (2 * settings.workers)))

@@ -43,8 +43,8 @@ def pictures(session: Session, outcomes: Outcomes, runs: Sequence[Run], count: i
     cells, cache = outcomes.cells, Images(session.store.root / CRAFTED)
     # What one call of an attack gives, whatever its ε values; one target judges it.
     same = rows["cell"].map({key: cells[key].attacked.at_any_eps for key in rows["cell"].unique()})
-    numbers = session.data.test.images[0].numel()
-    size = fitting_batch(session.settings.device, numbers, session.settings.batch_size)
+    numel = session.data.numel
+    size = fitting_batch(session.settings.device, numel, session.settings.batch_size)
     groups = [
         part.iloc[start : start + size]
         for _, part in rows.groupby([same, "target", "restart"], sort=False)
@@ -52,7 +52,7 @@ def pictures(session: Session, outcomes: Outcomes, runs: Sequence[Run], count: i
     ]
     found: dict[int, Picture] = {}
     left_out: Counter[str] = Counter()
-    with session.bar() as progress, fitting_threads(session.settings.device, size * numbers):
+    with session.bar() as progress, fitting_threads(session.settings.device, size * numel):
         for done, part in enumerate(groups):
             progress(done, len(groups), "pictures")
             try:

@@ -333,7 +333,6 @@ class _Builder:
     ) -> tuple[str, ...]:
         """Tasks that make adversarial images, each of one attack on one surrogate, which is judged on them too."""
         cells = images * len(options["eps"])
-        numbers = self.data.test.images[0].numel()
         made = []
         for surrogate in surrogates:
             for attack in options["attacks"]:
@@ -345,7 +344,7 @@ class _Builder:
                     self.judge(
                         "craft", name, target, threat, {**options, "attacks": (attack,)}, passes,
                         surrogates=(surrogate,),
-                        disk=cost.adversarial(cells * count, numbers, self.study.precision),
+                        disk=cost.adversarial(cells * count, self.data.numel, self.study.precision),
                     )
                 )  # fmt: skip
         return tuple(made)

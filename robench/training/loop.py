@@ -102,7 +102,7 @@ def ensure(
             parent = ensure(task.start, data, runs, progress=progress, **how)
         elif task.init != "scratch":
             parent = runs.get(task.init)
-        with fitting_threads(device, task.recipe.batch_size * data.train.images[0].numel()):
+        with fitting_threads(device, task.recipe.batch_size * data.numel):
             return _train(task, data, runs, parent, device, compile, track, track_every, logs, progress)
 
 
