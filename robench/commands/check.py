@@ -5,15 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from robench.commands._help import Group, Grouped, Sections
 from robench.commands._shared import dataset_of, device_of, import_models, refuse_given, shared
-
-if TYPE_CHECKING:
-    from robench.evaluation.findings import Finding
+from robench.evaluation.findings import Finding, failed
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +52,7 @@ def plugin(names: tuple[str, ...], data_dir: str) -> int:
     for kind, name in [(kind, each) for each in names for kind in kinds(each)]:
         click.echo(f"{kind} {name}:")
         found += _told(examine(kind, name, data_dir), indent="  ")
-    return _failed(found)
+    return int(failed(found))
 
 
 @command.command("model", cls=Grouped, examples=("robench check model my-dverge",))
@@ -87,7 +84,7 @@ def model(what: str, dataset: str | None, model: tuple[str, ...], data_dir: str,
     found = _told(diagnose(ensemble.to(device_of(device)), data))
     if not found:
         click.echo(f"{what}: nothing found")
-    return _failed(found)
+    return int(failed(found))
 
 
 _GROUPS = (Group("Cells made again", ("cells", "seed", "tolerance", "dataset", "model")),)
@@ -142,7 +139,7 @@ def result(
         click.echo(
             f"refused: {bad} of {len(told)} do not hold" if bad else f"the files agree: {len(told)} of {len(told)}"
         )
-        return _failed(told)
+        return int(failed(told))
     import_models(model)
     found = _told(
         verify(
@@ -152,7 +149,7 @@ def result(
     )  # fmt: skip
     bad = sum(each.status == "fail" for each in found)
     click.echo(f"refused: {bad} of {len(found)} differ" if bad else f"confirmed: {len(found)} of {len(found)}")
-    return _failed(found)
+    return int(failed(found))
 
 
 def _told(findings: Iterable[Finding], indent: str = "") -> list[Finding]:
@@ -162,8 +159,3 @@ def _told(findings: Iterable[Finding], indent: str = "") -> list[Finding]:
         found.append(each)
         click.echo(f"{indent}{each}")
     return found
-
-
-def _failed(findings: Iterable[Finding]) -> int:
-    """The exit code."""
-    return int(any(each.status == "fail" for each in findings))

@@ -93,7 +93,7 @@ def command(**given: Any) -> int:
     from robench.core.logbook import require
     from robench.core.pool import visible_gpus
     from robench.evaluation import checks, words
-    from robench.evaluation.findings import brief
+    from robench.evaluation.findings import brief, failed
     from robench.evaluation.outcomes import Outcomes
     from robench.evaluation.threats import THREATS
     from robench.session import stored
@@ -131,7 +131,7 @@ def command(**given: Any) -> int:
         found += _probed(asked, session, chosen, outcomes, options)
     for each in [*brief(found), *verdicts]:
         click.echo(each, err=asked.style != "table")
-    return int((asked.strict and checks.failed(found)) or not all(verdict.met for verdict in verdicts))
+    return int((asked.strict and failed(found)) or not all(verdict.met for verdict in verdicts))
 
 
 def _points(asked: _Asked, radii: Sequence[float]) -> list[tuple[str, float]]:
@@ -278,11 +278,10 @@ def _tell(chosen: Sequence[Run], data: Data) -> None:
     for run in chosen:
         if said := run.manifest.get("normalisation"):
             log.info(f"{run.name}: normalisation {said}")
-        made_for = (run.manifest["data"] or {}).get("name") or run.manifest.get("dataset")
-        if made_for and made_for not in (data.label, data.name):
+        if run.data_name not in ("", data.label, data.name):
             log.warning(
-                f"{run.name} was made for {made_for} and is judged on {data.label}: whether classes and normalisation "
-                f"are the same, only you know"
+                f"{run.name} was made for {run.data_name} and is judged on {data.label}: whether classes and "
+                f"normalisation are the same, only you know"
             )
 
 

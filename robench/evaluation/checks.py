@@ -356,10 +356,6 @@ def probed(outcomes: Outcomes, again: Outcomes) -> Finding:
     return Finding(SURVIVORS, status, evidence)
 
 
-def failed(checks: Iterable[Finding]) -> bool:
-    return any(each.status == "fail" for each in checks)
-
-
 def _attacked(outcomes: Outcomes) -> pd.DataFrame:
     """Rows of who was attacked, or meant: the ensemble, or for transfer the source itself."""
     frame = outcomes.frame

@@ -81,8 +81,7 @@ def trained(run: Run) -> float:
     """Passes that a training took per image of its data; NaN where its manifest does not say."""
     manifest = run.manifest
     try:
-        values = {name: value for name, value in manifest["defense"].items() if name not in ("name", "version")}
-        defense = DEFENSES.get(run.defense)(**values)
+        defense = DEFENSES.get(run.defense)(**run.fields)
         if defense.version != manifest["defense"]["version"]:
             return math.nan
         recipe = manifest["recipe"]

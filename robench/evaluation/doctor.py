@@ -23,7 +23,7 @@ from robench.core.frozen import frozen
 from robench.core.hidden import unregistered
 from robench.core.losses import cross_entropy, margin
 from robench.core.models import Normalized
-from robench.evaluation.findings import Finding
+from robench.evaluation.findings import Finding, failed
 from robench.evaluation.outcomes import wilson
 from robench.evaluation.soundness import IMAGES as LOOKED
 from robench.evaluation.soundness import MANY as MANY_WRONG
@@ -124,7 +124,7 @@ def _diagnose(member: nn.Module, data: Data, images: Tensor, labels: Tensor) -> 
             )
         malformed = list(_malformed(output, images, data))
         found += malformed
-        if any(finding.status == "fail" for finding in malformed):
+        if failed(malformed):
             return found, False
         found += _range_of_outputs(member, output, images)
         found += _repeats(member, output, images)

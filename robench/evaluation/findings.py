@@ -32,6 +32,11 @@ class Finding:
         return f"{self.status}  {self.name}: {self.said}"
 
 
+def failed(findings: Iterable[Finding]) -> bool:
+    """Whether any of them fails."""
+    return any(each.status == "fail" for each in findings)
+
+
 def brief(findings: Iterable[Finding]) -> list[Finding]:
     """For a terminal: what passes first, a line for each question, however many ensembles it was asked of; then what
     warns, then what fails, next to where one types."""

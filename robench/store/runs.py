@@ -88,6 +88,11 @@ class Run:
         return str(self.manifest["defense"]["name"])
 
     @property
+    def fields(self) -> dict[str, Any]:
+        """The settings of its defense."""
+        return {key: value for key, value in self.manifest["defense"].items() if key not in ("name", "version")}
+
+    @property
     def n(self) -> int:
         return len(self.manifest["members"])
 
@@ -104,6 +109,11 @@ class Run:
         """What it was made for, by the name that `robench.core.data.load` takes where it has one; may be empty."""
         told = self.manifest["data"] or {}
         return str(told.get("source") or told.get("name") or self.manifest.get("dataset") or "")
+
+    @property
+    def data_name(self) -> str:
+        """What its manifest calls the data that it was made for; may be empty."""
+        return str((self.manifest["data"] or {}).get("name") or self.manifest.get("dataset") or "")
 
     @property
     def rule(self) -> Rule:

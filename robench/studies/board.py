@@ -14,7 +14,7 @@ import pandas as pd
 from robench.core.errors import RobenchError
 from robench.core.models import build, parameter_count
 from robench.evaluation import cost
-from robench.evaluation.findings import Finding
+from robench.evaluation.findings import Finding, failed
 from robench.evaluation.fingerprint import judged_identity
 from robench.evaluation.rows import FolderRows
 from robench.reports import board
@@ -88,7 +88,7 @@ def _read(name: str, result: ResultFolder, again: Again | None, data: str | None
 def _standing(found: Sequence[tuple[str, Finding]], run: str | None = None) -> board.Standing:
     """Of a run, by what was found of it and of its result's report; by default of the whole result."""
     own = [finding for name, finding in found if run is None or name in (run, "")]
-    if any(finding.status == "fail" for finding in own):
+    if failed(own):
         return "refused"
     again = run is not None and any(finding.name.startswith(f"{run} ") for finding in own)
     whole = run is None and any(finding.name.startswith(f"{name} ") for name, finding in found if name)

@@ -126,11 +126,10 @@ def card(
     if not doubts:
         found = [f"{len(checks)} checks found nothing that speaks against these numbers." if checks else "Not checked."]
     named = [f"Surrogates, in `runs/`: {', '.join(f'`{each.name}`' for each in surrogates)}.", ""] if surrogates else []
-    data = _data(run)
     lines = [
         "---", "library_name: robench", "pipeline_tag: image-classification", "tags: [adversarial-robustness]", "---",
         "",
-        f"# {style.label(run.defense)}/{run.n} on {document.escape_markdown(data or 'data of its own')}", "",
+        f"# {style.label(run.defense)}/{run.n} on {document.escape_markdown(run.data_name or 'data of its own')}", "",
         f"{run.n} members that decide together ({run.rule}): weights, and every verdict that the numbers rest on. "
         "Made with robench; images in [0, 1], ε in the ℓ∞ norm.", "",
         "## Accuracy", "", document.markdown(accuracy(outcomes)), *found, "", *_pictures(figures),
@@ -145,11 +144,6 @@ def card(
         ),
     ]  # fmt: skip
     return "\n".join(lines)
-
-
-def _data(run: Run) -> str:
-    """What the manifest calls the data; empty where it does not."""
-    return str((run.manifest["data"] or {}).get("name") or run.manifest.get("dataset") or "")
 
 
 def _named(run: Run) -> str:
@@ -216,7 +210,7 @@ def train_command(run: Run) -> str:
     recipe = run.manifest.get("recipe")
     if recipe is None:
         return ""
-    told = {**recipe, **{k: v for k, v in run.manifest["defense"].items() if k not in ("name", "version")}}
+    told = {**recipe, **run.fields}
     names = sorted(entry.name.removesuffix(".toml") for entry in files("robench.recipes").iterdir())
     changes = {
         name: _changes(told, name, run) for name in names if not name.startswith("_") and not name.endswith(".py")

@@ -155,8 +155,7 @@ def trainings(runs: Sequence[Run]) -> document.Table:
 
 def _fields(run: Run) -> str:
     """The defense and its fields, in words."""
-    fields = {name: value for name, value in run.manifest["defense"].items() if name not in ("name", "version")}
-    return ", ".join([run.defense, *(f"{name} {value}" for name, value in fields.items())])
+    return ", ".join([run.defense, *(f"{name} {value}" for name, value in run.fields.items())])
 
 
 def provenance(outcomes: Outcomes, runs: Sequence[Run]) -> dict[str, Any]:

@@ -21,10 +21,10 @@ from robench.core.data import Data
 from robench.core.errors import RobenchError
 from robench.core.rng import Draws
 from robench.evaluation.cells import Cell
-from robench.evaluation.checks import check, failed, kin
+from robench.evaluation.checks import check, kin
 from robench.evaluation.engine import Evaluator
 from robench.evaluation.evaluated import EvaluatedModel
-from robench.evaluation.findings import Finding
+from robench.evaluation.findings import Finding, failed
 from robench.evaluation.outcomes import ENSEMBLE, Outcomes
 from robench.evaluation.rows import FolderRows
 from robench.evaluation.settings import Settings

@@ -19,10 +19,9 @@ from robench.core.data import Data
 from robench.core.errors import RobenchError
 from robench.core.logs import Lines, logged
 from robench.core.rng import Draws
-from robench.evaluation.checks import failed
 from robench.evaluation.engine import Evaluator
 from robench.evaluation.evaluated import EvaluatedModel
-from robench.evaluation.findings import Finding
+from robench.evaluation.findings import Finding, failed
 from robench.evaluation.settings import Settings
 from robench.evaluation.threats import Blackbox, Convergence, Queries, Threat, Transfer, Whitebox
 from robench.validity import probe as module
