@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks.ascent import follow
-from robench.attacks.base import ATTACKS, Attack
-from robench.attacks.copies import losses, mean_slopes, require
+from robench.attacks.base import ATTACKS
+from robench.attacks.copies import FromImages, losses, mean_slopes
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
 
 
 @ATTACKS.register("admix")
 @dataclass(frozen=True, kw_only=True)
-class Admix(Attack):
+class Admix(FromImages):
     """Admix (Wang et al. 2021, algorithm 1, https://arxiv.org/abs/2102.00436), with the authors' settings.
 
     The gradient is that of (1/(m₁·m₂)) Σ_{x'} Σ_i J((x + η·x')/2^i) with respect to x, with m₂ images x' of other
@@ -48,17 +48,13 @@ class Admix(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "scales", self.scales >= 1, "to be at least 1, which is the mixture alone")
-        require(self, "mixtures", self.mixtures >= 1, "to be at least 1; without any it is sim")
-        require(self, "strength", self.strength >= 0, "to be at least 0, which is sim")
+        self.require("scales", self.scales >= 1, "to be at least 1, which is the mixture alone")
+        self.require("mixtures", self.mixtures >= 1, "to be at least 1; without any it is sim")
+        self.require("strength", self.strength >= 0, "to be at least 0, which is sim")
 
     @property
     def stochastic(self) -> bool:
         return self.strength > 0
-
-    @property
-    def restarts_are_versions(self) -> bool:
-        return False  # as M-DI²: it starts at the image, whatever it draws on the way
 
     @property
     def passes(self) -> int:

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from robench.attacks.ascent import gradient, uniform_start
+from robench.attacks.ascent import drawn_start, gradient
 from robench.attacks.base import ATTACKS, Attack
 from robench.attacks.survivors import Least, Standing, in_turn
 from robench.core import linf
@@ -58,20 +58,16 @@ class APGD(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.objective not in get_args(Objective):
-            raise RobenchError(
-                f"expected `objective` of attack {self.name!r} to be one of {', '.join(get_args(Objective))}, "
-                f"got {self.objective!r}"
-            )
+        self.require(
+            "objective", self.objective in get_args(Objective), f"to be one of {', '.join(get_args(Objective))}"
+        )
         if self.targets < 0 or (self.targets and self.objective != "dlr"):
             raise RobenchError(
                 f"expected `targets` of attack {self.name!r} to be 0, or above with objective=dlr, got {self.targets} "
                 f"with objective={self.objective}; APGD-T is apgd:objective=dlr:targets=9"
             )
-        if not 0 < self.momentum <= 1:
-            raise RobenchError(f"expected `momentum` of attack {self.name!r} in (0, 1], got {self.momentum}")
-        if not 0 <= self.rho <= 1:
-            raise RobenchError(f"expected `rho` of attack {self.name!r} in [0, 1], got {self.rho}")
+        self.require("momentum", 0 < self.momentum <= 1, "in (0, 1]")
+        self.require("rho", 0 <= self.rho <= 1, "in [0, 1]")
 
     @property
     def stochastic(self) -> bool:
@@ -112,9 +108,7 @@ class APGD(Attack):
         draws: Draws,
         purpose: str,
     ) -> Tensor:
-        start = images
-        if self.random_start:
-            start = uniform_start(images, eps, draws.uniform(purpose, images.shape[1:], images))
+        start = drawn_start(images, eps, draws, purpose) if self.random_start else images
 
         def judged(z: Tensor) -> tuple[Tensor, Tensor]:
             outputs = model(z)

@@ -10,6 +10,7 @@ from torch import Tensor
 from robench.core import linf
 from robench.core.drawn import over_draws
 from robench.core.errors import RobenchError
+from robench.core.rng import Draws
 
 #: (z, step) -> what to raise, one value per sample (B,).
 Objective = Callable[[Tensor, int], Tensor]
@@ -110,6 +111,11 @@ def follow(
         size = alpha if scale is None else alpha * scale(velocity)
         z = torch.addcmul(z, size, velocity.sign()).clamp_(lower, upper)
     return z, velocity
+
+
+def drawn_start(images: Tensor, eps: Tensor, draws: Draws, purpose: str = "start") -> Tensor:
+    """`uniform_start` of noise that is drawn for ``purpose``."""
+    return uniform_start(images, eps, draws.uniform(purpose, images.shape[1:], images))
 
 
 def uniform_start(images: Tensor, eps: Tensor, noise: Tensor) -> Tensor:

@@ -82,16 +82,18 @@ class Attack(ABC):
         LOSSES.get(self.loss)
         for item in fields(self):
             value = getattr(self, item.name)
-            if (item.name == "momentum" and value < 0) or (item.name == "step_ratio" and value <= 0):
-                least = "at least 0" if item.name == "momentum" else "above 0"
-                raise RobenchError(
-                    f"expected `{item.name}` of attack {self.name or type(self).__name__!r} to be {least}, got {value}"
-                )
-            if item.name in ("steps", "restarts", "queries") and getattr(self, item.name) < 1:
-                raise RobenchError(
-                    f"expected `{item.name}` of attack {self.name or type(self).__name__!r} to be at least 1, "
-                    f"got {getattr(self, item.name)}"
-                )
+            if item.name == "momentum":
+                self.require("momentum", value >= 0, "to be at least 0")
+            if item.name == "step_ratio":
+                self.require("step_ratio", value > 0, "to be above 0")
+            if item.name in ("steps", "restarts", "queries"):
+                self.require(item.name, value >= 1, "to be at least 1")
+
+    def require(self, name: str, kept: bool, allowed: str) -> None:
+        """RobenchError, which says what is ``allowed``, where the value of the field ``name`` is not."""
+        if not kept:
+            owner, value = self.name or type(self).__name__, getattr(self, name)
+            raise RobenchError(f"expected `{name}` of attack {owner!r} {allowed}, got {value!r}")
 
     @abstractmethod
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor | Taken:

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks.ascent import follow
-from robench.attacks.base import ATTACKS, Attack
+from robench.attacks.base import ATTACKS
 from robench.attacks.blocks import Strips, per_pixel, read, strips
-from robench.attacks.copies import losses, mean_slopes, require
+from robench.attacks.copies import FromImages, losses, mean_slopes
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
 
 
 @ATTACKS.register("bsr")
 @dataclass(frozen=True, kw_only=True)
-class BSR(Attack):
+class BSR(FromImages):
     """Block Shuffle and Rotation (Wang et al. 2024, algorithm 1, https://arxiv.org/abs/2308.10299), with the authors'
     settings.
 
@@ -46,17 +46,13 @@ class BSR(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "copies", self.copies >= 1, "to be at least 1")
-        require(self, "blocks", self.blocks >= 1, "to be at least 1, which turns the whole image")
-        require(self, "degrees", 0 <= self.degrees <= 180, "in [0, 180]")
+        self.require("copies", self.copies >= 1, "to be at least 1")
+        self.require("blocks", self.blocks >= 1, "to be at least 1, which turns the whole image")
+        self.require("degrees", 0 <= self.degrees <= 180, "in [0, 180]")
 
     @property
     def stochastic(self) -> bool:
         return self.blocks > 1 or self.degrees > 0
-
-    @property
-    def restarts_are_versions(self) -> bool:
-        return False  # as M-DI²: it starts at the image, whatever it draws on the way
 
     @property
     def passes(self) -> int:

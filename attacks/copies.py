@@ -7,16 +7,24 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from robench.attacks.ascent import gradient, uniform_start
+from robench.attacks.ascent import drawn_start, gradient
 from robench.attacks.base import Attack
 from robench.core.drawn import keyed
-from robench.core.errors import RobenchError
 from robench.core.losses import Loss
 from robench.core.rng import Draws
 
 #: Values of images that are differentiated at once, unless one copy of the batch has more: 85 images of CIFAR-10. Small
 #: batches get faster by it; a large one keeps the memory that its evaluator has measured.
 AT_ONCE = 2**18
+
+
+class FromImages(Attack):
+    """An attack that starts at the images themselves, as M-DI² does, whatever it draws on the way: its restarts
+    are no versions."""
+
+    @property
+    def restarts_are_versions(self) -> bool:
+        return False
 
 
 def losses(model: nn.Module, loss: Loss, labels: Tensor) -> Callable[[Tensor], Tensor]:
@@ -63,10 +71,4 @@ def neighbour(images: Tensor, radius: Tensor, draws: Draws, step: int, copy: int
     Args:
         radius: one per image, (B,).
     """
-    return uniform_start(images, radius, draws.uniform(f"neighbour/{step}/{copy}", images.shape[1:], images))
-
-
-def require(attack: Attack, name: str, kept: bool, allowed: str) -> None:
-    """Raises RobenchError that names the field ``name`` of ``attack`` where it is not ``allowed``."""
-    if not kept:
-        raise RobenchError(f"expected `{name}` of attack {attack.name!r} {allowed}, got {getattr(attack, name)!r}")
+    return drawn_start(images, radius, draws, f"neighbour/{step}/{copy}")

@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robench.attacks.ascent import follow
-from robench.attacks.base import ATTACKS, Attack
-from robench.attacks.copies import losses, mean_slopes, neighbour, require, slopes
+from robench.attacks.base import ATTACKS
+from robench.attacks.copies import FromImages, losses, mean_slopes, neighbour, slopes
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
 
 
 @ATTACKS.register("gra")
 @dataclass(frozen=True, kw_only=True)
-class GRA(Attack):
+class GRA(FromImages):
     """Gradient Relevance Attack (Zhu et al., ICCV 2023,
     https://openaccess.thecvf.com/content/ICCV2023/html/Zhu_Boosting_Adversarial_Transferability_via_Gradient_Relevance_Attack_ICCV_2023_paper.html),
     with the authors' settings.
@@ -45,17 +45,13 @@ class GRA(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "neighbours", self.neighbours >= 1, "to be at least 1; without any it is pgd:momentum=1")
-        require(self, "radius", self.radius >= 0, "to be at least 0, as a part of ε")
-        require(self, "decay", 0 < self.decay <= 1, "in (0, 1]; 1 keeps every step")
+        self.require("neighbours", self.neighbours >= 1, "to be at least 1; without any it is pgd:momentum=1")
+        self.require("radius", self.radius >= 0, "to be at least 0, as a part of ε")
+        self.require("decay", 0 < self.decay <= 1, "in (0, 1]; 1 keeps every step")
 
     @property
     def stochastic(self) -> bool:
         return self.radius > 0
-
-    @property
-    def restarts_are_versions(self) -> bool:
-        return False  # as M-DI²: it starts at the image, whatever it draws on the way
 
     @property
     def passes(self) -> int:

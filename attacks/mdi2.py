@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robench.attacks.ascent import ascend, uniform_start
+from robench.attacks.ascent import ascend, drawn_start
 from robench.attacks.base import ATTACKS, Attack
-from robench.core.errors import RobenchError
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
 
@@ -43,10 +42,8 @@ class MDI2(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.probability <= 1:
-            raise RobenchError(f"expected `probability` of attack {self.name!r} in [0, 1], got {self.probability}")
-        if not 0 < self.smallest <= 1:
-            raise RobenchError(f"expected `smallest` of attack {self.name!r} in (0, 1], got {self.smallest}")
+        self.require("probability", 0 <= self.probability <= 1, "in [0, 1]")
+        self.require("smallest", 0 < self.smallest <= 1, "in (0, 1]")
 
     @property
     def stochastic(self) -> bool:
@@ -59,9 +56,7 @@ class MDI2(Attack):
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
         loss = LOSSES.get(self.loss)
-        start = None
-        if self.random_start:
-            start = uniform_start(images, eps, draws.uniform("start", images.shape[1:], images))
+        start = drawn_start(images, eps, draws) if self.random_start else None
         # In float32 whatever the images are in, so that every dtype sees the same geometry.
         unit = draws.uniform("diversity", (self.steps, 4), images.new_empty(0, dtype=torch.float32))
         return ascend(

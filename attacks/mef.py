@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks.ascent import follow
-from robench.attacks.base import ATTACKS, Attack
-from robench.attacks.copies import losses, neighbour, parts, require, slopes
+from robench.attacks.base import ATTACKS
+from robench.attacks.copies import FromImages, losses, neighbour, parts, slopes
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
 
 
 @ATTACKS.register("mef")
 @dataclass(frozen=True, kw_only=True)
-class MEF(Attack):
+class MEF(FromImages):
     """Maximin Expected Flatness (Qiu et al. 2024, https://arxiv.org/abs/2405.16181), with the authors' settings.
 
     The momentum takes (1/N) Σ_i g_i, g_i = ∇J(x + r_i + ξ·ε·d_i), r_i ~ U(−γ·ε, γ·ε). The direction d_i of neighbour i
@@ -44,18 +44,14 @@ class MEF(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "neighbours", self.neighbours >= 1, "to be at least 1; without any it is pgd:momentum=0.5")
-        require(self, "radius", self.radius >= 0, "to be at least 0, as a part of ε")
-        require(self, "inner_ratio", self.inner_ratio >= 0, "to be at least 0, as a part of ε")
-        require(self, "inner_momentum", self.inner_momentum >= 0, "to be at least 0")
+        self.require("neighbours", self.neighbours >= 1, "to be at least 1; without any it is pgd:momentum=0.5")
+        self.require("radius", self.radius >= 0, "to be at least 0, as a part of ε")
+        self.require("inner_ratio", self.inner_ratio >= 0, "to be at least 0, as a part of ε")
+        self.require("inner_momentum", self.inner_momentum >= 0, "to be at least 0")
 
     @property
     def stochastic(self) -> bool:
         return self.radius > 0
-
-    @property
-    def restarts_are_versions(self) -> bool:
-        return False  # as M-DI²: it starts at the image, whatever it draws on the way
 
     @property
     def passes(self) -> int:

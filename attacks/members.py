@@ -8,9 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from robench.attacks.ascent import ascend, uniform_start
+from robench.attacks.ascent import ascend, drawn_start
 from robench.attacks.base import ATTACKS, Attack
-from robench.core.errors import RobenchError
 from robench.core.fast import members
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
@@ -55,16 +54,9 @@ class Members(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.combine not in get_args(Combine):
-            raise RobenchError(
-                f"expected `combine` of attack {self.name!r} to be one of {', '.join(get_args(Combine))}, "
-                f"got {self.combine!r}"
-            )
-        for name in ("gamma", "beta"):
-            if getattr(self, name) < 0:
-                raise RobenchError(
-                    f"expected `{name}` of attack {self.name!r} to be at least 0, got {getattr(self, name)}"
-                )
+        self.require("combine", self.combine in get_args(Combine), f"to be one of {', '.join(get_args(Combine))}")
+        self.require("gamma", self.gamma >= 0, "to be at least 0")
+        self.require("beta", self.beta >= 0, "to be at least 0")
 
     @property
     def stochastic(self) -> bool:
@@ -72,9 +64,7 @@ class Members(Attack):
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
         loss = LOSSES.get(self.loss)
-        start = None
-        if self.random_start:
-            start = uniform_start(images, eps, draws.uniform("start", images.shape[1:], images))
+        start = drawn_start(images, eps, draws) if self.random_start else None
         weights: Tensor | None = None
         weighed = -1
 

@@ -18,7 +18,6 @@ from robench.attacks.survivors import Least, Standing, in_turn
 from robench.core import linf
 from robench.core.drawn import mixed_over_draws
 from robench.core.ensemble import followed, lead
-from robench.core.errors import RobenchError
 from robench.core.fast import members, rule_of
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
@@ -62,14 +61,9 @@ class MORA(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, allowed in (("weights", get_args(Weights)), ("rule", get_args(Rule))):
-            if getattr(self, name) not in allowed:
-                raise RobenchError(
-                    f"expected `{name}` of attack {self.name!r} to be one of {', '.join(allowed)}, "
-                    f"got {getattr(self, name)!r}"
-                )
-        if self.targets < 0:
-            raise RobenchError(f"expected `targets` of attack {self.name!r} to be at least 0, got {self.targets}")
+        self.require("weights", self.weights in get_args(Weights), f"to be one of {', '.join(get_args(Weights))}")
+        self.require("rule", self.rule in get_args(Rule), f"to be one of {', '.join(get_args(Rule))}")
+        self.require("targets", self.targets >= 0, "to be at least 0")
 
     @property
     def passes(self) -> int:

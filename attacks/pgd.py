@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from robench.attacks.ascent import ascend, uniform_start
+from robench.attacks.ascent import ascend, drawn_start
 from robench.attacks.base import ATTACKS, Attack
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
@@ -36,9 +36,7 @@ class PGD(Attack):
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
         loss = LOSSES.get(self.loss)
-        start = None
-        if self.random_start:
-            start = uniform_start(images, eps, draws.uniform("start", images.shape[1:], images))
+        start = drawn_start(images, eps, draws) if self.random_start else None
         return ascend(
             lambda z, _: loss(model(z), labels),
             images,

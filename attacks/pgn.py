@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks.ascent import follow
-from robench.attacks.base import ATTACKS, Attack
-from robench.attacks.copies import losses, neighbour, parts, require, slopes
+from robench.attacks.base import ATTACKS
+from robench.attacks.copies import FromImages, losses, neighbour, parts, slopes
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
 
@@ -19,7 +19,7 @@ Length = Literal["mean", "l1"]
 
 @ATTACKS.register("pgn")
 @dataclass(frozen=True, kw_only=True)
-class PGN(Attack):
+class PGN(FromImages):
     """Penalizing Gradient Norm (Ge et al. 2023, algorithm 1, https://arxiv.org/abs/2306.05225), with the authors'
     settings.
 
@@ -48,18 +48,14 @@ class PGN(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "neighbours", self.neighbours >= 1, "to be at least 1; without any it is pgd:momentum=1")
-        require(self, "radius", self.radius >= 0, "to be at least 0, as a part of ε")
-        require(self, "balance", 0 <= self.balance <= 1, "in [0, 1]")
-        require(self, "length", self.length in get_args(Length), f"to be one of {', '.join(get_args(Length))}")
+        self.require("neighbours", self.neighbours >= 1, "to be at least 1; without any it is pgd:momentum=1")
+        self.require("radius", self.radius >= 0, "to be at least 0, as a part of ε")
+        self.require("balance", 0 <= self.balance <= 1, "in [0, 1]")
+        self.require("length", self.length in get_args(Length), f"to be one of {', '.join(get_args(Length))}")
 
     @property
     def stochastic(self) -> bool:
         return self.radius > 0
-
-    @property
-    def restarts_are_versions(self) -> bool:
-        return False  # as M-DI²: it starts at the image, whatever it draws on the way
 
     @property
     def passes(self) -> int:

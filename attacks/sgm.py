@@ -56,13 +56,8 @@ class SGM(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.gamma <= 1:
-            raise RobenchError(f"expected `gamma` of attack {self.name!r} in [0, 1], got {self.gamma}")
-        if self.blocks not in get_args(Blocks):
-            raise RobenchError(
-                f"expected `blocks` of attack {self.name!r} to be one of {', '.join(get_args(Blocks))}, "
-                f"got {self.blocks!r}"
-            )
+        self.require("gamma", 0 <= self.gamma <= 1, "in [0, 1]")
+        self.require("blocks", self.blocks in get_args(Blocks), f"to be one of {', '.join(get_args(Blocks))}")
 
     @property
     def stochastic(self) -> bool:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks.ascent import follow
-from robench.attacks.base import ATTACKS, Attack
+from robench.attacks.base import ATTACKS
 from robench.attacks.blocks import Strips, per_pixel, read, strips
-from robench.attacks.copies import losses, mean_slopes, require
+from robench.attacks.copies import FromImages, losses, mean_slopes
 from robench.core.errors import RobenchError
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
@@ -35,7 +35,7 @@ DROPPED = 0.1
 
 @ATTACKS.register("sia")
 @dataclass(frozen=True, kw_only=True)
-class SIA(Attack):
+class SIA(FromImages):
     """Structure Invariant Attack (Wang et al. 2023, algorithm 1, https://arxiv.org/abs/2309.14700), with the authors'
     settings.
 
@@ -66,13 +66,9 @@ class SIA(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "copies", self.copies >= 1, "to be at least 1")
-        require(self, "blocks", self.blocks >= 1, "to be at least 1, which is the whole image")
-        require(self, "noise", 0 <= self.noise <= 1, "in [0, 1], in units of a pixel in [0, 1]")
-
-    @property
-    def restarts_are_versions(self) -> bool:
-        return False  # as M-DI²: it starts at the image, whatever it draws on the way
+        self.require("copies", self.copies >= 1, "to be at least 1")
+        self.require("blocks", self.blocks >= 1, "to be at least 1, which is the whole image")
+        self.require("noise", 0 <= self.noise <= 1, "in [0, 1], in units of a pixel in [0, 1]")
 
     @property
     def passes(self) -> int:

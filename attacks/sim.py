@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robench.attacks.ascent import follow
 from robench.attacks.base import ATTACKS, Attack
-from robench.attacks.copies import losses, mean_slopes, require
+from robench.attacks.copies import losses, mean_slopes
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
 
@@ -35,7 +35,7 @@ class SIM(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "scales", self.scales >= 1, "to be at least 1, which is the image alone")
+        self.require("scales", self.scales >= 1, "to be at least 1, which is the image alone")
 
     @property
     def stochastic(self) -> bool:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks.ascent import follow
-from robench.attacks.base import ATTACKS, Attack
-from robench.attacks.copies import require, slopes
+from robench.attacks.base import ATTACKS
+from robench.attacks.copies import FromImages, slopes
 from robench.core.fast import members
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws, key
@@ -17,7 +17,7 @@ from robench.core.rng import Draws, key
 
 @ATTACKS.register("svre")
 @dataclass(frozen=True, kw_only=True)
-class SVRE(Attack):
+class SVRE(FromImages):
     """Stochastic Variance Reduced Ensemble attack (Xiong et al. 2022, algorithm 1, https://arxiv.org/abs/2111.10752),
     with momentum and the authors' settings.
 
@@ -45,12 +45,8 @@ class SVRE(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "inner_steps", self.inner_steps >= 1, "to be at least 1, of every member")
-        require(self, "inner_ratio", self.inner_ratio > 0, "to be above 0, as a part of ε")
-
-    @property
-    def restarts_are_versions(self) -> bool:
-        return False  # as M-DI²: it starts at the image, whatever it draws on the way
+        self.require("inner_steps", self.inner_steps >= 1, "to be at least 1, of every member")
+        self.require("inner_ratio", self.inner_ratio > 0, "to be above 0, as a part of ε")
 
     @property
     def passes(self) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robench.attacks.ascent import follow
 from robench.attacks.base import ATTACKS, Attack
-from robench.attacks.copies import losses, require, slopes
+from robench.attacks.copies import losses, slopes
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
 
@@ -38,7 +38,7 @@ class TIM(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "kernel", self.kernel >= 1 and self.kernel % 2 == 1, "to be odd and at least 1, in pixels")
+        self.require("kernel", self.kernel >= 1 and self.kernel % 2 == 1, "to be odd and at least 1, in pixels")
 
     @property
     def stochastic(self) -> bool:

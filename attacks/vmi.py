@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks.ascent import follow
-from robench.attacks.base import ATTACKS, Attack
-from robench.attacks.copies import losses, mean_slopes, neighbour, require, slopes
+from robench.attacks.base import ATTACKS
+from robench.attacks.copies import FromImages, losses, mean_slopes, neighbour, slopes
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
 
 
 @ATTACKS.register("vmi")
 @dataclass(frozen=True, kw_only=True)
-class VMI(Attack):
+class VMI(FromImages):
     """VMI-FGSM (Wang & He 2021, algorithm 1, https://arxiv.org/abs/2103.15571), with the authors' settings.
 
     The momentum takes ∇J(x_t) + v_t, where v_t = (1/N) Σ_i ∇J(x_{t−1} + r_i) − ∇J(x_{t−1}), r_i ~ U(−β·ε, β·ε), v_0 =
@@ -39,16 +39,12 @@ class VMI(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "neighbours", self.neighbours >= 1, "to be at least 1; without any it is pgd:momentum=1")
-        require(self, "radius", self.radius >= 0, "to be at least 0, as a part of ε")
+        self.require("neighbours", self.neighbours >= 1, "to be at least 1; without any it is pgd:momentum=1")
+        self.require("radius", self.radius >= 0, "to be at least 0, as a part of ε")
 
     @property
     def stochastic(self) -> bool:
         return self.radius > 0 and self.steps > 1
-
-    @property
-    def restarts_are_versions(self) -> bool:
-        return False  # as M-DI²: it starts at the image, whatever it draws on the way
 
     @property
     def passes(self) -> int:
