@@ -24,7 +24,8 @@ from robench.core.files import write_text
 from robench.core.frozen import full_float32
 from robench.core.models import build
 from robench.core.rng import Stream
-from robench.training.loop import batches, make_optimizer, train_step
+from robench.training.batches import batches
+from robench.training.loop import make_optimizer, train_step
 from robench.training.task import resolve
 
 

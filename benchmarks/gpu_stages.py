@@ -44,8 +44,9 @@ from robench.evaluation.threats import Blackbox, Convergence, Threat, Transfer, 
 from robench.session import Session
 from robench.store.importing import import_weights
 from robench.store.runs import Run, Runs
+from robench.training.batches import batches
 from robench.training.compiling import compiled_if_same
-from robench.training.loop import batches, check_networks, ensure, make_optimizer, recorded_if_same, train_step
+from robench.training.loop import check_networks, ensure, make_optimizer, recorded_if_same, train_step
 from robench.training.recording import Gradients
 from robench.training.task import Task, resolve
 

@@ -26,8 +26,9 @@ from robench.defenses import DEFENSES
 from robench.evaluation.settings import Settings
 from robench.session import Session
 from robench.store.runs import Run, Runs
+from robench.training.batches import batches
 from robench.training.compiling import compiled_if_same
-from robench.training.loop import batches, ensure, make_optimizer, train_step
+from robench.training.loop import ensure, make_optimizer, train_step
 from robench.training.task import Task, resolve
 
 pytestmark = pytest.mark.gpu

@@ -15,7 +15,8 @@ from robench.core.ensemble import Ensemble
 from robench.core.frozen import frozen
 from robench.core.rng import Stream
 from robench.evaluation.diversity import diversity
-from robench.training.loop import batches, make_optimizer, train_step
+from robench.training.batches import batches
+from robench.training.loop import make_optimizer, train_step
 from robench.training.task import resolve
 
 BACKENDS = torch.backends

@@ -22,7 +22,8 @@ from robench.core.losses import LOSSES
 from robench.core.models import ModelSpec, build
 from robench.core.rng import Draws, Stream
 from robench.defenses import DEFENSES
-from robench.training.loop import batches, make_optimizer
+from robench.training.batches import batches
+from robench.training.loop import make_optimizer
 from robench.training.task import resolve
 
 GPU = torch.device("meta")  # the one device whose gradients torch computes without having it

@@ -38,7 +38,8 @@ from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.settings import Settings
 from robench.evaluation.threats import Whitebox
 from robench.store.provenance import versions
-from robench.training.loop import batches, make_optimizer, train_step
+from robench.training.batches import batches
+from robench.training.loop import make_optimizer, train_step
 from robench.training.recipes import recipe_file
 from robench.training.task import Task, resolve
 

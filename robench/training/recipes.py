@@ -18,7 +18,13 @@ from robench.core.plugins import construct, explained
 from robench.defenses import DEFENSES, Defense
 
 
-class Recipe(BaseModel):
+class _Table(BaseModel):
+    """Frozen; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Recipe(_Table):
     """How to train: everything but the loss. Frozen; unknown keys are errors.
 
     Attributes:
@@ -37,8 +43,6 @@ class Recipe(BaseModel):
         precision: of the passes through the network, in training and in crafting for it (autocast); weights, gradients,
             the optimiser and BatchNorm's statistics stay float32.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     epochs: int = Field(ge=1, le=1_000_000)
     batch_size: int = Field(ge=2)
@@ -88,25 +92,19 @@ class Recipe(BaseModel):
         return float(self.lr * self.gamma ** sum(position >= round(part * self.epochs) for part in self.milestones))
 
 
-class _Size(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _Size(_Table):
     up_to: int
     fields: dict[str, Any]
 
 
-class _ForDefense(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _ForDefense(_Table):
     train: dict[str, Any] = {}
     fields: dict[str, Any] = {}
     sizes: tuple[_Size, ...] = ()
 
 
-class UsualRadii(BaseModel):
+class UsualRadii(_Table):
     """A data set's radii: of the curves, of the transferability matrix, and of the diversity (eq. 2)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     eps: tuple[float, ...]
     transfer_eps: tuple[float, ...]
@@ -119,10 +117,8 @@ class UsualRadii(BaseModel):
         return special.get(threat, self.eps)
 
 
-class RecipeFile(BaseModel):
+class RecipeFile(_Table):
     """One file of `robench/recipes`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
     train: dict[str, Any]

@@ -36,7 +36,8 @@ from robench.evaluation import cost
 from robench.store import claims
 from robench.store.runs import Run, Runs
 from robench.training import loop, parallel
-from robench.training.loop import augment, batches, make_optimizer, noisy, train_step
+from robench.training.batches import augment, batches, noisy
+from robench.training.loop import make_optimizer, train_step
 from robench.training.recipes import Recipe
 from robench.training.task import Task
 from tests import forged

@@ -16,7 +16,8 @@ from robench.core.models import build
 from robench.core.rng import Stream
 from robench.defenses import DEFENSES
 from robench.store.runs import Run, Runs
-from robench.training.loop import batches, make_optimizer, train_step
+from robench.training.batches import batches
+from robench.training.loop import make_optimizer, train_step
 from robench.training.recipes import Recipe
 from robench.training.task import Task
 

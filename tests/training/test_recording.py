@@ -20,8 +20,9 @@ from robench.core.models import build
 from robench.core.rng import Stream
 from robench.defenses import Batch, Defense, Terms
 from robench.training import loop
+from robench.training.batches import batches
 from robench.training.compiling import differs
-from robench.training.loop import batches, make_optimizer, plain_gradients, train_step
+from robench.training.loop import make_optimizer, plain_gradients, train_step
 from robench.training.recording import NotRecorded, Record, Recorded, or_plain
 from robench.training.task import Task, resolve
 
