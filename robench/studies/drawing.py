@@ -66,17 +66,8 @@ def draw(
     if outcomes.frame.empty:
         raise RobenchError("nothing was measured on these runs; robench eval does it")
     facts = {**provenance(outcomes, runs), **(more or {})}
-    beside: dict[str, Any] = {}
-    if paper is not None:
-        same = facts["data"] == [published.read(paper).data]
-        if same and same_data:
-            raise RobenchError("--same-data has no effect: the images are those of the paper already; omit it")
-        beside["data"] = "same" if same else "vouched" if same_data else "different"
-        beside["others"] = _of_other_networks(runs, published.read(paper).model)
-    frame, history, told = _kept_apart(outcomes, runs)
-    if paper is not None:
-        told += _unlike_paper(paper, facts["data"], **beside)
-        beside["paper"] = paper
+    beside, told = ({}, []) if paper is None else _beside(paper, same_data, facts["data"], runs)
+    frame, history, apart = _kept_apart(outcomes, runs)
     drawn = build.draw(
         frame,
         history=history,
@@ -85,7 +76,7 @@ def draw(
         costs=costs(runs, shape, seconds or {}),
         surrogates=surrogates(outcomes, runs),
     )
-    drawn = replace(drawn, notices=(*told, *unlike.attacks(outcomes), *drawn.notices))
+    drawn = replace(drawn, notices=(*apart, *told, *unlike.attacks(outcomes), *drawn.notices))
     for text in drawn.notices:
         log.warning(text)
     files = build.write(drawn, out, facts, **beside)
@@ -103,21 +94,21 @@ def draw(
     return [*files, page]
 
 
-def _of_other_networks(runs: Sequence[Run], model: str) -> list[str]:
-    return [run.name for run in runs if any(spec.name != model for spec in run.specs)]
-
-
-def _unlike_paper(paper: str, found: Sequence[str], *, data: str, others: Sequence[str]) -> list[str]:
-    """What keeps our numbers from being judged by the paper's."""
+def _beside(paper: str, same_data: bool, data: Sequence[str], runs: Sequence[Run]) -> tuple[dict[str, Any], list[str]]:
+    """What `robench.reports.build.write` takes of a paper, and what keeps our numbers from being judged by its."""
     source = published.read(paper)
+    same = list(data) == [source.data]
+    if same and same_data:
+        raise RobenchError("--same-data has no effect: the images are those of the paper already; omit it")
+    others = [run.name for run in runs if any(spec.name != source.model for spec in run.specs)]
     told = []
-    if data == "different":
-        told.append(f"{paper}: its images are {source.data}, ours {', '.join(found)}: side by side, not judged")
+    if not same and not same_data:
+        told.append(f"{paper}: its images are {source.data}, ours {', '.join(data)}: side by side, not judged")
     if others:
         told.append(
             f"{paper}: its members are {source.model}, not those of {', '.join(others)}: side by side, not judged"
         )
-    return told
+    return {"paper": paper, "data": "same" if same else "vouched" if same_data else "different", "others": others}, told
 
 
 def _kept_apart(outcomes: Outcomes, runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
