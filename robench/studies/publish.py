@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from robench.core.errors import RobenchError
 from robench.core.files import write_json, write_text
 from robench.reports import document
 from robench.reports.sheet import Studies
@@ -43,6 +44,8 @@ def publish(
     judged_runs = [*main, *(runs.get(name) for name in varied if name not in plan.main)]
     everything = stored(judged_runs, basis.evaluations)
     frame = everything.frame
+    if frame.empty:  # before decision regions, which take minutes
+        raise RobenchError("no judgement of this study is done; robench run with --only eval does them, or finds them")
     judged = set(frame["target"])
     axes = {name: {run: v for run, v in values.items() if run in judged} for name, values in plan.axes.items()}
     study = plan.study

@@ -318,6 +318,19 @@ def test_a_report_of_an_incomplete_study_says_so(copy: Copy) -> None:
     assert "Incomplete" not in copy.page
 
 
+def test_a_report_of_nothing_is_refused_before_it_computes_anything(
+    copy: Copy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("robench.studies.publish.decision_regions", lambda *args, **options: pytest.fail("computed"))
+    for step in planned(copy.study).steps.values():
+        if step.kind == "judge":
+            (copy.out / "tasks" / f"{step.key}.json").unlink()
+    assert copy.again("--only", "report") == 1
+    error = capsys.readouterr().err
+    assert "no judgement of this study is done" in error
+    assert "--only eval" in error
+
+
 def test_a_report_shows_what_was_asked_for_and_nothing_beside_it(copy: Copy) -> None:
     def summary() -> str:
         return (copy.out / "report" / "summary.json").read_text()
