@@ -11,13 +11,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-#: x, its mean and 1/σ, weight and ε, as torch's own kernels take them.
-_Saved = tuple[Tensor, Tensor, Tensor, Tensor | None, float]
-
 
 class TwiceDifferentiable(TorchFunctionMode):
     """A context in which every BatchNorm that trains is differentiated twice by the formula, instead of by torch's
-    some thirty operations, which take two thirds of a step of GAL on a CPU.
+    some thirty operations, which more than double what GAL and TRS cost on a CPU (`benchmarks/defense_cost.py`).
 
     Outputs, running statistics and first gradients come from torch's kernels; second gradients are the same up to
     rounding, in float32 for bfloat16. There are no third ones.
@@ -74,12 +71,14 @@ class _Normalised(torch.autograd.Function):
         return by_x, by_weight if weight is not None else None, by_bias if ctx.has_bias else None, *[None] * 4
 
 
-def _first(slope: Tensor, saved: _Saved) -> tuple[Tensor, Tensor, Tensor]:
+def _first(
+    slope: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, scale: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """w·r·(g − mean g − x̂·mean(g·x̂)), Σ g·x̂ and Σ g of a gradient g by y: what torch makes of it."""
-    x, mean, scale, weight, eps = saved
-    return torch.ops.aten.native_batch_norm_backward(  # type: ignore[no-any-return]
+    by_x, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
         slope, x, weight, None, None, mean, scale, True, eps, [True, True, True]
     )
+    return by_x, by_weight, by_bias
 
 
 class _Slope(torch.autograd.Function):
@@ -89,7 +88,7 @@ class _Slope(torch.autograd.Function):
     def forward(
         ctx: Any, slope: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, scale: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        by_x, by_weight, by_bias = _first(slope, (x, mean, scale, weight, eps))
+        by_x, by_weight, by_bias = _first(slope, x, weight, mean, scale, eps)
         ctx.save_for_backward(slope, x, weight, mean, scale, by_weight, by_bias)
         ctx.eps = eps
         ctx.set_materialize_grads(False)
@@ -113,18 +112,18 @@ class _Slope(torch.autograd.Function):
         r, q, g_mean = each(scale), each(total_weight) / count, each(total_bias) / count
         w = torch.ones_like(r) if weight is None else each(weight)
         v = torch.zeros_like(slope) if v is None else v
-        of_g, v_weight, v_bias = _first(v, (x, mean, scale, weight, ctx.eps))
+        of_g, v_weight, v_bias = _first(v, x, weight, mean, scale, ctx.eps)
         p, v_mean = each(v_weight) / count, each(v_bias) / count
         v, g, normal = v.to(wide), slope.to(wide), (x.to(wide) - each(mean)) * r
         c = (v * g).mean(others, keepdim=True) - v_mean * g_mean
         of_w = (count * r * (c - p * q)).flatten().to(mean.dtype)
         factor = -w * r * r
-        on_g, on_x, alone = factor * p, factor * (c - 3 * p * q), -factor * (q * v_mean + p * g_mean)
+        on_g, on_x, constant = factor * p, factor * (c - 3 * p * q), -factor * (q * v_mean + p * g_mean)
         if by_weight is not None:
             up = each(by_weight) * r
             of_g = of_g + (each(by_weight) * normal).to(of_g.dtype)
-            on_g, on_x, alone = on_g + up, on_x - up * q, alone - up * g_mean
+            on_g, on_x, constant = on_g + up, on_x - up * q, constant - up * g_mean
         if by_bias is not None:
             of_g = of_g + each(by_bias).to(of_g.dtype)
-        of_x = torch.addcmul(alone, v, factor * q).addcmul_(g, on_g).addcmul_(normal, on_x)
+        of_x = torch.addcmul(constant, v, factor * q).addcmul_(g, on_g).addcmul_(normal, on_x)
         return of_g, of_x.to(x.dtype), of_w if weight is not None else None, None, None, None

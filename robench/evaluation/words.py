@@ -47,10 +47,10 @@ def radii(text: str) -> tuple[float, ...]:
 
 def radius(eps: float) -> str:
     """A text that `radii` reads as this ε and as no other: ``0.03``; ``8/255`` of grey levels; else every digit."""
-    levels = round(255 * eps)
     short = f"{eps:g}"
     if float(short) == eps:
         return short
+    levels = round(255 * eps)
     return f"{levels}/255" if levels / 255 == eps else repr(float(eps))
 
 

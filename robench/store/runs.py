@@ -207,7 +207,9 @@ class Runs:
         there = []
         for name in self.names():
             with suppress(RobenchError):  # a damaged run is not it
-                there += [run for run in [self.get(name)] if run.weights == entry["weights"]]
+                run = self.get(name)
+                if run.weights == entry["weights"]:
+                    there.append(run)
         # A copy, such as an import, does not say how it was trained.
         return min(there, key=lambda run: (not run.manifest.get("recipe"), run.name != entry["run"]), default=None)
 

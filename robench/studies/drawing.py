@@ -180,12 +180,12 @@ def costs(runs: Sequence[Run], shape: torch.Size | None, seconds: Mapping[str, f
     """
     rows = []
     for run in runs:
-        trainings = cost.trainings(run, Runs(run.folder.parent))
+        made = cost.trainings(run, Runs(run.folder.parent))
         rows.append(
             {
                 "target": run.name,
-                "passes": sum(passes for _, passes in trainings),
-                "seconds": sum(math.nan if each is None else seconds.get(each.name, math.nan) for each, _ in trainings),
+                "passes": sum(passes for _, passes in made),
+                "seconds": sum(math.nan if each is None else seconds.get(each.name, math.nan) for each, _ in made),
                 "flops": math.nan if shape is None else cost.decision(run.specs, shape) / 1e6,
             }
         )
