@@ -102,7 +102,7 @@ def against(members: Sequence[nn.Module], data: Data, given: tuple[Values, Value
     accuracy = f"{mine.correct.mean():.1%} of {len(mine.correct)} test images of {data.label} are right"
     if best is not mine and _clearly_worse(mine, best) and _beats_chance(best, data):
         better = f"with {best.name}, {typed(best.mean, best.std)}, {best.correct.mean():.1%} of them are"
-        return accuracy, f"is --mean right? {better}"
+        return accuracy, f"is this normalisation right? {better}"
     if _beats_chance(mine, data):
         return accuracy, ""
     return accuracy, (

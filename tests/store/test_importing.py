@@ -18,13 +18,26 @@ from robench.core.data import Data, load, make, to_images
 from robench.core.errors import RobenchError
 from robench.core.logs import Lines, logged
 from robench.core.models import MODELS
-from robench.store.importing import import_weights, read_states
+from robench.store.importing import import_weights
 from robench.store.normalisation import _candidates
-from robench.store.runs import Run, Runs
+from robench.store.runs import Run, Runs, load_state
+from robench.store.weights import FoundNetwork, networks_in
 
 Save = Callable[[str, Any], Path]
 STATE = {"fc.weight": torch.arange(6.0).view(2, 3), "fc.bias": torch.ones(2)}
 OTHER = {name: value + 1 for name, value in STATE.items()}
+PIXELS = {"mean": torch.tensor([125.3, 123.0, 113.9]).view(3, 1, 1), "std": torch.tensor([63.0, 62.1, 66.7])}
+UNIT = {name: value / 255 for name, value in PIXELS.items()}
+VALUES = (0.491373, 0.482353, 0.446667), (0.247059, 0.243529, 0.261569)
+
+
+def at(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+def networks(path: Path, key: str | None = None) -> list[FoundNetwork]:
+    """Those of one linear layer."""
+    return networks_in(path, nn.ModuleDict({"fc": nn.Linear(3, 2)}), 3, key)
 
 
 @pytest.fixture
@@ -36,36 +49,124 @@ def save(tmp_path: Path) -> Save:
     return write
 
 
-READ: dict[str, tuple[Any, int, str]] = {
-    "alone": (STATE, 1, "one member"),
-    "state_dict": ({"state_dict": STATE, "epoch": 3}, 1, "one member under 'state_dict'"),
-    "net": ({"net": STATE, "acc": 98.0, "epoch": 3}, 1, "one member under 'net'"),
-    "optimizer": ({"model": STATE, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}}, 1, "under 'model'"),
-    "numpy": ({"state_dict": STATE, "best": np.float64(0.98), "args": argparse.Namespace(lr=0.1)}, 1, "'state_dict'"),
-    "nested": ({"state": {"model": STATE}}, 1, "one member under 'state' under 'model'"),
-    "members": ({"model0": STATE, "model1": OTHER}, 2, "members model0, model1"),
-    "wrapped members": ({"state_dict": {"net_1": STATE, "net_2": OTHER}}, 2, "members net_1, net_2 under 'state_dict'"),
-    "flat": ({f"model{i}.{n}": v for i in range(2) for n, v in STATE.items()}, 2, "members 0, 1"),
+READ: dict[str, tuple[Any, list[str]]] = {
+    "alone": (STATE, [""]),
+    "state_dict": ({"state_dict": STATE, "epoch": 3}, ["state_dict"]),
+    "net": ({"net": STATE, "acc": 98.0, "best": torch.tensor(98.0)}, ["net"]),
+    "optimizer": (
+        {"model": STATE, "optimizer": {"state": {0: {"m": torch.ones(2)}}, "groups": [{"lr": 0.1}]}},
+        ["model"],
+    ),
+    "numpy": ({"state_dict": STATE, "best": np.float64(0.98), "args": argparse.Namespace(lr=0.1)}, ["state_dict"]),
+    "nested": ({"state": {"model": STATE}}, ["state.model"]),
+    "beside numbers": ({**STATE, "epoch": 3}, [""]),
+    "parameters": ({name: nn.Parameter(value) for name, value in STATE.items()}, [""]),
+    "lightning": ({"state_dict": {**at("model.", STATE), "criterion.weight": torch.ones(2)}}, ["state_dict.model"]),
+    "averaged": ({**at("module.", STATE), "n_averaged": torch.tensor(5)}, ["module"]),
+    "members": ({"model0": STATE, "model1": OTHER}, ["model0", "model1"]),
+    "ten and two": ({"model10": OTHER, "model2": STATE}, ["model2", "model10"]),
+    "wrapped members": ({"state_dict": {"net_1": STATE, "net_2": OTHER}}, ["state_dict.net_1", "state_dict.net_2"]),
+    "flat": ({**at("model0.", STATE), **at("model1.", OTHER)}, ["model0", "model1"]),
+    "list": ([STATE, OTHER], ["0", "1"]),
+    "list beside": ({"models": [STATE, OTHER], "acc": 0.9}, ["models.0", "models.1"]),
+    "distributed": (
+        {**at("module.models.0.", STATE), **at("module.models.1.", OTHER)},
+        ["module.models.0", "module.models.1"],
+    ),
+    "torchensemble": (
+        {"model": {**at("estimators_.0.", STATE), **at("estimators_.1.", OTHER)}},
+        ["model.estimators_.0", "model.estimators_.1"],
+    ),
+    "other word": ({name.replace("fc", "linear"): value for name, value in STATE.items()}, [""]),
 }
 
 
 @pytest.mark.parametrize("name", READ)
-def test_what_people_publish_is_read_and_told(name: str, save: Save) -> None:
-    content, members, said = READ[name]
-    found = read_states(save("x.pth", content))
-    assert len(found.states) == members
-    assert said in found.said
-    torch.testing.assert_close(dict(found.states[0]), STATE)
+def test_what_people_publish_is_read(name: str, save: Save) -> None:
+    content, under = READ[name]
+    found = networks(save("x.pth", content))
+    assert [each.under for each in found] == under
+    torch.testing.assert_close(found[0].weights, STATE)
+    if len(found) > 1:
+        torch.testing.assert_close(found[1].weights, OTHER)
 
 
-@pytest.mark.parametrize("names", [("net", "ema"), ("state_dict", "state_dict_ema"), ("epoch_a", "epoch_b")])
-def test_several_state_dicts_are_asked_about(names: tuple[str, str], save: Save) -> None:
-    path = save("x.pth", {names[0]: STATE, names[1]: OTHER, "epoch": 3})
-    with pytest.raises(RobenchError, match=f"holds several state dicts: {names[0]}, {names[1]}; .* --key {names[0]}"):
-        read_states(path)
-    torch.testing.assert_close(dict(read_states(path, names[1]).states[0]), OTHER)
-    with pytest.raises(RobenchError, match=f"holds no state dict 'neither'; .* {names[0]}, {names[1]}"):
-        read_states(path, "neither")
+ASKED: dict[str, tuple[Any, str, str]] = {
+    "net and ema": ({"net": STATE, "ema": OTHER}, "net", "ema"),
+    "two names": ({"state_dict": STATE, "state_dict_ema": OTHER}, "state_dict", "state_dict_ema"),
+    "epochs": ({"epoch_1": STATE, "epoch_2": OTHER}, "epoch_1", "epoch_2"),
+    "seeds": ({"seed0": STATE, "seed1": OTHER}, "seed0", "seed1"),
+    "snapshots": ({"checkpoints": [STATE, OTHER]}, "checkpoints.0", "checkpoints.1"),
+    "student and teacher": (
+        {"state_dict": {**at("student.", STATE), **at("teacher.", OTHER)}},
+        "state_dict.student",
+        "state_dict.teacher",
+    ),
+    "folds": (
+        {"a": {"net1": STATE, "net2": OTHER}, "b": {"net1": OTHER, "net2": STATE}},
+        "a.net1",
+        "b.net1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_networks_that_are_no_members_are_asked_about(name: str, save: Save) -> None:
+    content, first, other = ASKED[name]
+    path = save("x.pth", {"epoch": 3, **content})
+    with pytest.raises(RobenchError, match=f"holds several state dicts: {first}, .*{other}.* --key {first}$"):
+        networks(path)
+    torch.testing.assert_close(networks(path, other)[0].weights, OTHER)
+    with pytest.raises(RobenchError, match=f"holds no state dict 'neither' .* {first}, .*{other}"):
+        networks(path, "neither")
+
+
+def test_a_key_chooses_all_members_below_it(save: Save) -> None:
+    path = save("x.pth", ASKED["folds"][0])
+    assert [each.under for each in networks(path, "b")] == ["b.net1", "b.net2"]
+
+
+NORMALISED: dict[str, tuple[Any, int]] = {
+    "before it": ({**at("0.", UNIT), **at("1.", STATE)}, 1),
+    "around it": ({**UNIT, **at("model.", STATE)}, 1),
+    "of pixels": ({**at("0.", PIXELS), **at("1.", STATE)}, 1),
+    "of all members": ({**at("normalize.", UNIT), **at("models.0.", STATE), **at("models.1.", OTHER)}, 2),
+    "each its own": (
+        {f"model{i}": {**at("norm.", UNIT), **at("net.", state)} for i, state in enumerate((STATE, OTHER))},
+        2,
+    ),
+    "ours": (
+        {**at("members.0.", {**UNIT, **at("model.", STATE)}), **at("members.1.", {**UNIT, **at("model.", OTHER)})},
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NORMALISED)
+def test_a_normalisation_in_the_file_is_found(name: str, save: Save) -> None:
+    content, members = NORMALISED[name]
+    assert [each.normalisation for each in networks(save("x.pth", content))] == [VALUES] * members
+
+
+def test_each_member_has_the_normalisation_beside_it(save: Save) -> None:
+    other = {"mean": torch.tensor([0.5, 0.5, 0.5]), "std": torch.tensor([0.25, 0.25, 0.25])}
+    own = {**at("models.1.norm.", other), **at("models.1.net.", STATE), **at("models.10.norm.", UNIT)}
+    first, second = networks(save("x.pth", {**own, **at("models.10.net.", OTHER)}))
+    assert first.normalisation == ((0.5,) * 3, (0.25,) * 3)
+    assert second.normalisation == VALUES
+    assert networks(save("y.pth", {**at("models.0.net.", OTHER), **own}))[0].normalisation is None
+
+
+def test_what_is_left_out_is_told_and_what_the_network_lacks_is_refused(save: Save) -> None:
+    lines: list[str] = []
+    with logged(Lines(lines)):
+        networks(save("x.pth", {**at("models.0.", STATE), **at("models.1.", OTHER), "alpha": torch.ones(2)}))
+    assert lines[0].startswith("x.pth: left out alpha (1 in all), which the network does not have; if outputs depend")
+    deeper = networks(save("y.pth", at("module.", {**STATE, "more.weight": torch.ones(2)})))
+    with pytest.raises(RobenchError, match=r"has 'more.weight' \(1 in all\) too many; choose the architecture"):
+        load_state(nn.ModuleDict({"fc": nn.Linear(3, 2)}), deeper[0].weights, "y.pth")
+    with pytest.raises(RobenchError, match=r"lacks 'fc.bias' \(1 in all\); choose the architecture"):
+        networks(save("z.pth", {"net": {"module.fc.weight": STATE["fc.weight"]}, "epoch": torch.ones(1)}))
 
 
 class Evil:
@@ -73,10 +174,10 @@ class Evil:
         return print, ("never",)
 
 
-@pytest.mark.parametrize("content", [{"net": STATE, "code": Evil()}, {"epoch": 3}, [STATE], {"net": {"a": 1}}, {}])
+@pytest.mark.parametrize("content", [{"net": STATE, "code": Evil()}, {"epoch": 3}, {"net": {"a": 1}}, {}, []])
 def test_anything_else_is_refused(content: Any, save: Save, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RobenchError, match=r"x\.pth holds"):
-        read_states(save("x.pth", content))
+        networks(save("x.pth", content))
     assert capsys.readouterr().out == ""
 
 
@@ -85,7 +186,7 @@ def test_torchscript_is_refused_as_what_it_is(tmp_path: Path, recwarn: pytest.Wa
     network.save(tmp_path / "net.pt")
     recwarn.clear()
     with pytest.raises(RobenchError, match=r"net\.pt is a TorchScript archive, .*torch\.jit\.load\(.*state_dict"):
-        read_states(tmp_path / "net.pt")
+        networks(tmp_path / "net.pt")
     assert not recwarn.list
 
 
@@ -167,7 +268,21 @@ def test_one_that_was_given_is_held_against_the_others(
     path = save("w.pth", trained(digits.mean[0], digits.std[0]))
     run, lines = imported([path], normalisation=((2.0,), (3.0,)))
     assert run.specs[0].std == (3.0,), "who says it decides"
-    assert lines[3].startswith("is --mean right? with the data set's, --mean 0.")
+    assert lines[3].startswith("is this normalisation right? with the data set's, --mean 0.")
+
+
+@pytest.mark.parametrize("scale", [1, 255])
+def test_that_of_the_file_is_held_against_the_others_too(
+    scale: int, digits: Data, trained: Callable[[float, float], dict[str, Tensor]], save: Save
+) -> None:
+    """Buffers that the forward pass does not use; and pixels of [0, 255], which are no doubt."""
+    state = at("net.", trained(digits.mean[0], digits.std[0]))
+    values = {"mean": torch.tensor([digits.mean[0]]) * scale, "std": torch.tensor([digits.std[0]]) * scale}
+    run, lines = imported([save("w.pth", {**state, **values})])
+    assert run.specs[0].std == pytest.approx(digits.std, abs=1e-5)
+    assert lines[-1].endswith("of 200 test images of digits are right")
+    _, lines = imported([save("v.pth", {**state, "mean": torch.zeros(1), "std": torch.full((1,), 0.01)})])
+    assert lines[-1].startswith("is this normalisation right? with the data set's, --mean 0.")
 
 
 def test_outputs_in_another_order_are_doubted_where_no_normalisation_helps(

@@ -21,9 +21,9 @@ from robench.cli import run
 from robench.core.errors import RobenchError
 from robench.core.models import MODELS
 from robench.store import sources
-from robench.store.importing import read_states
 from robench.store.runs import Run, Runs
 from robench.store.sources import fetch
+from robench.store.weights import networks_in
 
 PAGE = b"<!DOCTYPE html><html><title>Sign in</title></html>"
 
@@ -329,6 +329,6 @@ def test_files_that_are_no_weights_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(PAGE)
     (tmp_path / "b.pth").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(RobenchError, match=r"a\.pth is a web page"):
-        read_states(tmp_path / "a.pth")
+        networks_in(tmp_path / "a.pth", nn.Linear(3, 2), 3)
     with pytest.raises(RobenchError, match=r"b\.pth is Git LFS's note of a file"):
-        read_states(tmp_path / "b.pth")
+        networks_in(tmp_path / "b.pth", nn.Linear(3, 2), 3)
