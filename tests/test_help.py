@@ -137,3 +137,17 @@ def test_a_file_where_a_folder_is_meant_is_refused_before_any_work(
     assert run([*command.split(), "--out", "file"]) == 2
     assert "'--out'" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("eval a --attacks pgd --attacks mora", "expected --attacks once, got it 2 times"),
+        ("train --n 3 dverge --n 4", "expected --n once, got it 2 times"),
+        ("eval nobody --threat blackbox --log-to jsonl --log-to tensorboard --yes --yes", "nobody"),
+    ],
+)
+def test_an_option_that_is_given_twice_is_refused(line: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Click keeps the last; options that may be repeated, and flags, are not meant."""
+    assert run(line.split()) == 2
+    assert told in capsys.readouterr().err
