@@ -19,8 +19,11 @@ from torch import Tensor, nn
 
 from robench.attacks import Attack
 from robench.attacks.ascent import ascend
+from robench.attacks.members import Members
+from robench.attacks.mora import MORA
 from robench.attacks.pgd import PGD
 from robench.attacks.square import Square
+from robench.attacks.strongest import Strongest
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError, in_a_line, out_of_memory
 from robench.core.fast import Precision, attackable, crafting_dtype
@@ -37,9 +40,11 @@ FORWARD = 1 / 3
 
 #: Survivors of a white-box result that are always attacked again, see `robench.validity.probe.attack_again`: share of
 #: the result's gradient steps that it may take, and steps that it may take anyhow; survivors at most; queries of each;
-#: what a query costs in gradient steps, measured on a few images.
-SHARE, FLOOR, MOST = 0.06, 1500, 100
-FEW_QUERIES, QUERY = 200, 0.5
+#: what a query costs in gradient steps, measured on a few images; steps of each run of MORA.
+SHARE, FLOOR, MOST = 0.06, 2500, 100
+FEW_QUERIES, QUERY, FEW_STEPS = 200, 0.5, 20
+#: Attacks that look at an ensemble's members one by one: of their average those that are nearly certain have no slope.
+BY_MEMBER = (Members, MORA, Strongest)
 
 
 @dataclass(frozen=True)
@@ -170,23 +175,25 @@ def on_target(
     return passes + judged(members * (test_images if threat == "transfer" else images))
 
 
-def harder(tried: Sequence[Attack]) -> tuple[Attack, ...]:
+def harder(tried: Sequence[Attack], members: int) -> tuple[Attack, ...]:
     """What survivors of a white-box result of these attacks are attacked with: PGD with the loss that was not tried,
-    and `Square`."""
+    `Square`, and, where there are several ``members`` and none of ``tried`` looks at them one by one, `MORA`."""
     losses = {attack.loss for attack in tried if isinstance(attack, PGD)}
-    other = [loss for loss in ("ce", "cw") if loss not in losses][:1]
-    return (*(PGD(loss=loss) for loss in other), Square(queries=FEW_QUERIES))
+    found: list[Attack] = [PGD(loss=loss) for loss in [loss for loss in ("ce", "cw") if loss not in losses][:1]]
+    if members > 1 and not any(isinstance(attack, BY_MEMBER) for attack in tried):
+        found.append(MORA(targets=0, steps=FEW_STEPS))
+    return (*found, Square(queries=FEW_QUERIES))
 
 
 def affordable(attacks: Sequence[Attack], steps: float) -> int:
     """How many survivors are attacked by `harder` at most, where the result took so many gradient steps."""
-    each = sum(attack.passes if isinstance(attack, PGD) else QUERY * FEW_QUERIES for attack in attacks)
+    each = sum(QUERY * FEW_QUERIES if attack.gradient_free else attack.passes for attack in attacks)
     return min(MOST, int(max(SHARE * steps, FLOOR) / each))
 
 
 def survivors(attacks: Sequence[Attack], restarts: int, members: int, images: int, radii: int) -> float:
     """Passes of attacking survivors of a white-box result again."""
-    again = harder(attacks)
+    again = harder(attacks, members)
     steps = images * radii * sum(len(starts(attack, restarts)) * attack.passes for attack in attacks)
     chosen = min(images, affordable(again, steps))
     return sum(attacked(attack, 1, members, chosen, chosen * members) for attack in again)

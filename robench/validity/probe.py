@@ -61,8 +61,9 @@ class Probe(Whitebox):
 def attack_again(
     evaluator: Evaluator, targets: Sequence[EvaluatedModel], threat: Threat, outcomes: Outcomes
 ) -> Outcomes:
-    """Attacks a few survivors of each target without gradient (`Square`) and by PGD with the loss that was not tried,
-    for at most `cost.SHARE` of the gradient steps that the result took, or `cost.FLOOR` steps where that is less.
+    """Attacks a few survivors of each target by `robench.evaluation.cost.harder`: without gradient (`Square`), by PGD
+    with the loss that was not tried, and with members weighed anew at every step (`MORA`), for at most `cost.SHARE` of
+    the gradient steps that the result took, or `cost.FLOOR` steps where that is less.
 
     They are taken at the ε whose accuracy is nearest to half the clean one. What `evaluator` has of it already is not
     computed again.
@@ -85,7 +86,7 @@ def _attacked_again(evaluator: Evaluator, target: EvaluatedModel, threat: Whiteb
     if chosen is None:
         return Finding(SURVIVORS, "pass", f"nothing of {target.name} survives")
     eps, _, survivors = chosen
-    attacks = cost.harder(threat.attacks)
+    attacks = cost.harder(threat.attacks, target.n)
     if not examine(target, evaluator.data, evaluator.settings.device).differentiable:
         attacks = tuple(attack for attack in attacks if attack.gradient_free)
     count = min(len(survivors), cost.affordable(attacks, _steps_taken(own, threat, target.ensemble.rule)))

@@ -87,7 +87,8 @@ def test_survivors_of_too_few_steps_fall_to_what_is_always_tried(
     assert run([*arguments, "--strict"]) == 1
     printed = capsys.readouterr().out
     assert "not probed" not in printed
-    assert "fail  survivors attacked again: pgd cw and square:queries=200 cw take" in printed
+    tried = "mora:steps=20:targets=0 ce and pgd cw and square:queries=200 cw"
+    assert f"fail  survivors attacked again: {tried} take" in printed
     assert run(["show", "gal0"]) == 0
     shown = capsys.readouterr().out
     assert "fail  survivors attacked again" in shown, "a finding is kept beside the rows"
