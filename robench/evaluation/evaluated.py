@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError, in_a_line
@@ -71,7 +72,8 @@ class EvaluatedModel:
         device, a copy of them. Of one that went through torch.compile, what went in is used.
 
         Raises:
-            RobenchError: no modules, or one that cannot be copied, as every attack works on a copy.
+            RobenchError: no modules, one whose weights are not made yet, or one that cannot be copied, as every attack
+                works on a copy.
         """
         model = _uncompiled(model) if isinstance(model, nn.Module) else model
         if isinstance(model, Ensemble):
@@ -83,6 +85,10 @@ class EvaluatedModel:
             if not all(isinstance(member, nn.Module) for member in members):
                 raise RobenchError("expected `model` to be an nn.Module or a list of them")
             ensemble = Ensemble(map(_uncompiled, members))
+        if unmade := [name for name, value in ensemble.named_parameters() if is_lazy(value)]:
+            raise RobenchError(
+                f"{name} has weights that its first batch makes, {unmade[0]!r}; call it once, on a batch of images"
+            )
         try:
             copied = copy.deepcopy(ensemble)
         except Exception as error:  # whatever a user's module may raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -79,6 +80,23 @@ def test_what_cannot_be_judged_is_refused_in_a_line(name: str, make_model: MakeM
     with pytest.raises(RobenchError, match=says) as error:
         examine(wrapped(make_model, forward), data, CPU)
     assert "\n" not in str(error.value)
+
+
+def test_a_batch_s_range_is_found_where_clean_images_all_have_one(make_model: MakeModel, data: Data) -> None:
+    def stretched(self: Any, images: Tensor) -> Tensor:
+        return self.model((images - images.min()) / (images.max() - images.min()))  # type: ignore[no-any-return]
+
+    pixels = data.test.images.clone()
+    pixels[:, :, 0, 0], pixels[:, :, 0, 1] = 0, 255
+    full = replace(data, test=replace(data.test, images=pixels), fingerprint="full range")
+    with pytest.raises(RobenchError, match="another output in a batch of 1 than in one of 16"):
+        examine(wrapped(make_model, stretched), full, CPU)
+
+
+def test_weights_that_are_not_made_yet_are_asked_for() -> None:
+    lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(4))
+    with pytest.raises(RobenchError, match=r"weights that its first batch makes, 'members.0.1.weight'; call it once"):
+        EvaluatedModel.of_model(lazy, CPU)
 
 
 def test_half_precision_is_refused_with_the_remedy(make_model: MakeModel, data: Data) -> None:
