@@ -60,6 +60,7 @@ def check(outcomes: Outcomes, known: Outcomes | None = None) -> list[Finding]:
         above_chance(outcomes),
         moved(outcomes),
         zero_gradients(outcomes),
+        ties(outcomes),
         falls(outcomes),
         whitebox_is_strongest(both),
         converged(outcomes),
@@ -142,6 +143,17 @@ def zero_gradients(outcomes: Outcomes) -> Finding | None:
     return _shares(
         "gradients there", frame, frame["zero_gradient"], "with a gradient of exactly zero or not finite", fix
     )
+
+
+def ties(outcomes: Outcomes) -> Finding | None:
+    """Attacked images that are right because another class is exactly as high and has a higher number: outputs are
+    clipped or rounded, and where two classes are at the bound no loss tells an attack how to go on. None where such are
+    few."""
+    frame = _attacked(outcomes)
+    what = "with another class exactly as high: outputs are clipped or rounded, and the class of the lower number wins"
+    fix = "judge the model on what it returns before it clips or rounds"
+    found = _shares("one class highest", frame, frame["margin"] == 0, what, fix)
+    return found if found and found.status != "pass" else None
 
 
 def falls(outcomes: Outcomes) -> Finding | None:
@@ -258,7 +270,8 @@ def strongest_counts(outcomes: Outcomes, known: Outcomes | None = None) -> Findi
 
 
 def stands_for(data: Data, samples: Tensor) -> Finding:
-    """Whether the classes of the test images that are judged are those of the data set, in shares of a random draw.
+    """Whether the classes of the test images that are judged are those of the data set, in shares of a random draw, and
+    each image is there once.
 
     Args:
         samples: indices of test images.
@@ -267,15 +280,20 @@ def stands_for(data: Data, samples: Tensor) -> Finding:
     chosen = labels[samples]
     there, judged = labels.unique().numel(), chosen.unique().numel()  # type: ignore[no-untyped-call]
     evidence = f"{len(chosen)} of {len(labels)} test images, {judged} of {data.num_classes} classes"
+    status: Status = "pass"
+    fix = ""
     likely = improbability(labels, chosen)
-    if likely >= UNLIKELY:
-        return Finding("sample stands for the data", "pass", evidence)
-    status: Status = "fail" if judged < there and likely < ORDERED else "warn"
-    evidence += (
-        f": a random draw has such shares in one of {1 / max(likely, 1e-12):.0e} cases, so that accuracy and interval "
-        f"are of these classes and not of {data.label}"
-    )
-    return Finding("sample stands for the data", status, evidence, "omit --subset, or --subset random")
+    if likely < UNLIKELY:
+        status, fix = "fail" if judged < there and likely < ORDERED else "warn", "omit --subset, or --subset random"
+        evidence += (
+            f": a random draw has such shares in one of {1 / max(likely, 1e-12):.0e} cases, so that accuracy and "
+            f"interval are of these classes and not of {data.label}"
+        )
+    again = len(samples) - len({image.tobytes() for image in data.test.images[samples].numpy()})
+    if again > POINT * len(samples):
+        status, fix = _worst(status, "warn"), fix or "leave each image in the data once"
+        evidence += f"; {again} of them are there before, and intervals take each for an image of its own"
+    return Finding("sample stands for the data", status, evidence, fix)
 
 
 def kin(targets: Iterable[EvaluatedModel], surrogates: Sequence[EvaluatedModel]) -> Finding:

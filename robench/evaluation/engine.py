@@ -183,9 +183,14 @@ class Evaluator:
         """The rows of an evaluation, and what is to be known of them."""
         own = self._rows.of(target, threat.name).of([evaluation]).called(target.name)
         said = [*found, *self._surrogates_work(own, threat)]
+        kept = list(said)
         if threat.clean:
+            rows = self._rows.of(target, threat.name)
+            # Reports count what other evaluations judged of these cells too.
+            everything = sorted(set[int]().union(*map(rows.samples, evaluation.cells)))
             said.append(stands_for(self.data, torch.tensor(evaluation.samples)))
-        self._rows.of(target).remember(target.identity, threat.name, said)
+            kept.append(stands_for(self.data, torch.tensor(everything)))
+        self._rows.of(target).remember(target.identity, threat.name, kept)
         return own.with_checks(said)
 
     def remember(self, target: EvaluatedModel, threat: str, checks: Sequence[Finding]) -> None:

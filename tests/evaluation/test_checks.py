@@ -155,6 +155,16 @@ def test_a_few_survivors_do_not_fail_a_result() -> None:
     assert named(check(few)) == {"gradients there": "warn"}
 
 
+@pytest.mark.parametrize(("tied", "status"), [(1, {}), (6, "warn"), (40, "fail")])
+def test_verdicts_that_the_order_of_classes_decides(tied: int, status: Any) -> None:
+    def margin(frame: pd.DataFrame) -> pd.Series:
+        level = (frame["eps"] == 0.1) & (frame["sample"] < tied)
+        return frame["margin"].where(~level, 0.0)
+
+    found = named(check(outcomes("whitebox", WHITE, margin=margin)))
+    assert found == ({"one class highest": status} if status else {})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Clean(Attack):
     """Returns what it was given."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +17,16 @@ from torch import Tensor, nn
 
 import robench
 from robench.attacks.pgd import PGD
-from robench.core.data import Data
+from robench.core.data import Data, Split, to_images
 from robench.core.errors import DoubtWarning, RobenchError
 from robench.core.logs import Lines, logged
 from robench.evaluation.engine import Evaluator
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import Outcomes
+from robench.evaluation.rows import FolderRows
 from robench.evaluation.threats import Blackbox, Threat, Whitebox
+from tests import small
 
 CPU = torch.device("cpu")
 SAMPLES = torch.arange(40)
@@ -208,6 +212,44 @@ def test_a_surrogate_is_judged_beside_what_it_took(make_model: MakeModel, data: 
     warned = surrogate_check(data, make_model(0), weak)
     assert warned.status == "warn"
     assert "a weak attacker makes a target look robust" in warned.evidence
+
+
+def test_members_that_the_average_hides_are_attacked_by_themselves(data: Data) -> None:
+    one, two, three = small.ensemble(0, 3).members
+    model = [one, Scaled(two, 30), Scaled(three, 30)]
+    with torch.no_grad():
+        images = to_images(data.test.images)
+        labels = torch.stack([member(images).softmax(dim=1) for member in model]).mean(dim=0).argmax(dim=1)
+    own = replace(data, test=replace(data.test, labels=labels), fingerprint="as the three see them")
+    threat = Whitebox(eps=(0.1,), attacks=(PGD(steps=10),), restarts=1)
+    with pytest.warns(DoubtWarning, match="survivors attacked again: mora"):
+        outcomes = robench.evaluate(model, own, threat, samples=40)
+    (found,) = (check for check in outcomes.checks if check.name == "survivors attacked again")
+    assert found.status == "fail"
+
+
+def test_what_is_kept_of_a_sample_is_of_all_that_reports_count(
+    make_model: MakeModel, data: Data, tmp_path: Path
+) -> None:
+    ordered = replace(data, test=replace(data.test, labels=torch.arange(40) // 10), fingerprint="ordered by class")
+    evaluator = Evaluator(ordered, rows=lambda model: FolderRows(tmp_path))
+    target = make_model(0)
+
+    def said(samples: Tensor) -> list[str]:
+        made = evaluator.run([target], WHITE, samples).checks
+        kept = FolderRows(tmp_path).outcomes(target.identity).checks
+        return [check.status for check in (*made, *kept) if check.name == "sample stands for the data"]
+
+    assert said(torch.arange(10)) == ["fail", "fail"]
+    assert said(torch.arange(3, 40, 7)) == ["pass", "warn"], "ten of the sixteen are of one class"
+
+
+def test_an_image_that_is_there_many_times_is_said(make_model: MakeModel, data: Data) -> None:
+    again = replace(data, test=Split(*(each[torch.arange(40) // 4] for each in (data.test.images, data.test.labels))))
+    outcomes, _ = judged(replace(again, fingerprint="four times each"), make_model(0))
+    (found,) = (check for check in outcomes.checks if check.name == "sample stands for the data")
+    assert found.status == "warn"
+    assert "30 of them are there before" in found.evidence
 
 
 def test_from_python_what_does_not_pass_is_a_warning(data: Data, make_model: MakeModel) -> None:
