@@ -56,14 +56,15 @@ class Dverge(Defense):
 
     def __post_init__(self) -> None:
         if not 0 < self.eps <= 1:
-            raise RobenchError(f"expected `eps` of defense {self.name!r} in (0, 1], got {self.eps}")
+            raise RobenchError(f"expected `eps` of defense {self.name!r} in (0, 1], got {self.eps}; 8/255 is 0.03137")
         if self.steps < 1 or self.layer < 0:
             raise RobenchError(
                 f"expected `steps` >= 1 and `layer` >= 0 of defense {self.name!r}, got {self.steps} and {self.layer}"
             )
         if self.layer and self.layer_per != "epoch":
             raise RobenchError(
-                f"`layer_per` of defense {self.name!r} has no effect with a fixed `layer` {self.layer}; drop one"
+                f"`layer_per` {self.layer_per!r} of defense {self.name!r}, which may be the recipe's, has no effect "
+                f"with a fixed `layer` {self.layer}; set `layer_per` to 'epoch', or `layer` to 0"
             )
 
     def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:

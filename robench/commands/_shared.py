@@ -74,11 +74,13 @@ def split(text: str | None) -> list[str]:
 def pairs(settings: Sequence[str]) -> dict[str, Any]:
     from robench.core.errors import RobenchError
 
-    found = {}
+    found: dict[str, Any] = {}
     for text in settings:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise RobenchError(f"expected --set NAME=VALUE, got {text!r}")
+        if name in found:
+            raise RobenchError(f"--set says `{name}` twice, {found[name]!r} and {value!r}; leave one away")
         found[name] = value
     return found
 
@@ -146,7 +148,9 @@ def device_of(name: str) -> torch.device:
             raise RuntimeError("it computes nothing")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise RobenchError(f"device {name!r} is not available ({str(error).splitlines()[0]}); try cpu") from error
+        raise RobenchError(
+            f"device {name!r} is not available ({str(error).splitlines()[0][:120]}); expected auto, cpu, cuda or cuda:N"
+        ) from error
     return device
 
 
@@ -162,6 +166,20 @@ def import_models(given: Sequence[str], runs: Sequence[Run] | None = None) -> No
             raise RobenchError(f"--model {unneeded[0]} is no code of these runs; {which}")
     for name in given:
         import_model(name)
+
+
+def require_models(runs: Sequence[Run]) -> None:
+    """Refuses, before anything is loaded, ``runs`` whose code was not typed as --model."""
+    from robench.core.errors import RobenchError
+    from robench.core.models import is_imported
+
+    names = sorted({spec.name for run in runs for spec in run.specs if ":" in spec.name and not is_imported(spec.name)})
+    if names:
+        told = " ".join(f"--model {name}" for name in names)
+        raise RobenchError(
+            f"models {', '.join(names)} name code, which a file may not; type it yourself: {told}, or register it "
+            f"under the entry point `robench.models`"
+        )
 
 
 def log_results(runs: Sequence[Run], kinds: Sequence[str], rows: Sequence[dict[str, Any]], threat: str) -> None:

@@ -19,6 +19,7 @@ from robench.commands._shared import (
     import_models,
     log_results,
     refuse_given,
+    require_models,
     shared,
 )
 from robench.commands._tables import diversity, formatted
@@ -193,6 +194,8 @@ def _session(asked: _Asked, workers: int) -> tuple[list[Run], Session]:
     store = Runs(asked.runs)
     chosen, data = _judged(asked.names, store, asked.dataset, asked.data_dir)
     import_models(asked.model, chosen if asked.threat != "blackbox" else store.all())
+    pools = asked.hold_outs.surrogates if asked.threat == "blackbox" else ()
+    require_models([*chosen, *(store.get(name) for name in pools if isinstance(name, str))])
     _tell(chosen, data)
     samples, subset = asked.images.samples, _subset(data, asked.images)
     how = device_of(asked.device), asked.precision, asked.batch_size, asked.seed, asked.compiling, workers

@@ -12,7 +12,7 @@ import click
 from robench.commands._help import Grouped
 from robench.commands._shared import shared
 
-_KINDS = ["defenses", "attacks", "models", "datasets", "figures", "runs"]
+_KINDS = ["defenses", "attacks", "losses", "models", "datasets", "logs", "figures", "runs"]
 _EXAMPLES = (
     "robench list attacks",
     "robench list defenses --markdown",
@@ -24,28 +24,31 @@ _EXAMPLES = (
 @click.option("--markdown", is_flag=True, help="Tables for a README; of all but runs.")
 @shared("runs")
 def command(what: str | None, markdown: bool, runs: str) -> None:
-    """What there is: defenses, attacks, models, datasets, figures, runs."""
+    """What there is: defenses, attacks, losses, models, datasets, logs, figures, runs."""
     from robench.core.errors import RobenchError
+    from robench.core.logbook import LOGS
+    from robench.core.losses import LOSSES
     from robench.core.registry import Registry
     from robench.store.runs import Runs
-    from robench.validity.conformance import REGISTRIES, Kind
+    from robench.validity.conformance import REGISTRIES
 
     if markdown and what == "runs":
         raise RobenchError("expected --markdown with anything but runs; robench show has them")
 
-    order: tuple[Kind, ...] = ("defense", "attack", "model", "dataset")
-    registries: dict[str, Registry[Any]] = {str(kind): REGISTRIES[kind] for kind in order}
+    registries: list[Registry[Any]] = [
+        REGISTRIES["defense"], REGISTRIES["attack"], LOSSES, REGISTRIES["model"], REGISTRIES["dataset"], LOGS
+    ]  # fmt: skip
     if what in (None, "figures"):  # a second that the others do not wait for
         from robench.reports.sheet import FIGURES
 
-        registries["figure"] = FIGURES
-    for kind, registry in registries.items():
-        if what not in (None, f"{kind}s"):
+        registries.append(FIGURES)
+    for registry in registries:
+        if what not in (None, registry.plural):
             continue
         broken = registry.broken()
         names = [name for name in registry.names() if name not in broken]
         if markdown:
-            click.echo(_table(kind, {name: _summary(registry.get(name)) for name in names}))
+            click.echo(_table(registry.kind, {name: _summary(registry.get(name)) for name in names}))
             continue
         indent = max(16, *map(len, names))
         lines = [_entry(name, _summary(registry.get(name)), indent) for name in names]
@@ -54,21 +57,28 @@ def command(what: str | None, markdown: bool, runs: str) -> None:
                 here = f"{len(members)} names: {', '.join(members)}" if members else "none: its package does not import"
                 lines.append(f"  {prefix}/<name>   {here}")
         else:
-            lines += [f"  {prefix}/<name>   robench list {kind}s names them" for prefix in registry.prefixes()]
-        if kind == "dataset":
+            lines += [
+                f"  {prefix}/<name>   robench list {registry.plural} names them" for prefix in registry.prefixes()
+            ]
+        if registry.kind == "dataset":
             lines += [
                 "  folder:PATH      train/<class>/* and test/<class>/*",
                 "  npz:PATH         x_train y_train x_test y_test",
+                "  cifar10-c:C/S    CIFAR-10 under corruption C of severity S, 1 to 5, to judge on; cifar100-c too",
                 "  hf:OWNER/NAME    Parquet files on Hugging Face, with columns of images and labels",
             ]
-        click.echo(f"{kind}s:\n" + "\n".join(lines))
+        click.echo(f"{registry.plural}:\n" + "\n".join(lines))
         for name, reason in broken.items():
             click.echo(f"  {name}: skipped. {reason}", err=True)
     if what in (None, "runs") and not markdown:
-        found = Runs(runs).all()
-        click.echo("runs:" if found or what is None else f"runs: none in {runs}; robench train makes one")
+        store = Runs(runs)
+        found = store.all()
+        none = f"runs: none in {runs}; {store.elsewhere() or 'robench train makes one'}"
+        click.echo("runs:" if found or what is None else none)
+        indent = max(44, *(len(each.name) for each in found), 0)
         for each in found:
-            click.echo(f"  {each.name:<44} {each.role:<9} {each.defense} n={each.n} seed={each.seed}")
+            about = f"{each.role:<9} {each.defense} n={each.n} seed={each.seed} {each.data_name}"
+            click.echo(f"  {each.name:<{indent}} {about.rstrip()}")
 
 
 def _table(kind: str, summaries: dict[str, str]) -> str:

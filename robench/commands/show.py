@@ -18,6 +18,7 @@ from robench.core.terminal import drawn, interval
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
+    from robench.evaluation.outcomes import Outcomes
     from robench.store.runs import Run, Runs
 
 #: Epochs of a history that the terminal shows.
@@ -75,11 +76,12 @@ def command(
         refuse_given({"count", "dataset", "data_dir", "device"}, "has an effect only with --images")
     else:
         _write(images, store, run, count, dataset, data_dir, device)
-    about, history, scores = _about(run), _history(run), _scores(run)
+    outcomes = stored([run])
+    about, history, scores = _about(run), _history(run), _scores(outcomes)
     rows = [{**row, "target": f"{name} on {row['data']}"} for row in scores]
     verdicts = _gate.judge(_gate.requirements(require), rows, name, by_low=lower_bound)
     failed = int(not all(verdict.met for verdict in verdicts))
-    doubts = [check for check in stored([run]).checks if check.status != "pass"]
+    doubts = [check for check in outcomes.checks if check.status != "pass"]
     if style == "json":
         parts = {"run": about, "history": history, "scores": scores, "doubts": list(map(asdict, doubts))}
         click.echo(json.dumps(parts | ({"requirements": _gate.plain(verdicts)} if verdicts else {}), indent=2))
@@ -147,24 +149,23 @@ def _history(run: Run) -> list[dict[str, Any]]:
     return flat
 
 
-def _scores(run: Run) -> list[dict[str, Any]]:
+def _scores(outcomes: Outcomes) -> list[dict[str, Any]]:
     """One object per data set, threat and ε (of convergence, per attack); for transfer the mean over member pairs; what
     is left under all of them is called worst."""
     from robench.evaluation.outcomes import counted, left_out
-    from robench.session import stored
     from robench.studies.summary import left, objects
 
     found: list[dict[str, Any]] = []
-    for data, outcomes in stored([run]).by_data().items():
-        for text in left_out(outcomes.frame):
+    for data, part in outcomes.by_data().items():
+        for text in left_out(part.frame):
             log.warning(text)
         pairs: dict[float, list[dict[str, Any]]] = {}
-        for row in objects(outcomes):
+        for row in objects(part):
             if "success" in row:
                 if row["target"] not in ("ensemble", row["source"]):
                     pairs.setdefault(row["eps"], []).append(row)
                 continue
-            cells = outcomes.where(**{name: row[name] for name in ("threat", "eps", "attack") if name in row}).frame
+            cells = part.where(**{name: row[name] for name in ("threat", "eps", "attack") if name in row}).frame
             cells = cells[counted(cells, ["threat"])]
             made_on = {"cells": int(cells["cell"].nunique()), "surrogates": sorted(set(cells["surrogate"]) - {""})}
             found.append({"data": data, **_unnamed(row), **made_on})

@@ -77,13 +77,19 @@ def command(
 ) -> None:
     """Train DEFENSE; run again, it resumes or says that it is complete. Prints the run's name last."""
     from robench.core.data import load
+    from robench.core.errors import RobenchError
+    from robench.core.logbook import require
     from robench.evaluation.diversity import Tracking
     from robench.store.runs import Runs
     from robench.training.loop import ensure
     from robench.training.recipes import recipe_file
     from robench.training.task import resolve
 
-    overrides = {key: value for key, value in values.items() if value is not None} | pairs(settings)
+    require(log_to)
+    named = {key: value for key, value in values.items() if value is not None}
+    overrides = named | (others := pairs(settings))
+    if twice := sorted(named.keys() & others.keys()):
+        raise RobenchError(f"`{twice[0]}` is said by --{twice[0].replace('_', '-')} and by --set; leave one away")
     place = device_of(device)
     data = load(dataset, data_dir)
     models = model.split(",") if model else []

@@ -81,7 +81,9 @@ class Data:
         """How many images there are of which classes, in their order: what is worth a look before anything long."""
         counts = [np.bincount(split.labels.numpy(), minlength=self.num_classes) for split in (self.train, self.test)]
         lines = zip(range(self.num_classes), self.classes, *counts, strict=True)
-        each = [f"{place} {name} {train} + {test}" for place, name, train, test in lines]
+        each = [
+            f"{place}{'' if name == str(place) else f' {name}'}: {train} + {test}" for place, name, train, test in lines
+        ]
         shown = each if len(each) <= SHOWN else [*each[: SHOWN - 2], "…", each[-1]]
         return f"{len(self.train)} + {len(self.test)} images to train and test; classes {', '.join(shown)}"
 
@@ -229,6 +231,9 @@ def load(name: str, folder: Path | str = "data") -> Data:
             f"expected `dataset` to be a name, folder:PATH, npz:PATH, hf:OWNER/NAME or cifar10-c:CORRUPTION/SEVERITY, "
             f"got {name!r}"
         )
+    if name not in DATASETS.names() and (there := Path(name)).exists():
+        kind = "folder" if there.is_dir() else "npz"
+        raise RobenchError(f"`dataset` {name!r} is a path and no name; try {kind}:{name}")
     return DATASETS.get(name)(DataFolder(Path(folder)))
 
 

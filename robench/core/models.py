@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from robench.core.errors import RobenchError, unknown
+from robench.core.errors import RobenchError, unknown, within
 from robench.core.networks import VGG16, MobileNetV2
 from robench.core.registry import Registry
 
@@ -30,7 +30,11 @@ class Factory(Protocol):
     def __call__(self, *, num_classes: int, in_channels: int) -> nn.Module: ...
 
 
-MODELS: Registry[Factory] = Registry("model", group="robench.models")
+MODELS: Registry[Factory] = Registry(
+    "model",
+    group="robench.models",
+    own="one of your own is package.module:factory, or, in a study, installed first: pip install -e FOLDER",
+)
 
 
 class _Block(nn.Module):
@@ -356,7 +360,8 @@ def build(spec: ModelSpec, key: int) -> Normalized:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(key)  # torch.manual_seed would reseed the GPUs too
         try:
-            model = factory(num_classes=spec.num_classes, in_channels=spec.in_channels)
+            with within("model", spec.name):
+                model = factory(num_classes=spec.num_classes, in_channels=spec.in_channels)
         except TypeError as error:
             raise RobenchError(
                 f"model {spec.name!r} cannot be built ({error}); its factory must take `num_classes` and `in_channels`"
@@ -388,6 +393,11 @@ def _leak(model: nn.Module, slope: float) -> int:
 
 #: Factories by ``package.module:factory``, see `import_model`.
 _IMPORTED: dict[str, Callable[..., nn.Module]] = {}
+
+
+def is_imported(name: str) -> bool:
+    """Whether `build` finds ``package.module:factory``."""
+    return name in _IMPORTED
 
 
 def _imported(name: str) -> Callable[..., nn.Module]:
@@ -428,7 +438,8 @@ def imported(name: str) -> Callable[..., Any]:
     """What ``package.module:factory`` names; see `import_model`."""
     module_name, _, attribute = name.partition(":")
     try:
-        factory: object = getattr(_module(module_name), attribute)
+        with within("model", name):
+            factory: object = getattr(_module(module_name), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise RobenchError(f"model {name!r} cannot be imported ({error}); expected package.module:factory") from error
     if not callable(factory):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
+from fractions import Fraction
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from robench.core.errors import RobenchError, unknown
 
@@ -15,7 +17,7 @@ _FINITE = ConfigDict(allow_inf_nan=False)
 
 
 def construct(cls: type[Any], values: Mapping[str, Any], owner: str) -> Any:
-    """A plug-in dataclass from named values, strings converted to the fields' types.
+    """A plug-in dataclass from named values, strings converted to the fields' types, such as ``8/255`` to a float.
 
     Raises:
         RobenchError: unknown name or a value of the wrong type.
@@ -36,7 +38,17 @@ def construct(cls: type[Any], values: Mapping[str, Any], owner: str) -> Any:
 def _adapters(cls: type[Any]) -> dict[str, TypeAdapter[Any]]:
     """What converts to the type of each field."""
     hints = get_type_hints(cls)
-    return {field.name: TypeAdapter(hints[field.name], config=_FINITE) for field in fields(cls)}
+    number: Any = Annotated[float, BeforeValidator(_divided)]
+    kinds = {name: number if kind is float else kind for name, kind in hints.items()}
+    return {field.name: TypeAdapter(kinds[field.name], config=_FINITE) for field in fields(cls)}
+
+
+def _divided(value: Any) -> Any:
+    """The number that a text such as ``8/255`` is; anything else as it was."""
+    if isinstance(value, str) and "/" in value:
+        with suppress(ValueError, ZeroDivisionError):
+            return float(Fraction(value))
+    return value
 
 
 def explained(

@@ -26,10 +26,19 @@ class Registry(Generic[T]):
         package: package whose modules register on import; every file in it whose name does not begin with ``_``
             is imported at the first look-up, so that a new file is all a newcomer adds.
         group: entry-point group through which installed third-party packages add names.
+        own: what an unknown name is told of the user's own.
     """
 
-    def __init__(self, kind: str, *, group: str, package: str | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        *,
+        group: str,
+        package: str | None = None,
+        own: str = "one of your own is installed first: pip install -e FOLDER",
+    ) -> None:
         self.kind = kind
+        self._own = own
         self._package = package
         self._group = group
         self._items: dict[str, T] = {}
@@ -60,6 +69,11 @@ class Registry(Generic[T]):
             raise RobenchError(f"{self.kind} family {prefix!r} is registered twice; give the second another name")
         self._families[prefix] = (resolve, names)
 
+    @property
+    def plural(self) -> str:
+        """The kind's, as `robench list` takes it."""
+        return f"{self.kind}es" if self.kind.endswith("s") else f"{self.kind}s"
+
     def get(self, name: str) -> T:
         """The item called ``name``.
 
@@ -75,9 +89,9 @@ class Registry(Generic[T]):
         points = self._points()
         if name in points:
             return self._load(points[name])
-        families = "".join(f", of {each}/ too" for each in sorted(self._families))
-        own = "one of your own is installed first: pip install -e FOLDER"
-        hint = f"`robench list {self.kind}s` shows all{families}; {own}."
+        families = ", ".join(f"{each}/NAME" for each in sorted(self._families))
+        there = f"all, with {families}" if families else "all"
+        hint = f"`robench list {self.plural}` shows {there}; {self._own}."
         raise unknown(self.kind, name, self.names(), hint)
 
     def names(self) -> list[str]:

@@ -55,6 +55,13 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _several(value: Any) -> Any:
+    """One number, or a list of JSON, as a tuple."""
+    if isinstance(value, list):
+        return tuple(value)
+    return (value,) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
 Distinct = AfterValidator(_distinct)
 Count = Annotated[int, Field(ge=1), BeforeValidator(_number)]
 #: Draws of a model.
@@ -103,7 +110,7 @@ class Strength(Validated):
 
     group: ClassVar[str] = "Strength"
 
-    eps: Annotated[Radii, Distinct] | str | None = Field(
+    eps: Annotated[Annotated[Radii, Distinct] | str | None, BeforeValidator(_several)] = Field(
         None, description="0.01:0.07:0.01, 8/255, or several with commas. By default the data set's."
     )
     steps: Count | None = Field(

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from robench.core.data import at_hand, load, outline
+from robench.core.data import Data, at_hand, load, outline
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.models import ModelSpec, build
@@ -58,7 +58,8 @@ def import_weights(
             that nothing tells.
     """
     name = runs.unused(name or re.sub(r"[^A-Za-z0-9._-]", "-", paths[0].stem))
-    plain = _plain(model, dataset, data_folder)
+    shown = outline(dataset, data_folder)
+    plain = _plain(model, shown)
     _refuse_other_channels(normalisation, plain.in_channels, dataset)
     networks, own = _networks(paths, plain, key)
     used, said = _normalisation(networks, own, normalisation, dataset, data_folder, whose)
@@ -78,7 +79,7 @@ def import_weights(
         more={
             "imported": [path.name for path in paths],
             "sources": [dict(origin) for origin in origins],
-            "dataset": None if ":" in dataset else dataset,
+            "dataset": shown.label,
             "normalisation": said,
         },
     )
@@ -116,9 +117,9 @@ def _ensemble(specs: Sequence[ModelSpec], networks: Sequence[nn.Module], rule: s
     return Ensemble(members, rule).eval()
 
 
-def _plain(model: str, dataset: str, data_folder: Path) -> ModelSpec:
+def _plain(model: str, data: Data) -> ModelSpec:
     """The architecture for a data set, without a normalisation."""
-    spec = outline(dataset, data_folder).model(model)
+    spec = data.model(model)
     return replace(spec, mean=(0.0,) * spec.in_channels, std=(1.0,) * spec.in_channels)
 
 

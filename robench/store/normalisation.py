@@ -37,6 +37,8 @@ _KNOWN: dict[int, dict[str, tuple[Values, Values]]] = {
 }
 #: Two normalisations that differ by less than this part of the standard deviation are one.
 SAME = 0.02
+#: Means that differ by more than this part of the standard deviation are far apart.
+FAR = 0.5
 #: Images on which one that was given is held against the candidates.
 FEW = 200
 
@@ -89,7 +91,8 @@ def find(members: Sequence[nn.Module], data: Data) -> tuple[Values, Values, str]
     ranked = sorted(close, key=lambda each: abs(each.variance or 0.0))
     first = ranked[0]
     apart = [abs(each.variance or 0.0) - abs(first.variance or 0.0) for each in ranked[1:]]
-    if not USUAL[0] <= (first.variance or 0.0) <= USUAL[1] or min(apart, default=CLOSER) < CLOSER:
+    outside = not USUAL[0] <= (first.variance or 0.0) <= USUAL[1]
+    if outside or min(apart, default=CLOSER) < CLOSER or any(_rivals(each, first) for each in ranked[1:]):
         raise RobenchError(f"no normalisation fits these weights well enough, or several do, {said}; {remedy}")
     return first.mean, first.std, f"{first.name}, {said}"
 
@@ -151,6 +154,12 @@ def _tried(
     chosen = data.subset(count, "random")
     images, labels = to_images(data.test.images[chosen]), data.test.labels[chosen]
     return [_try(members, name, mean, std, images, labels) for name, (mean, std) in candidates.items()]
+
+
+def _rivals(one: _Tried, first: _Tried) -> bool:
+    """Whether ``one`` gets as many right as ``first`` with a mean far from its: no variance tells means apart."""
+    far = any(abs(a - b) > FAR * std for a, b, std in zip(one.mean, first.mean, first.std, strict=True))
+    return far and int(one.correct.sum()) >= int(first.correct.sum())
 
 
 def _clearly_worse(one: _Tried, best: _Tried) -> bool:

@@ -190,9 +190,14 @@ class Runs:
 
     def get(self, name: str) -> Run:
         """A finished run; RobenchError where there is none of that name."""
+        if (path := Path(name)).parent != Path() and (path / "manifest.json").exists():
+            raise RobenchError(
+                f"expected the name of a run, got the path {name!r}; type {path.name} --runs {path.parent}"
+            )
         path = self.folder(name) / "manifest.json"
         if not path.exists():
-            raise unknown("run", name, self.names(), f"Runs are read from {self.root}; --runs names another folder.")
+            hint = f"Runs are read from {self.root}; {self.elsewhere() or '--runs names another folder'}."
+            raise unknown("run", name, self.names(), hint)
         manifest = read_record(path)
         if manifest.get("format") != FORMAT:
             raise RobenchError(f"{path} is not a manifest of format {FORMAT}; train or import the run again")
@@ -212,6 +217,11 @@ class Runs:
                     there.append(run)
         # A copy, such as an import, does not say how it was trained.
         return min(there, key=lambda run: (not run.manifest.get("recipe"), run.name != entry["run"]), default=None)
+
+    def elsewhere(self) -> str:
+        """What to type where this is the folder of a study or of a publication, whose runs are one below it."""
+        below = self.root / "runs"
+        return f"they are in --runs {below}" if not self.names() and Runs(below).names() else ""
 
     def unused(self, name: str) -> str:
         """``name``; RobenchError where a run has it."""

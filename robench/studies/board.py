@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -42,15 +42,18 @@ def draw(folders: Sequence[Path], out: Path, *, again: Again | None = None, data
     found: list[_Keyed] = []
     results: list[board.Judged] = []
     notices: list[str] = []
-    for name, folder in _named(folders).items():
-        judged, entries = _read(name, ResultFolder.at(folder), again, data)
+    opened = {name: ResultFolder.at(folder) for name, folder in _named(folders).items()}
+    # All at first: one without rows is no reason to have read the others for minutes.
+    kept = {name: result.rows() for name, result in opened.items()}
+    for name, result in opened.items():
+        judged, entries = _read(name, result, kept[name], again, data)
         results.append(judged)
         found += entries
     joined = _joined(found, notices)
-    for result in results:
-        if not any(result.name in entry.results for entry in joined):
+    for each in results:
+        if not any(each.name in entry.results for entry in joined):
             notices.append(
-                f"{result.name} has no line: none of its evaluations is whole, of the weights that it has and of more "
+                f"{each.name} has no line: none of its evaluations is whole, of the weights that it has and of more "
                 f"than transfer between members"
             )
     for text in notices:
@@ -70,8 +73,9 @@ def _named(folders: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def _read(name: str, result: ResultFolder, again: Again | None, data: str | None) -> tuple[board.Judged, list[_Keyed]]:
-    kept = result.rows()
+def _read(
+    name: str, result: ResultFolder, kept: Mapping[str, FolderRows], again: Again | None, data: str | None
+) -> tuple[board.Judged, list[_Keyed]]:
     found = list(result.intact(kept))
     if again is not None:
         right = [run for run, rows in kept.items() if _judged_on(rows) == {data}]

@@ -223,7 +223,8 @@ def find(name: str) -> tuple[str, str]:
             return name, (_folder() / f"{name}.toml").read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise RobenchError(f"study {name!r} cannot be read ({error}); name a .toml file that is UTF-8") from error
-    raise unknown("study", name, shipped(), "A file of your own ends in .toml.")
+    own = f"{name}.toml is there: type that" if Path(f"{name}.toml").is_file() else "A file of your own ends in .toml"
+    raise unknown("study", name, shipped(), f"{own}.")
 
 
 def parse(name: str, text: str, settings: Sequence[str] = ()) -> Study:
@@ -247,7 +248,9 @@ def parse(name: str, text: str, settings: Sequence[str] = ()) -> Study:
         # By way of JSON: strict, and a list may still be a tuple.
         study = Study.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        raise _explained(name, error.errors()[0], Study) from error
+        # Of a key that is misspelt, its right name is missing too.
+        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+        raise _explained(name, problems[0], Study) from error
     wanted = study.threats.blackbox.surrogates if study.threats.blackbox else ()
     if unknown_pools := [each for each in wanted if isinstance(each, str) and each not in study.surrogates]:
         there = (
@@ -305,6 +308,9 @@ def _explained(name: str, problem: Mapping[str, Any], model: type[BaseModel]) ->
         return RobenchError(
             f"{name}: {key}: should be a number, text, true or false, got {json.dumps(problem['input'])}"
         )
+    if problem["type"] == "tuple_type":
+        got = json.dumps(problem["input"], default=str)
+        return RobenchError(f"{name}: {key}: should be a list, such as [{got}], got {got}")
     message = str(problem["msg"]).removeprefix("Input ").removeprefix("Value error, ")
     return RobenchError(f"{name}: {key}: {message}, got {json.dumps(problem['input'], default=str)}")
 

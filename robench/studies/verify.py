@@ -123,7 +123,9 @@ def _labels(store: Runs, names: Collection[str]) -> list[str]:
             labels.add(store.get(name).dataset)
     for label in sorted(labels):
         if not has_name(label):
-            raise RobenchError(f"data set {label!r} is not a registered one; say where it is: --dataset")
+            raise RobenchError(
+                f"data set {label!r} is not a registered one; say where it is: --dataset; or take --files alone"
+            )
     return sorted(labels)
 
 

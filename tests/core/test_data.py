@@ -723,7 +723,7 @@ def test_a_severity_is_a_slice(cifar10_c: Path, severity: int) -> None:
     assert (data.classes[3], data.classes[8], data.num_classes, data.recipe) == ("cat", "ship", 10, "cifar10")
     others = {load(f"cifar10-c:{name}", cifar10_c).identity for name in ("fog/1", "fog/2", "gaussian_noise/1")}
     assert len(others) == 3
-    assert data.summary.startswith("0 + 4 images to train and test; classes 0 airplane 0 + 1, 1 automobile 0 + 0")
+    assert data.summary.startswith("0 + 4 images to train and test; classes 0 airplane: 0 + 1, 1 automobile: 0 + 0")
 
 
 def test_corrupted_images_are_to_judge_on(cifar10_c: Path) -> None:
@@ -795,7 +795,7 @@ def test_tiny_imagenet_is_read_as_published(tiny_imagenet: Path) -> None:
     assert data.train.images[:, 0, 0, 0].tolist() == [90, 91, 92, 200, 201, 202]
     assert data.test.images[:, 0, 0, 0].tolist() == [90, 200, 91]
     assert data.test.labels.tolist() == [0, 1, 0]
-    assert data.summary == "6 + 3 images to train and test; classes 0 n01 3 + 2, 1 n02 3 + 1"
+    assert data.summary == "6 + 3 images to train and test; classes 0 n01: 3 + 2, 1 n02: 3 + 1"
     first = data.fingerprint
     annotations = tiny_imagenet / "val" / "val_annotations.txt"
     annotations.write_text(annotations.read_text().replace("val_2.png\tn01", "val_2.png\tn02"))
@@ -823,7 +823,7 @@ def test_a_summary_of_many_classes_names_some() -> None:
     labels = np.arange(40) % 20
     data = make("npz:many", (pixels(40, 1, 4, 4), labels), (pixels(40, 1, 4, 4), labels))
     assert data.summary.count(",") == 9
-    assert data.summary.endswith("7 7 2 + 2, …, 19 19 2 + 2")
+    assert data.summary.endswith("7: 2 + 2, …, 19: 2 + 2")
 
 
 def test_a_model_is_judged_on_corrupted_images(cifar10_c: Path) -> None:
@@ -836,3 +836,10 @@ def test_a_model_is_judged_on_corrupted_images(cifar10_c: Path) -> None:
     right = float((model(to_images(data.test.images)).argmax(dim=1) == data.test.labels).double().mean())
     assert table.loc[table["threat"] == "clean", "accuracy"].item() == right
     assert set(table["samples"]) == {4}
+
+
+def test_a_path_as_a_name_is_told_its_prefix(tmp_path: Path) -> None:
+    (tmp_path / "my.npz").touch()
+    for path, kind in ((tmp_path / "my.npz", "npz"), (tmp_path, "folder")):
+        with pytest.raises(RobenchError, match=f"is a path and no name; try {kind}:{path}$"):
+            load(str(path))

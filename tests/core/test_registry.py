@@ -8,10 +8,16 @@ from importlib.metadata import EntryPoint
 from types import ModuleType
 from typing import Any
 
+import click
 import pytest
 
+from robench.commands.list import command
 from robench.core.errors import RobenchError
+from robench.core.logbook import LOGS
+from robench.core.losses import LOSSES
 from robench.core.registry import Registry
+from robench.reports.sheet import FIGURES
+from robench.validity.conformance import REGISTRIES
 
 GROUP = "robench.tests"
 Install = Callable[..., None]
@@ -175,3 +181,12 @@ def test_a_file_that_fails_fails_every_time(tmp_path: Any, monkeypatch: pytest.M
         with pytest.raises(ZeroDivisionError):
             things.names()
     monkeypatch.delitem(sys.modules, "failing_package")
+
+
+def test_a_kind_that_an_error_sends_to_robench_list_is_listed() -> None:
+    listed = command.params[0].type
+    assert isinstance(listed, click.Choice)
+    for registry in (*REGISTRIES.values(), LOGS, LOSSES, FIGURES):
+        with pytest.raises(RobenchError, match=f"`robench list {registry.plural}` shows all"):
+            registry.get("zzz")
+        assert registry.plural in listed.choices

@@ -379,3 +379,44 @@ def test_a_baseline_that_another_training_made_is_told(
     assert "start, which mine started from, is a target too" in capsys.readouterr().err
     assert run([*command, "start", "mine"]) == 0
     assert "is a target too" not in capsys.readouterr().err
+
+
+def test_code_that_runs_need_is_named_at_once_and_first(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of targets and surrogates, before any of them is loaded."""
+    about: dict[str, Any] = {"defense": {"name": "gal"}, "seed": 0, "role": "target", "data": None}
+    for name in ("one", "two"):
+        Runs("coded").save(name, ensemble(41), members=[replace(SPEC, name=f"absent:{name}")] * 2, **about)
+    monkeypatch.setattr("robench.session.Session.load", lambda *_: pytest.fail("loaded for nothing"))
+    arguments = ["eval", "one", "--runs", "coded", "--threat", "blackbox", "--surrogates", "two", "--eps", "0.1"]
+    assert run([*arguments, *EVAL]) == 2
+    assert "type it yourself: --model absent:one --model absent:two, or" in capsys.readouterr().err
+
+
+def test_what_show_tells_of_rows_it_tells_once(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["eval", "gal0", "--threat", "whitebox", "--eps", "0.05", "--no-probe", *EVAL]) == 0
+    shutil.copytree("runs/gal0", "damaged/gal0")
+    for path in Path("damaged/gal0/outcomes").glob("part-*"):
+        path.write_bytes(b"")
+    capsys.readouterr()
+    assert run(["show", "gal0", "--runs", "damaged"]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert told
+    assert len(set(told)) == len(told)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--epochs", "2", "--set", "epochs=1"], "`epochs` is said by --epochs and by --set"),
+        (["--set", "gamma=1", "--set", "gamma=2"], "--set says `gamma` twice, '1' and '2'"),
+        (["--log-to", "wndb"], "unknown log 'wndb'; did you mean wandb"),
+    ],
+)
+def test_a_training_that_is_told_two_things_or_a_wrong_log_is_refused_at_once(
+    work: Path, options: list[str], told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("robench.core.data.load", lambda *_: pytest.fail("loaded for nothing"))
+    assert run(["train", "baseline", "--dataset", "npz:noise.npz", "--n", "2", *options]) == 2
+    assert told in capsys.readouterr().err

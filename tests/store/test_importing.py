@@ -19,7 +19,7 @@ from robench.core.errors import RobenchError
 from robench.core.logs import Lines, logged
 from robench.core.models import MODELS
 from robench.store.importing import import_weights
-from robench.store.normalisation import _candidates
+from robench.store.normalisation import _candidates, _Tried, find
 from robench.store.runs import Run, Runs, load_state
 from robench.store.weights import FoundNetwork, networks_in
 
@@ -283,6 +283,28 @@ def test_that_of_the_file_is_held_against_the_others_too(
     assert lines[-1].endswith("of 200 test images of digits are right")
     _, lines = imported([save("v.pth", {**state, "mean": torch.zeros(1), "std": torch.full((1,), 0.01)})])
     assert lines[-1].startswith("is this normalisation right? with the data set's, --mean 0.")
+
+
+def test_a_mean_that_no_variance_tells_is_asked_for(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two candidates get alike many right; that of the likelier variance has another mean and one image less."""
+    first, second = ("the data set's", 0.25, 0.2, 0.41, 61), ("CIFAR-10's with std .202", 0.49, 0.2, -0.26, 60)
+    tried = [
+        _Tried(name, (mean,), (std,), np.arange(120) < right, variance)
+        for name, mean, std, variance, right in (first, second)
+    ]
+    monkeypatch.setattr("robench.store.normalisation._tried", lambda *_: tried)
+    with pytest.raises(RobenchError, match=r"or several do, .* --mean R,G,B --std R,G,B"):
+        find([], digits)
+    tried[1] = replace(tried[1], mean=(0.25,))
+    assert find([], digits)[:2] == ((0.25,), (0.2,))
+
+
+def test_a_run_knows_the_data_that_its_classes_are_of(save: Save, tmp_path: Path) -> None:
+    images, labels = np.zeros((20, 8, 8), np.uint8), np.arange(20) % 10
+    np.savez(tmp_path / "my.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    state = MODELS.get("resnet8")(num_classes=10, in_channels=1).state_dict()
+    run, _ = imported([save("w.pth", state)], f"npz:{tmp_path / 'my.npz'}", normalisation=((0.0,), (1.0,)))
+    assert run.data_name == load(f"npz:{tmp_path / 'my.npz'}").label
 
 
 def test_outputs_in_another_order_are_doubted_where_no_normalisation_helps(

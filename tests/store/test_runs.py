@@ -269,3 +269,11 @@ def test_the_stored_weights_are_those_of_the_ensemble(runs: Runs) -> None:
     run = save(runs)
     tensors, _ = read_tensors(run.folder / "weights.safetensors")
     assert tensors.keys() == ENSEMBLE.state_dict().keys()
+
+
+def test_a_place_of_runs_that_is_one_too_high_or_too_low_says_what_to_type(runs: Runs) -> None:
+    save(runs)
+    with pytest.raises(RobenchError, match=rf"Runs are read from .*; they are in --runs {runs.root}\."):
+        Runs(runs.root.parent).get("mine")
+    with pytest.raises(RobenchError, match=rf"got the path .*; type mine --runs {runs.root}$"):
+        runs.get(str(runs.folder("mine")))

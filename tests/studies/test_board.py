@@ -256,3 +256,12 @@ def test_outcomes_of_nobody_are_an_error(folders: Path, capsys: pytest.CaptureFi
     shutil.rmtree(folders / "alice/runs/base" / OUTCOMES / "evaluations")
     assert run(["board", "alice"]) == 2
     assert "no result has rows under an attack" in capsys.readouterr().err
+
+
+def test_a_result_without_rows_is_refused_before_others_are_read(
+    folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("robench.studies.board._read", lambda *_: pytest.fail("read for nothing"))
+    (folders / "empty").mkdir()
+    assert run(["board", "alice", "empty"]) == 2
+    assert "empty holds no rows" in capsys.readouterr().err

@@ -469,6 +469,7 @@ def test_wrong_options_end_in_one_line(study: Path, capsys: pytest.CaptureFixtur
         (["run", "demo", "--address", "x"], "only with --engine ray"),
         (["run", "demo", "--set", "sample=3"], "did you mean samples"),
         (["status", "demo", "--set", "samples"], "KEY=VALUE"),
+        (["status", "demo", "--out", "nowhere"], "nowhere is no folder"),
         (["run", "demo", "--dry-run", "--device", "foo"], "device 'foo' is not available"),
     ):
         assert run(arguments) == 2, arguments

@@ -30,7 +30,8 @@ values = [0.5, 1.0]
 BROKEN = {
     "titel='x'": "did you mean title?",
     "seedz=[0]": "unknown key 'seedz'",
-    "sizes=3": "sizes: should be a valid array, got 3",
+    "sizes=3": "sizes: should be a list, such as [3], got 3",
+    "threats.whitebox.eps=2": "threats.whitebox.eps.1: should be less than or equal to 1, got 2",
     "sizes=[0]": "greater than or equal to 1, got 0",
     "sizes=[]": "at least 1 item",
     "sizes=[3,3]": "values should differ",
@@ -129,3 +130,14 @@ def test_a_recipe_takes_the_place_of_the_data_sets_own() -> None:
     found = expand("a", parse("a", GOOD, ["recipe='generic'"]))
     usual = expand("a", parse("a", GOOD))
     assert {step.key for step in found.steps.values()}.isdisjoint(step.key for step in usual.steps.values())
+
+
+def test_a_misspelt_key_is_named_before_the_one_that_it_should_be() -> None:
+    with pytest.raises(RobenchError, match="unknown key 'size'; did you mean sizes"):
+        parse("a", GOOD.replace("\nsizes =", "\nsize ="))
+
+
+def test_one_radius_needs_no_list() -> None:
+    study = parse("a", GOOD, ["threats.whitebox.eps=0.1"])
+    assert study.threats.whitebox is not None
+    assert study.threats.whitebox.eps == (0.1,)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -234,3 +234,11 @@ def test_a_file_that_is_no_recipe_is_one_line(tmp_path: Path, text: str | None, 
         path.write_text(text)
     with pytest.raises(RobenchError, match=said):
         recipe_file(str(path))
+
+
+def test_a_radius_is_said_in_grey_levels_too() -> None:
+    _, defense = recipe_file("cifar10").resolve("dverge", 3, {"eps": "8/255"})
+    assert asdict(defense)["eps"] == 8 / 255
+    for wrong in ("8/0", "8/grey"):
+        with pytest.raises(RobenchError, match="'eps' of defense 'dverge': input should be a valid number"):
+            recipe_file("cifar10").resolve("dverge", 3, {"eps": wrong})
