@@ -55,15 +55,16 @@ class Entry:
         results: their names.
         data: what its images are called.
         frame: rows, as `robench.evaluation.outcomes.Outcomes.frame`, of one target.
-        parameters: of all members; training: forward and backward passes for each training image, as text where they
-            are a lower bound; None where a run does not say.
+        parameters: of all members; None where a network is code that was not imported.
+        training: forward and backward passes for each training image, as text where they are a lower bound; None where
+            a run does not say.
     """
 
     results: tuple[str, ...]
     data: str
     frame: pd.DataFrame
     standing: Standing
-    parameters: int
+    parameters: int | None
     training: tuple[float, str] | None = None
 
 
@@ -150,7 +151,8 @@ def threat_label(threat: str) -> str:
 def _cells(entry: Entry, threat: str, row: pd.Series, clean: TableCell, places: Mapping[str, str]) -> list[TableCell]:
     word, _, _, look = _WORDS[entry.standing]
     name, *others = entry.results
-    millions = TableCell(f"{entry.parameters / 1e6:.2f} M", float(entry.parameters))
+    count = entry.parameters
+    millions = MISSING if count is None else TableCell(f"{count / 1e6:.2f} M", float(count))
     rate = TableCell.measured(row["accuracy"], row["low"], row["high"])
     if entry.standing == "refused":
         rate, clean = (replace(each, text=f"claimed {each.text}") for each in (rate, clean))

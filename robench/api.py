@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from robench.core.data import Data
-from robench.core.errors import DoubtWarning
+from robench.core.errors import DoubtWarning, RobenchError
 from robench.core.fast import Precision
 from robench.core.progress import bar
 from robench.evaluation.checks import check
@@ -59,6 +59,12 @@ def evaluate(
     Raises:
         RobenchError: whatever would make the number false: images out of range, NaN, a related surrogate.
     """
+    if not isinstance(data, Data):
+        raise RobenchError(
+            f"expected `data` as robench.load_data gives it, got {data!r:.80}; try robench.load_data(NAME)"
+        )
+    if not isinstance(threat, Threat):
+        raise RobenchError(f"expected `threat` such as robench.Whitebox(eps=(8 / 255,)), got {threat!r:.80}")
     where = _device_of(model) if device is None else torch.device(device)
     target = model if isinstance(model, EvaluatedModel) else EvaluatedModel.of_model(model, where, name=name)
     settings = Settings(where, precision, batch_size, seed)

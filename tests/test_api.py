@@ -80,3 +80,22 @@ def test_what_the_package_offers_exists() -> None:
 
 def test_scripts_with_the_old_name_of_a_model_run() -> None:
     assert robench.Subject is robench.EvaluatedModel
+
+
+@pytest.mark.parametrize("threat", ["whitebox", robench.Whitebox])
+def test_a_name_in_place_of_an_object_is_told_what_to_type(data: Data, threat: Any) -> None:
+    with pytest.raises(robench.RobenchError, match=r"`threat` such as robench.Whitebox\(eps=\(8 / 255,\)\)"):
+        robench.evaluate(Linear(0), data, threat)
+    wrong: Any = "digits"
+    with pytest.raises(robench.RobenchError, match=r"got 'digits'; try robench.load_data\(NAME\)"):
+        robench.evaluate(Linear(0), wrong, robench.Whitebox(eps=(0.1,)))
+    with pytest.raises(robench.RobenchError, match=r"got 'pgd'; objects, such as \(robench.attacks.pgd.PGD"):
+        robench.Whitebox(eps=(0.1,), attacks=("pgd",))
+    with pytest.raises(robench.RobenchError, match=r"got Sequential.*robench.EvaluatedModel.of_model") as caught:
+        robench.Blackbox(eps=(0.1,), surrogates=(nn.Sequential(nn.Linear(1, 1)),))
+    assert "\n" not in str(caught.value)
+
+
+def test_transfer_among_one_member_is_refused(data: Data) -> None:
+    with pytest.raises(robench.RobenchError, match="'transfer' is among members, and 'model' has one"):
+        robench.evaluate(Linear(0), data, robench.Transfer(eps=(0.1,), attacks=(PGD(steps=1),)), samples=4)

@@ -12,7 +12,7 @@ import click
 
 from robench.commands._shared import refuse_given
 
-_FORM = re.compile(r"\s*([a-z-]+)\s*(?:@\s*([^<>=\s]+))?\s*>=\s*([0-9.]+)\s*%?\s*")
+_FORM = re.compile(r"\s*([a-z-]+)\s*(?:@\s*([^<>=\s]+))?\s*>=\s*([0-9.]+)\s*(%?)\s*")
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,11 @@ def requirements(texts: Sequence[str]) -> list[Requirement]:
         if match is None or (match[1] == "clean") != (match[2] is None) or not _percent(match[3]):
             raise RobenchError(
                 f"expected --require as THREAT@EPS>=PERCENT, such as whitebox@0.01>=60, or clean>=90; got {text!r}"
+            )
+        if 0 < float(match[3]) < 1 and not match[4]:
+            raise RobenchError(
+                f"expected percent in --require {text!r}, got the fraction {match[3]}; type {100 * float(match[3]):g}, "
+                f"or {match[3]}% where that is meant"
             )
         eps = words.radii(match[2]) if match[2] else (0.0,)
         if len(eps) != 1:

@@ -45,6 +45,9 @@ def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             show_default=True,
             help="Of what is printed.",
         ),
+        "model": click.option(
+            "--model", multiple=True, help="package.module:factory that a run needs: allows to import it."
+        ),
         "yes": click.option("--yes", is_flag=True, help="Do not ask before ten minutes or more of training."),
     }
 

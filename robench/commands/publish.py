@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from robench.commands._help import Grouped
-from robench.commands._shared import shared
+from robench.commands._shared import import_models, require_models, shared
 
 _EXAMPLES = ("robench publish my-dverge --out card",)
 
@@ -15,8 +15,8 @@ _EXAMPLES = ("robench publish my-dverge --out card",)
 @click.command("publish", cls=Grouped, examples=_EXAMPLES)
 @click.argument("name", metavar="RUN")
 @click.option("--out", type=click.Path(path_type=Path), help="A new folder; by default the run's name.")
-@shared("runs")
-def command(name: str, out: Path | None, runs: str) -> None:
+@shared("model", "runs")
+def command(name: str, out: Path | None, model: tuple[str, ...], runs: str) -> None:
     """Make a folder of RUN to give away: a model card, figures, weights, rows, and the surrogates behind them.
 
     `robench check result`, `robench board` and `robench import` read it; the card says the numbers, hashes,
@@ -27,5 +27,7 @@ def command(name: str, out: Path | None, runs: str) -> None:
 
     store = Runs(runs)
     run = store.get(name)
+    import_models(model, store.all())
+    require_models([run])
     for path in publish(run, store, out or Path(name)):
         click.echo(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from robench.commands._help import Group, Grouped
-from robench.commands._shared import device_of, judged, refuse_given, shared
+from robench.commands._shared import device_of, import_models, judged, refuse_given, require_models, shared
 from robench.core.progress import bar
 from robench.reports.published import names
 
@@ -17,7 +17,7 @@ IMAGES = 100
 
 _GROUPS = (
     Group("Published numbers", ("against", "same_data")),
-    Group("Images and regions", ("images", "regions", "dataset")),
+    Group("Images and regions", ("images", "regions", "dataset", "model")),
 )
 _EXAMPLES = (
     "robench report my-dverge my-baseline --out figures --images 8",
@@ -37,7 +37,7 @@ _EXAMPLES = (
     "--images", type=click.IntRange(0), help=f"Images that fell in report.html, by default {IMAGES}; 0: none."
 )
 @click.option("--dataset", help="Which rows; needed for several data sets, and for pictures of npz: and folder: data.")
-@shared("data_dir", "device", "runs")
+@shared("model", "data_dir", "device", "runs")
 def command(
     names: tuple[str, ...],
     out: Path,
@@ -46,6 +46,7 @@ def command(
     regions: int | None,
     images: int | None,
     dataset: str | None,
+    model: tuple[str, ...],
     data_dir: str,
     device: str,
     runs: str,
@@ -65,12 +66,14 @@ def command(
         refuse_given({"data_dir", "device"}, "has an effect only with --regions or --images")
     store = Runs(runs)
     chosen = [store.get(name) for name in names] or store.all()
+    import_models(model, store.all())
     # By default nothing is downloaded for pictures.
     needed = True if images or regions is not None else None if images is None else False
     outcomes, data = judged(chosen, dataset, data_dir, needed)
     chosen = [run for run in chosen if run.name in set(outcomes.frame["target"])]
     plane, seen = None, []
     if data is not None:
+        require_models(chosen)
         session = Session(store, data, Settings(device_of(device)), bar=bar)
         if regions is not None:
             hold_outs = [run for run in store.all() if run.role == "surrogate"]

@@ -11,7 +11,7 @@ import click
 
 from robench.commands import _gate
 from robench.commands._help import Group, Grouped
-from robench.commands._shared import device_of, judged, refuse_given, shared
+from robench.commands._shared import device_of, import_models, judged, refuse_given, require_models, shared
 from robench.core.progress import bar
 from robench.core.terminal import drawn, interval
 
@@ -26,7 +26,7 @@ EPOCHS = 12
 
 
 _GROUPS = (
-    Group("Images that fell", ("images", "count", "dataset")),
+    Group("Images that fell", ("images", "count", "dataset", "model")),
     Group("Checks", ("require", "lower_bound")),
 )
 _EXAMPLES = (
@@ -49,7 +49,7 @@ _EXAMPLES = (
     help="Of what is printed.",
 )
 @_gate.gated
-@shared("data_dir", "device", "runs")
+@shared("model", "data_dir", "device", "runs")
 def command(
     name: str,
     images: Path | None,
@@ -58,6 +58,7 @@ def command(
     style: str,
     require: tuple[str, ...],
     lower_bound: bool,
+    model: tuple[str, ...],
     data_dir: str,
     device: str,
     runs: str,
@@ -73,8 +74,10 @@ def command(
     store = Runs(runs)
     run = store.get(name)
     if images is None:
-        refuse_given({"count", "dataset", "data_dir", "device"}, "has an effect only with --images")
+        refuse_given({"count", "dataset", "model", "data_dir", "device"}, "has an effect only with --images")
     else:
+        import_models(model, store.all())
+        require_models([run])
         _write(images, store, run, count, dataset, data_dir, device)
     outcomes = stored([run])
     about, history, scores = _about(run), _history(run), _scores(outcomes)

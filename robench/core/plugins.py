@@ -67,7 +67,7 @@ def explained(
     name, known = str(loc[0]) if loc else "", model.model_fields if model else {}
     if problem["type"] == "extra_forbidden":
         return unknown(f"field of {owner}", name, known)
-    got = "" if problem["type"] == "missing" else f", got {problem['input']!r}"
+    got = "" if problem["type"] == "missing" else f", got {' '.join(repr(problem['input']).split())[:200]}"
     owners = (base.model_fields for base in (model.__mro__ if model else ()) if issubclass(base, BaseModel))
     hint = next((fields[name].description for fields in owners if name in fields and fields[name].description), "")
     message = problem["msg"].lower().removeprefix("value error, ")

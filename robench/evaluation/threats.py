@@ -94,7 +94,9 @@ class Threat(Effort, ABC):
     eps: Annotated[Radii, AfterValidator(_ascending)] = Field(
         description="radii in units of a pixel in [0, 1], such as (8 / 255,); clean accuracy is always reported"
     )
-    attacks: tuple[InstanceOf[Attack], ...] = ()
+    attacks: tuple[InstanceOf[Attack], ...] = Field(
+        (), description="objects, such as (robench.attacks.pgd.PGD(steps=20),)"
+    )
     restarts: Count
 
     if not TYPE_CHECKING:  # which sees the fields
@@ -170,6 +172,8 @@ class Transfer(Threat):
     restarts: Count = PROTOCOL["transfer"].restarts
 
     def jobs(self, target: EvaluatedModel) -> Iterator[Job]:
+        if target.n < 2:
+            raise RobenchError(f"threat 'transfer' is among members, and {target.name!r} has one; leave it out")
         for number in range(1, target.n + 1):
             for attack in self.attacks:
                 yield Job.on_member(self.name, target, number, attack, starts(attack, self.restarts), self.draws)
@@ -190,7 +194,9 @@ class Blackbox(Threat, Relation):
 
     name: ClassVar[str] = "blackbox"
 
-    surrogates: tuple[InstanceOf[EvaluatedModel], ...]
+    surrogates: tuple[InstanceOf[EvaluatedModel], ...] = Field(
+        description="of models of yours robench.EvaluatedModel.of_model(MODEL, DEVICE, name=NAME)"
+    )
     restarts: Count = PROTOCOL["blackbox"].restarts
 
     @field_validator("surrogates")

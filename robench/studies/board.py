@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from robench.core.errors import RobenchError
-from robench.core.models import build, parameter_count
+from robench.core.models import build, is_imported, parameter_count
 from robench.evaluation import cost
 from robench.evaluation.findings import Finding, failed
 from robench.evaluation.fingerprint import judged_identity
@@ -108,7 +108,8 @@ def _judged_on(rows: FolderRows) -> set[str]:
 
 def _entries(name: str, run: Run, store: Runs, rows: FolderRows, standing: board.Standing) -> Iterator[_Keyed]:
     """One for each data set that the run was judged on."""
-    parameters = sum(parameter_count(build(spec, 0)) for spec in run.specs)
+    known = all(":" not in spec.name or is_imported(spec.name) for spec in run.specs)
+    parameters = sum(parameter_count(build(spec, 0)) for spec in run.specs) if known else None
     identity = judged_identity(run)
     for data, outcomes in rows.outcomes(identity).by_data().items():
         told = run.manifest["data"] or {}

@@ -420,3 +420,32 @@ def test_a_training_that_is_told_two_things_or_a_wrong_log_is_refused_at_once(
     monkeypatch.setattr("robench.core.data.load", lambda *_: pytest.fail("loaded for nothing"))
     assert run(["train", "baseline", "--dataset", "npz:noise.npz", "--n", "2", *options]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_what_draws_takes_the_code_of_a_network(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("drawn_here.py").write_text(
+        "from robench.core.models import MODELS\n"
+        "def make(num_classes, in_channels):\n"
+        "    return MODELS.get('resnet8')(num_classes=num_classes, in_channels=in_channels)\n"
+    )
+    monkeypatch.syspath_prepend(str(work))
+    about: dict[str, Any] = {"defense": {"name": "gal"}, "seed": 0, "role": "target", "data": None}
+    store, code = ["--runs", "drawn"], ["--model", "drawn_here:make"]
+    Runs("drawn").save("own", ensemble(42), members=[replace(SPEC, name="drawn_here:make")] * 2, **about)
+    assert run(["eval", "own", "--threat", "whitebox", "--eps", "0.1", "--no-probe", *store, *code, *EVAL]) == 0
+    commands = (
+        ["report", "own", "--dataset", "npz:noise.npz", "--images", "2", "--device", "cpu", "--out", "figures"],
+        ["show", "own", "--dataset", "npz:noise.npz", "--images", "fell.png", "--device", "cpu"],
+        ["publish", "own", "--out", "card"],
+    )
+    for command in commands:
+        monkeypatch.setattr("robench.core.models._IMPORTED", {})
+        capsys.readouterr()
+        assert run([*command, *store]) == 2
+        assert "type it yourself: --model drawn_here:make" in capsys.readouterr().err
+        assert run([*command, *store, *code]) == 0
+    monkeypatch.setattr("robench.core.models._IMPORTED", {})
+    assert run(["board", "drawn", "--out", "drawn.html"]) == 0
+    assert "gal" in Path("drawn.html").read_text().split("<tbody>")[1], "its size is not known, its accuracy is"

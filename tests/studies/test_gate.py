@@ -76,6 +76,7 @@ def test_every_requirement_must_be_met(shown: Any, row: dict[str, Any]) -> None:
         ("whitebox@0.1<=60", "expected --require as"),
         ("clean@0.1>=60", "expected --require as"),
         ("clean>=600", "expected --require as"),
+        ("clean>=0.6", "got the fraction 0.6; type 60, or 0.6% where that is meant"),
         ("whitebox@0.1,0.2>=60", "expected one ε"),
         ("whitebox@x>=60", "expected `eps`"),
     ],
