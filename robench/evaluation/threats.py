@@ -95,7 +95,7 @@ class Threat(Effort, ABC):
         description="radii in units of a pixel in [0, 1], such as (8 / 255,); clean accuracy is always reported"
     )
     attacks: tuple[InstanceOf[Attack], ...] = Field(
-        (), description="objects, such as (robench.attacks.pgd.PGD(steps=20),)"
+        default=(), description="objects, such as (robench.attacks.pgd.PGD(steps=20),)"
     )
     restarts: Count
 
