@@ -49,7 +49,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 TRAIN = ["--dataset", "npz:data.npz", "--model", "resnet8", "--epochs", "2", "--batch-size", "64", "--device", "cpu"]
-EVAL = ["--dataset", "npz:data.npz", "--samples", "16", "--steps", "2", "--restarts", "2", "--device", "cpu"]
+ON = ["--dataset", "npz:data.npz", "--samples", "16", "--restarts", "2", "--device", "cpu"]
+EVAL = [*ON, "--steps", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -251,8 +252,19 @@ def test_help_needs_neither_torch_nor_time(work: Path) -> None:
 
 
 #: An evaluation that takes a second or two, so that it can be cut off or shared.
-LONG = ["eval", "base", "--threat", "whitebox", *EVAL, "--eps", "0.05:0.3:0.05"]
-LONG += ["--steps", "12", "--batch-size", "8", "--precision", "float64"]
+LONG = [
+    "eval",
+    "base",
+    "--threat",
+    "whitebox",
+    *ON,
+    "--eps",
+    "0.05:0.3:0.05",
+    "--steps",
+    "12",
+    "--precision",
+    "float64",
+]
 
 
 def unjudged(work: Path, folder: Path) -> Path:
@@ -269,7 +281,7 @@ def judged(folder: Path) -> pd.DataFrame:
 def alone(baseline: str, work: Path, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """The rows of `LONG`, by one process that nobody disturbs."""
     folder = unjudged(work, tmp_path_factory.mktemp("alone"))
-    assert run([*LONG, "--runs", str(folder)]) == 0
+    assert run([*LONG, "--batch-size", "8", "--runs", str(folder)]) == 0
     return judged(folder)
 
 
@@ -279,7 +291,7 @@ def test_kill_during_evaluation_then_the_same_command_gives_the_same_rows(
 ) -> None:
     """kill -9 once the first rows are there, or a little later."""
     killed = unjudged(work, tmp_path)
-    process = subprocess.Popen([sys.executable, "-m", "robench", *LONG, "--runs", str(killed)])
+    process = subprocess.Popen([sys.executable, "-m", "robench", *LONG, "--batch-size", "8", "--runs", str(killed)])
     outcomes = killed / "base" / "outcomes"
     deadline = time.monotonic() + 100
     # The first part is the clean rows; wait for one of the attack.
@@ -288,7 +300,7 @@ def test_kill_during_evaluation_then_the_same_command_gives_the_same_rows(
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert run([*LONG, "--runs", str(killed)]) == 0
+    assert run([*LONG, "--batch-size", "8", "--runs", str(killed)]) == 0
     pd.testing.assert_frame_equal(judged(killed), alone, check_exact=False, atol=1e-6)
 
 
