@@ -8,6 +8,7 @@ import click
 
 from robench.commands._help import Group, Grouped
 from robench.commands._shared import as_text, judged, refuse_given, shared
+from robench.core.errors import RobenchError
 from robench.core.terminal import drawn, interval
 
 if TYPE_CHECKING:
@@ -80,8 +81,6 @@ def command(
 
 def _run(store: Runs, name: str) -> Run:
     """The run of that name; who names a defense is told how defenses are compared."""
-    from robench.core.errors import RobenchError
-
     if name not in store.names() and any(run.defense == name for run in store.all()):
         raise RobenchError(f"{name!r} is a defense, and no run; --defenses compares defenses, over their seeds")
     return store.get(name)

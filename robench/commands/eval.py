@@ -22,6 +22,7 @@ from robench.commands._shared import (
     shared,
 )
 from robench.commands._tables import diversity, formatted
+from robench.core.errors import RobenchError
 from robench.core.progress import bar
 from robench.evaluation import schema
 
@@ -217,7 +218,6 @@ def _usual_eps(asked: _Asked, session: Session) -> tuple[float, ...]:
 
 
 def _diversity(asked: _Asked, session: Session, chosen: Sequence[Run]) -> int:
-    from robench.core.errors import RobenchError
     from robench.evaluation import words
 
     wanted = asked.attacked
@@ -246,7 +246,6 @@ def _probed(
 def _judged(names: Sequence[str], store: Runs, dataset: str | None, data_dir: str) -> tuple[list[Run], Data]:
     """The runs that are judged, and the data."""
     from robench.core.data import load
-    from robench.core.errors import RobenchError
 
     chosen = [store.get(name) for name in names]
     there = chosen or [run for run in store.all() if run.role == "target"]
@@ -347,8 +346,6 @@ def _bill(parts: Sequence[Forecast]) -> str:
 
 def _targets(runs: Sequence[Run], data: Data, folder: str) -> list[Run]:
     """Those of a data set."""
-    from robench.core.errors import RobenchError
-
     found = [
         run for run in runs if data.label in ((run.manifest["data"] or {}).get("name"), run.manifest.get("dataset"))
     ]

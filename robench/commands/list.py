@@ -11,6 +11,7 @@ import click
 
 from robench.commands._help import Grouped
 from robench.commands._shared import shared
+from robench.core.errors import RobenchError
 
 _KINDS = ["defenses", "attacks", "models", "datasets", "figures", "runs"]
 _EXAMPLES = (
@@ -25,7 +26,6 @@ _EXAMPLES = (
 @shared("runs")
 def command(what: str | None, markdown: bool, runs: str) -> None:
     """What there is: defenses, attacks, models, datasets, figures, runs."""
-    from robench.core.errors import RobenchError
     from robench.core.registry import Registry
     from robench.store.runs import Runs
     from robench.validity.conformance import REGISTRIES, Kind

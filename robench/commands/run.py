@@ -11,6 +11,7 @@ import click
 
 from robench.commands._help import Group, Grouped
 from robench.commands._shared import refuse_given, shared
+from robench.core.errors import RobenchError
 
 log = logging.getLogger(__name__)
 
@@ -173,8 +174,6 @@ def _workers(device: str) -> int:
 
 
 def _seconds(text: str) -> float:
-    from robench.core.errors import RobenchError
-
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     try:
         value = float(text[:-1]) * units[text[-1:]]
