@@ -19,6 +19,7 @@ import pytest
 
 from robench.core import registry
 from robench.core.errors import RobenchError
+from robench.evaluation.findings import Finding
 from robench.reports import build, html, regions, style
 from robench.reports.pictures import Picture
 from robench.reports.sheet import FIGURES, Inputs, Sheet, Skipped
@@ -232,7 +233,7 @@ def report(small: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Pat
     attacked = rows(share(5, 20), defense="<script>alert(1)</script>$_&\"'", target="-->x")
     return html.write(
         build.draw(pd.concat([small, hostile, attacked]), history=history(3)), path, PROVENANCE, paper="dverge2020",
-        checks=[{"name": "order", "status": "pass", "evidence": "<img src=x onerror=alert(1)>"}],
+        checks=[Finding("order", "pass", "<img src=x onerror=alert(1)>")],
         pictures=[picture(attacked, 19), picture(small[small["threat"] == "transfer"], 0)],
     )  # fmt: skip
 
