@@ -6,7 +6,6 @@ import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
-from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,7 +25,7 @@ from robench.session import ASIDE, OUTCOMES, rows_of
 from robench.store.runs import Run, Runs
 from robench.studies.drawing import draw
 from robench.studies.intact import ResultFolder
-from robench.training.recipes import recipe_file
+from robench.training import recipes
 
 WEIGHTS = "weights.safetensors"
 #: What of a run is given away.
@@ -211,10 +210,7 @@ def train_command(run: Run) -> str:
     if recipe is None:
         return ""
     told = {**recipe, **run.fields}
-    names = sorted(entry.name.removesuffix(".toml") for entry in files("robench.recipes").iterdir())
-    changes = {
-        name: _changes(told, name, run) for name in names if not name.startswith("_") and not name.endswith(".py")
-    }
+    changes = {name: _changes(told, name, run) for name in recipes.names()}
     name = min(changes, key=lambda each: (len(changes[each]), each))
     models = list(dict.fromkeys(spec.name for spec in run.specs))
     usual = DEFENSES.get(run.defense).start
@@ -233,7 +229,7 @@ def train_command(run: Run) -> str:
 
 def _changes(told: Mapping[str, Any], recipe: str, run: Run) -> dict[str, Any]:
     """Fields that are otherwise than a recipe file says."""
-    settings, defense = recipe_file(recipe).resolve(run.defense, run.n, {})
+    settings, defense = recipes.recipe_file(recipe).resolve(run.defense, run.n, {})
     assert is_dataclass(defense)
     usual = {**settings.model_dump(mode="json"), **asdict(defense)}
     return {name: value for name, value in told.items() if usual.get(name) != value}

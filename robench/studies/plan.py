@@ -403,7 +403,7 @@ def pace(plan: Plan, device: torch.device) -> cost.Pace:
 
 
 def ranks(steps: Mapping[str, Step], cost: Callable[[Step], float]) -> dict[str, float]:
-    """Per key, the cost of the longest chain that begins with it: who has the most behind him goes first."""
+    """Per key, the cost of the longest chain of tasks that begins with it (critical path), which is begun first."""
     found: dict[str, float] = {}
     followers = _followers(steps)
     for key in reversed(list(steps)):
