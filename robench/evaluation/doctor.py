@@ -375,12 +375,17 @@ def _conventions(
     for view, other in sorted(tried, key=lambda each: order.index(each[0].how)):
         if other.mean() < best - 0.02:
             continue
-        beats = wilson(int(other.sum()), len(other))[0] > chance
-        if beats and other.mean() - right.mean() > FAR and mcnemar(other, right) < SURE:
+        if _far_better(other, right, chance):
             evidence = f"accuracy is {right.mean():.1%} as it is, {other.mean():.1%} on images {view.how}"
             told = view.poorer and other.mean() - right.mean() < MUCH
             return [Finding(view.name, "warn" if told else "fail", evidence, view.fix)]
     return _renamed(outputs, labels, right, data) or list(_at_chance(right, chance))
+
+
+def _far_better(other: _Verdicts, right: _Verdicts, chance: float) -> bool:
+    """Whether ``other`` beats chance, and ``right`` by far and for sure."""
+    beats = wilson(int(other.sum()), len(other))[0] > chance
+    return bool(beats and other.mean() - right.mean() > FAR and mcnemar(other, right) < SURE)
 
 
 def _renamed(outputs: Tensor, labels: Tensor, right: _Verdicts, data: Data) -> list[Finding]:
@@ -392,8 +397,7 @@ def _renamed(outputs: Tensor, labels: Tensor, right: _Verdicts, data: Data) -> l
     table += 0.5 * np.eye(len(table))
     renamed = scipy.optimize.linear_sum_assignment(table, maximize=True)[1]
     other, own = renamed[guess[1::2]] == truth[1::2], right[1::2]
-    beats = wilson(int(other.sum()), len(other))[0] > _chance(labels)
-    if not beats or other.mean() - own.mean() <= FAR or mcnemar(other, own) >= SURE:
+    if not _far_better(other, own, _chance(labels)):
         return []
     moved = np.flatnonzero(renamed != np.arange(len(renamed)))
     names = ", ".join(f"{data.classes[i]} is {data.classes[renamed[i]]}" for i in moved[:4])
