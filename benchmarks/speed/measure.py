@@ -97,7 +97,7 @@ class Roof:
 
     def seconds(self, work: Work, precision: Precision) -> float:
         """The least time for ``work``: the later of the two limits (Williams et al. 2009)."""
-        size = getattr(torch, precision).itemsize
+        size: int = getattr(torch, precision).itemsize
         return max(work.flop / self.flops[precision], size * work.numbers / self.bandwidth)
 
 

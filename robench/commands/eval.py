@@ -346,9 +346,7 @@ def _bill(parts: Sequence[Forecast]) -> str:
 
 def _targets(runs: Sequence[Run], data: Data, folder: str) -> list[Run]:
     """Those of a data set."""
-    found = [
-        run for run in runs if data.label in ((run.manifest["data"] or {}).get("name"), run.manifest.get("dataset"))
-    ]
+    found = [run for run in runs if run.data_name == data.label]
     if not found:
         raise RobenchError(f"{folder} holds no target run of {data.label}; robench train makes one")
     return found

@@ -30,6 +30,7 @@ from robench.evaluation.soundness import MANY as MANY_WRONG
 from robench.evaluation.soundness import SOME as SOME_WRONG
 from robench.evaluation.soundness import input_gradient, same_values, wrong_gradients
 from robench.evaluation.statistics import mcnemar
+from robench.evaluation.words import numbers
 
 #: Outputs that differ by more than this part of their range are not the same up to rounding (TF32 included).
 SAME = 1e-2
@@ -292,7 +293,7 @@ def _views(members: Sequence[nn.Module], images: Tensor, data: Data) -> list[_Vi
         )
     for whose, (mean, std) in usual.items():
         given = partial(_normalised, mean=mean, std=std)
-        said = f"--mean {_text(mean)} --std {_text(std)}"
+        said = f"--mean {numbers(mean)} --std {numbers(std)}"
         if normalised:
             fix = f"import it with {said}"
             views.append(_View(f"normalised by {whose}", given, "wrong normalisation", fix, True))
@@ -356,7 +357,8 @@ def _conventions(
     few, chance = len(first), _chance(labels)
     right = _right(first, labels[:few])
     promising: list[tuple[_View, _Verdicts]] = []
-    for view in _views(members, images, data):
+    views = _views(members, images, data)
+    for view in views:
         with suppress(Exception):  # a model may refuse what is out of its range
             other = _right(_seen(members, view, images[:few]), labels[:few])
             if other.mean() > right.mean() - SLACK:
@@ -369,10 +371,9 @@ def _conventions(
     for view, other in promising[:TRIED]:
         tail = [_right(_seen(members, view, rest), labels[few:])] if len(rest) else []
         tried.append((view, np.concatenate([other, *tail])))
-    order = [view.how for view in _views(members, images, data)]
     best = max((float(other.mean()) for _, other in tried), default=0.0)
     # Normalisations resemble one another: the plainest of those about as good.
-    for view, other in sorted(tried, key=lambda each: order.index(each[0].how)):
+    for view, other in sorted(tried, key=lambda each: views.index(each[0])):
         if other.mean() < best - 0.02:
             continue
         if _far_better(other, right, chance):
@@ -501,10 +502,6 @@ def _denormalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...
 
 def _resized(images: Tensor, side: int) -> Tensor:
     return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-
-
-def _text(values: tuple[float, ...]) -> str:
-    return ",".join(f"{value:g}" for value in values)
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

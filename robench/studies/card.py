@@ -15,6 +15,7 @@ from robench.core.errors import RobenchError
 from robench.core.files import file_hash, write_text
 from robench.core.models import build, parameter_count
 from robench.defenses import DEFENSES
+from robench.evaluation import words
 from robench.evaluation.cells import Cell
 from robench.evaluation.evaluations import Evaluation
 from robench.evaluation.fingerprint import FILE, judged_identity
@@ -182,7 +183,7 @@ def _weights(run: Run) -> Table:
              ("SHA-256 of the tensors", run.weights)]  # fmt: skip
     for number, (spec, digest) in enumerate(zip(run.specs, run.manifest["member_weights"], strict=True), 1):
         said = f"{spec.name}, {numbers[spec]:,} parameters, {spec.num_classes} classes, tensors {digest[:16]}"
-        normal = f"normalises with mean {_numbers(spec.mean)}, std {_numbers(spec.std)}"
+        normal = f"normalises with mean {words.numbers(spec.mean)}, std {words.numbers(spec.std)}"
         about.append((f"member {number}", f"{said}, {normal}"))
     return Table(["what", ""], [[TableCell.of(name), TableCell.of(value)] for name, value in about])
 
@@ -215,7 +216,7 @@ def train_command(run: Run) -> str:
     models = list(dict.fromkeys(spec.name for spec in run.specs))
     usual = DEFENSES.get(run.defense).start
     start = next((each["run"] for each in run.manifest["ancestors"]), "" if usual == "scratch" else "scratch")
-    words = [
+    line = [
         "robench", "train", run.defense, "--n", run.n, "--seed", run.seed, "--dataset", _named(run),
         "--recipe", name,
         "--model", ",".join(models if len(models) == 1 else [spec.name for spec in run.specs]),
@@ -224,7 +225,7 @@ def train_command(run: Run) -> str:
         *(["--role", run.role] if run.role != "target" else []),
         "--name", run.name,
     ]  # fmt: skip
-    return shlex.join(map(str, words))
+    return shlex.join(map(str, line))
 
 
 def _changes(told: Mapping[str, Any], recipe: str, run: Run) -> dict[str, Any]:
@@ -246,7 +247,7 @@ def judge_commands(run: Run, evaluations: Iterable[Evaluation]) -> Iterator[str]
         draws = max(*(cell.draws for cell in made), *(craft.draws for craft in crafts))
         radii = sorted({cell.eps for cell in made})
         surrogates = sorted({cell.surrogate for cell in made if cell.surrogate and not cell.surrogate.isdigit()})
-        words = [
+        line = [
             "robench", "eval", run.name, "--threat", each.threat, "--dataset", _judged_on(run, made[0].data),
             "--eps", ",".join(map(repr, radii)),
             "--attacks", ",".join(sorted({cell.attack for cell in made})),
@@ -257,7 +258,7 @@ def judge_commands(run: Run, evaluations: Iterable[Evaluation]) -> Iterator[str]
             *(["--precision", crafts[0].precision] if crafts[0].precision != "float32" else []),
             *(["--surrogates", ",".join(surrogates)] if surrogates else []),
         ]  # fmt: skip
-        yield shlex.join(map(str, words))
+        yield shlex.join(map(str, line))
 
 
 def _judged_on(run: Run, data: str) -> str:
@@ -280,7 +281,3 @@ def _block(text: str) -> list[str]:
 
 def _text(value: Any) -> str:
     return ",".join(map(_text, value)) if isinstance(value, list) else str(value)
-
-
-def _numbers(values: Iterable[float]) -> str:
-    return ",".join(f"{value:g}" for value in values)

@@ -123,9 +123,9 @@ class _SharedBatchNorm(_BatchNorm):
             return super().forward(input)
         wide = input if input.dtype == torch.float64 else input.float()
         dims, shape, size = [0, *range(2, input.ndim)], [1, -1, *[1] * (input.ndim - 2)], place()[1]
-        mean = all_reduce(wide.mean(dims)) / size
+        mean = all_reduce(wide.mean(dims)) / size  # type: ignore[no-untyped-call]
         centred = wide - mean.view(shape)
-        variance = all_reduce(centred.square().mean(dims)) / size
+        variance = all_reduce(centred.square().mean(dims)) / size  # type: ignore[no-untyped-call]
         if self.track_running_stats:
             count = size * input.numel() / input.shape[1]
             for running, now in ((self.running_mean, mean), (self.running_var, variance * (count / (count - 1)))):
