@@ -108,6 +108,13 @@ def test_a_single_network_of_three_classes_is_attacked_as_it_can_be() -> None:
     assert targeted.loss == "cw"
 
 
+def test_by_default_the_result_had_the_protocols_restarts(make_model: MakeModel, data: Data) -> None:
+    target, attack = make_model(0), PGD(steps=1)
+    outcomes = Evaluator(data).run([target], Whitebox(eps=(0.02,), attacks=(attack,)), torch.arange(8))
+    found = {check.name: check.evidence for check in probe(target, outcomes, data, [attack], limit=1)}
+    assert "pgd:steps=10 in 10 tries takes" in found["more effort changes nothing"]
+
+
 def test_where_nothing_survives_there_is_nothing_to_probe(make_model: MakeModel, data: Data) -> None:
     target, attack = make_model(0), PGD(steps=10)
     outcomes = Evaluator(data).run([target], Whitebox(eps=(0.5,), attacks=(attack,)), torch.arange(8))
