@@ -56,7 +56,7 @@ def draw(frame: pd.DataFrame, **inputs: Any) -> Drawn:
 
     Args:
         frame: outcomes.
-        inputs: what else `robench.reports.sheet.Inputs` has: history, images, studies, costs, surrogates.
+        inputs: what else `robench.reports.sheet.Inputs` has: history, regions, studies, costs, surrogates.
 
     Raises:
         RobenchError: no outcomes at all.

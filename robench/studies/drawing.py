@@ -71,7 +71,7 @@ def draw(
     drawn = build.draw(
         frame,
         history=history,
-        images=regions,
+        regions=regions,
         studies=studies,
         costs=costs(runs, shape, seconds or {}),
         surrogates=surrogates(outcomes, runs),

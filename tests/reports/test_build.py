@@ -43,7 +43,7 @@ def planes() -> regions.Regions:
 def test_same_rows_same_bytes(small: pd.DataFrame, tmp_path: Path) -> None:
     made = []
     for folder in ("a", "b"):
-        drawn = build.draw(small, history=history(5), images=planes())
+        drawn = build.draw(small, history=history(5), regions=planes())
         files = build.write(drawn, tmp_path / folder, PROVENANCE, formats=build.FORMATS, paper="dverge2020")
         made.append({path.name: path.read_bytes() for path in files})
     assert made[0] == made[1]
