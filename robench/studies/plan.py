@@ -247,11 +247,9 @@ class _Builder:
             return self.task(where, defense, value, role="surrogate")
         parts = []
         for number, part in enumerate(self.study.surrogates[value], 1):
-            own = f"surrogates.{value}.{number}"
-            fields = {**self.study.defenses.get(part.defense, {}), **part.fields}
+            who = f"surrogates.{value}.{number}", part.defense, part.n, part.seed
             models = [part.model] if part.model else None
-            made = self.task(own, part.defense, part.n, part.seed, role="surrogate", fields=fields, models=models)
-            parts.append(made)
+            parts.append(self.task(*who, role="surrogate", fields=part.fields, models=models))
         if len(parts) == 1:
             return replace(parts[0], given_name=f"{value}-{parts[0].key[:6]}")
         if len({part.key for part in parts}) < len(parts):
