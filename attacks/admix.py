@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robench.attacks.ascent import follow
 from robench.attacks.base import ATTACKS
 from robench.attacks.copies import FromImages, losses, mean_slopes
 from robench.core.losses import LOSSES
@@ -29,9 +28,6 @@ class Admix(FromImages):
     classes, the image itself included.
 
     Attributes:
-        steps: gradient steps.
-        step_ratio: step size over ε; the paper's is 1/steps.
-        momentum: μ.
         scales: m₁, copies of every mixture.
         mixtures: m₂.
         strength: η.
@@ -39,9 +35,6 @@ class Admix(FromImages):
 
     batch_dependent: ClassVar[bool] = True
 
-    steps: int = 10
-    step_ratio: float = 0.1
-    momentum: float = 1.0
     scales: int = 5
     mixtures: int = 3
     strength: float = 0.2
@@ -73,7 +66,7 @@ class Admix(FromImages):
                 z,
             )
 
-        return follow(rule, images, eps, steps=self.steps, step_ratio=self.step_ratio, momentum=self.momentum)[0]
+        return self.follow(rule, images, eps)
 
 
 def partners(images: Tensor, labels: Tensor, unit: Tensor) -> Tensor:

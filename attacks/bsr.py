@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robench.attacks.ascent import follow
 from robench.attacks.base import ATTACKS
 from robench.attacks.blocks import Strips, per_pixel, read, strips
 from robench.attacks.copies import FromImages, losses, mean_slopes
@@ -29,17 +28,11 @@ class BSR(FromImages):
     whole strips, and takes n = 3.
 
     Attributes:
-        steps: gradient steps.
-        step_ratio: step size over ε; the paper's is 1/steps.
-        momentum: μ.
         copies: N, drawn anew for every image and step.
         blocks: n, along either axis.
         degrees: τ.
     """
 
-    steps: int = 10
-    step_ratio: float = 0.1
-    momentum: float = 1.0
     copies: int = 20
     blocks: int = 2
     degrees: float = 24.0
@@ -62,19 +55,14 @@ class BSR(FromImages):
         objective = losses(model, LOSSES.get(self.loss), labels)
         count = 4 * self.blocks + self.blocks**2
         unit = draws.uniform("blocks", (self.steps, self.copies, count), images.new_empty(0, dtype=torch.float32))
-        return follow(
-            lambda z, step: mean_slopes(
-                objective,
-                lambda point, copy: shuffled(point, unit[:, step, copy], self.blocks, self.degrees),
-                self.copies,
-                z,
-            ),
-            images,
-            eps,
-            steps=self.steps,
-            step_ratio=self.step_ratio,
-            momentum=self.momentum,
-        )[0]
+
+        def rule(z: Tensor, step: int) -> Tensor:
+            def view(point: Tensor, copy: int) -> Tensor:
+                return shuffled(point, unit[:, step, copy], self.blocks, self.degrees)
+
+            return mean_slopes(objective, view, self.copies, z)
+
+        return self.follow(rule, images, eps)
 
 
 def shuffled(images: Tensor, unit: Tensor, blocks: int, degrees: float) -> Tensor:

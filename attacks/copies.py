@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from robench.attacks.ascent import drawn_start, gradient
-from robench.attacks.base import Attack
+from robench.attacks.iterative import Iterative
 from robench.core.drawn import keyed
 from robench.core.losses import Loss
 from robench.core.rng import Draws
@@ -18,13 +19,36 @@ from robench.core.rng import Draws
 AT_ONCE = 2**18
 
 
-class FromImages(Attack):
+class FromImages(Iterative):
     """An attack that starts at the images themselves, as M-DI² does, whatever it draws on the way: its restarts
     are no versions."""
 
     @property
     def restarts_are_versions(self) -> bool:
         return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromNeighbours(FromImages):
+    """An attack that takes gradients at neighbours of the image too, x + U(−radius·ε, radius·ε), not cut to the box.
+
+    Attributes:
+        neighbours: N, drawn anew for every image and step.
+        radius: half the side of the neighbourhood over ε.
+    """
+
+    neighbours: int = 20
+    radius: float = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        without = f"to be at least 1; without any it is pgd:momentum={self.momentum:g}"
+        self.require("neighbours", self.neighbours >= 1, without)
+        self.require("radius", self.radius >= 0, "to be at least 0, as a part of ε")
+
+    @property
+    def stochastic(self) -> bool:
+        return self.radius > 0
 
 
 def losses(model: nn.Module, loss: Loss, labels: Tensor) -> Callable[[Tensor], Tensor]:

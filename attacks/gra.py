@@ -8,16 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robench.attacks.ascent import follow
 from robench.attacks.base import ATTACKS
-from robench.attacks.copies import FromImages, losses, mean_slopes, neighbour, slopes
+from robench.attacks.copies import FromNeighbours, losses, mean_slopes, neighbour, slopes
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
 
 
 @ATTACKS.register("gra")
 @dataclass(frozen=True, kw_only=True)
-class GRA(FromImages):
+class GRA(FromNeighbours):
     """Gradient Relevance Attack (Zhu et al., ICCV 2023,
     https://openaccess.thecvf.com/content/ICCV2023/html/Zhu_Boosting_Adversarial_Transferability_via_Gradient_Relevance_Attack_ICCV_2023_paper.html),
     with the authors' settings.
@@ -28,30 +27,16 @@ class GRA(FromImages):
     the box, as in the authors' code.
 
     Attributes:
-        steps: gradient steps.
-        step_ratio: step size over ε; the paper's is 1/steps.
-        momentum: μ.
-        neighbours: N, drawn anew for every image and step.
         radius: β, half the side of the neighbourhood over ε.
         decay: η.
     """
 
-    steps: int = 10
-    step_ratio: float = 0.1
-    momentum: float = 1.0
-    neighbours: int = 20
     radius: float = 3.5
     decay: float = 0.94
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require("neighbours", self.neighbours >= 1, "to be at least 1; without any it is pgd:momentum=1")
-        self.require("radius", self.radius >= 0, "to be at least 0, as a part of ε")
         self.require("decay", 0 < self.decay <= 1, "in (0, 1]; 1 keeps every step")
-
-    @property
-    def stochastic(self) -> bool:
-        return self.radius > 0
 
     @property
     def passes(self) -> int:
@@ -80,6 +65,4 @@ class GRA(FromImages):
             last = sign
             return factor
 
-        return follow(
-            rule, images, eps, steps=self.steps, step_ratio=self.step_ratio, momentum=self.momentum, scale=scale
-        )[0]
+        return self.follow(rule, images, eps, scale)

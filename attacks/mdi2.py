@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robench.attacks.ascent import ascend, drawn_start
-from robench.attacks.base import ATTACKS, Attack
+from robench.attacks.ascent import drawn_start
+from robench.attacks.base import ATTACKS
+from robench.attacks.iterative import Iterative
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
 
 
 @ATTACKS.register("mdi2")
 @dataclass(frozen=True, kw_only=True)
-class MDI2(Attack):
+class MDI2(Iterative):
     """M-DI²-FGSM (Xie et al. 2019, https://arxiv.org/abs/1803.06978, eq. 4–6).
 
     At each step each image is, with probability p, resized (nearest neighbour) to r ~ U{⌈smallest·S⌉..S} and padded
@@ -24,9 +25,6 @@ class MDI2(Attack):
     small images take one size, so that here S stays and the content shrinks by up to 1/8, about as much.
 
     Attributes:
-        steps: gradient steps.
-        step_ratio: step size over ε.
-        momentum: μ of the velocity.
         probability: p, drawn per image and step.
         smallest: least side of the content over that of the image. The sides of an image that is not square shrink
             together.
@@ -35,7 +33,6 @@ class MDI2(Attack):
 
     steps: int = 100
     step_ratio: float = 0.2
-    momentum: float = 1.0
     probability: float = 0.5
     smallest: float = 0.875
     random_start: bool = False
@@ -59,14 +56,11 @@ class MDI2(Attack):
         start = drawn_start(images, eps, draws) if self.random_start else None
         # In float32 whatever the images are in, so that every dtype sees the same geometry.
         unit = draws.uniform("diversity", (self.steps, 4), images.new_empty(0, dtype=torch.float32))
-        return ascend(
+        return self.ascend(
             lambda z, step: loss(model(diversify(z, unit[:, step], self.probability, self.smallest)), labels),
             images,
             eps,
-            steps=self.steps,
-            step_ratio=self.step_ratio,
-            momentum=self.momentum,
-            start=start,
+            start,
         )
 
 

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robench.attacks.ascent import follow
 from robench.attacks.base import ATTACKS
-from robench.attacks.copies import FromImages, losses, neighbour, parts, slopes
+from robench.attacks.copies import FromNeighbours, losses, neighbour, parts, slopes
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
 
 
 @ATTACKS.register("mef")
 @dataclass(frozen=True, kw_only=True)
-class MEF(FromImages):
+class MEF(FromNeighbours):
     """Maximin Expected Flatness (Qiu et al. 2024, https://arxiv.org/abs/2405.16181), with the authors' settings.
 
     The momentum takes (1/N) Σ_i g_i, g_i = ∇J(x + r_i + ξ·ε·d_i), r_i ~ U(−γ·ε, γ·ε). The direction d_i of neighbour i
@@ -26,32 +25,21 @@ class MEF(FromImages):
 
     Attributes:
         steps: gradient steps; the code makes 20 of ε/10.
-        step_ratio: step size over ε.
-        momentum: μ.
-        neighbours: N, drawn anew for every image and step.
         radius: γ, half the side of the neighbourhood over ε.
         inner_ratio: ξ, the length of the move along d over ε.
         inner_momentum: ν.
     """
 
     steps: int = 20
-    step_ratio: float = 0.1
     momentum: float = 0.5
-    neighbours: int = 20
     radius: float = 2.0
     inner_ratio: float = 0.15
     inner_momentum: float = 0.9
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require("neighbours", self.neighbours >= 1, "to be at least 1; without any it is pgd:momentum=0.5")
-        self.require("radius", self.radius >= 0, "to be at least 0, as a part of ε")
         self.require("inner_ratio", self.inner_ratio >= 0, "to be at least 0, as a part of ε")
         self.require("inner_momentum", self.inner_momentum >= 0, "to be at least 0")
-
-    @property
-    def stochastic(self) -> bool:
-        return self.radius > 0
 
     @property
     def passes(self) -> int:
@@ -76,4 +64,4 @@ class MEF(FromImages):
                 total += slope.sum(dim=0)
             return total / self.neighbours
 
-        return follow(rule, images, eps, steps=self.steps, step_ratio=self.step_ratio, momentum=self.momentum)[0]
+        return self.follow(rule, images, eps)

@@ -8,8 +8,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from robench.attacks.ascent import ascend, drawn_start
-from robench.attacks.base import ATTACKS, Attack
+from robench.attacks.ascent import drawn_start
+from robench.attacks.base import ATTACKS
+from robench.attacks.iterative import Iterative
 from robench.core.fast import members
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
@@ -19,7 +20,7 @@ Combine = Literal["logits", "losses", "normalised", "minmax"]
 
 @ATTACKS.register("members")
 @dataclass(frozen=True, kw_only=True)
-class Members(Attack):
+class Members(Iterative):
     """PGD (Madry et al. 2018, https://arxiv.org/abs/1706.06083) whose gradient is put together from the members'.
 
     On log p̄ a member that is nearly certain hides the others' gradients. Here each has its say, by ``combine``:
@@ -35,9 +36,6 @@ class Members(Attack):
     A model without members is an ensemble of one, on which all four are PGD.
 
     Attributes:
-        steps: gradient steps.
-        step_ratio: step size over ε.
-        momentum: μ, as in MI-FGSM.
         random_start: start from x + U(−ε, ε) instead of x.
         combine: see above.
         gamma: γ of ``minmax``, how much equal weights are preferred.
@@ -89,15 +87,7 @@ class Members(Attack):
             weighed = step
             return (weights * found).sum(dim=0)
 
-        return ascend(
-            objective,
-            images,
-            eps,
-            steps=self.steps,
-            step_ratio=self.step_ratio,
-            momentum=self.momentum,
-            start=start,
-        )
+        return self.ascend(objective, images, eps, start)
 
 
 def _normalised(losses: list[Tensor], z: Tensor) -> Tensor:

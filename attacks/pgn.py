@@ -8,9 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from robench.attacks.ascent import follow
 from robench.attacks.base import ATTACKS
-from robench.attacks.copies import FromImages, losses, neighbour, parts, slopes
+from robench.attacks.copies import FromNeighbours, losses, neighbour, parts, slopes
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
 
@@ -19,7 +18,7 @@ Length = Literal["mean", "l1"]
 
 @ATTACKS.register("pgn")
 @dataclass(frozen=True, kw_only=True)
-class PGN(FromImages):
+class PGN(FromNeighbours):
     """Penalizing Gradient Norm (Ge et al. 2023, algorithm 1, https://arxiv.org/abs/2306.05225), with the authors'
     settings.
 
@@ -29,33 +28,19 @@ class PGN(FromImages):
     attack, C·H·W times that of the paper. Neighbours are not cut to the box, as in the authors' code.
 
     Attributes:
-        steps: gradient steps.
-        step_ratio: step size α over ε; the paper's is 1/steps.
-        momentum: μ.
-        neighbours: N, drawn anew for every image and step.
+        step_ratio: α, the step size over ε.
         radius: ζ, half the side of the neighbourhood, over ε.
         balance: γ, δ in the paper's section 3.3; 0 leaves the mean gradient of neighbours.
         length: ``mean`` as in the code, ``l1`` as in the paper.
     """
 
-    steps: int = 10
-    step_ratio: float = 0.1
-    momentum: float = 1.0
-    neighbours: int = 20
-    radius: float = 3.0
     balance: float = 0.5
     length: Length = "mean"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require("neighbours", self.neighbours >= 1, "to be at least 1; without any it is pgd:momentum=1")
-        self.require("radius", self.radius >= 0, "to be at least 0, as a part of ε")
         self.require("balance", 0 <= self.balance <= 1, "in [0, 1]")
         self.require("length", self.length in get_args(Length), f"to be one of {', '.join(get_args(Length))}")
-
-    @property
-    def stochastic(self) -> bool:
-        return self.radius > 0
 
     @property
     def passes(self) -> int:
@@ -78,4 +63,4 @@ class PGN(FromImages):
                 total += mixed.view(len(part), *z.shape).sum(dim=0)
             return total / self.neighbours
 
-        return follow(rule, images, eps, steps=self.steps, step_ratio=self.step_ratio, momentum=self.momentum)[0]
+        return self.follow(rule, images, eps)

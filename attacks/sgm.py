@@ -10,8 +10,8 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 
-from robench.attacks.ascent import ascend
-from robench.attacks.base import ATTACKS, Attack
+from robench.attacks.base import ATTACKS
+from robench.attacks.iterative import Iterative
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.frozen import hooked
@@ -29,7 +29,7 @@ _SHORTCUTS = ("downsample", "shortcut", "convShortcut")
 
 @ATTACKS.register("sgm")
 @dataclass(frozen=True, kw_only=True)
-class SGM(Attack):
+class SGM(Iterative):
     """Skip Gradient Method (Wu et al. 2020, https://arxiv.org/abs/2002.05990, eq. 5–6), with momentum.
 
     Every residual block passes γ times the gradient of its branch: y = skip + γ·f + (1−γ)·stop_gradient(f), so that
@@ -38,8 +38,6 @@ class SGM(Attack):
     ensemble it breaks the weights of the members. No random start.
 
     Attributes:
-        steps: gradient steps.
-        step_ratio: step size over ε.
         momentum: μ; the DVERGE study's choice is unknown.
         gamma: γ; 1 is momentum PGD, 0 follows the skip connections alone.
         blocks: ``all`` is the paper's formula; ``reference`` spares the first block of every stage, as the reference
@@ -50,7 +48,6 @@ class SGM(Attack):
 
     steps: int = 100
     step_ratio: float = 0.2
-    momentum: float = 1.0
     gamma: float = 0.2
     blocks: Blocks = "all"
 
@@ -66,14 +63,7 @@ class SGM(Attack):
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
         loss = LOSSES.get(self.loss)
         with skip_gradient(model, self.gamma, self.blocks):
-            return ascend(
-                lambda z, _: loss(model(z), labels),
-                images,
-                eps,
-                steps=self.steps,
-                step_ratio=self.step_ratio,
-                momentum=self.momentum,
-            )
+            return self.ascend(lambda z, _: loss(model(z), labels), images, eps)
 
 
 @contextmanager

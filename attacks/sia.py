@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robench.attacks.ascent import follow
 from robench.attacks.base import ATTACKS
 from robench.attacks.blocks import Strips, per_pixel, read, strips
 from robench.attacks.copies import FromImages, losses, mean_slopes
@@ -49,17 +48,11 @@ class SIA(FromImages):
     where it means to drop none; and it takes the resized number of rows from that of columns.
 
     Attributes:
-        steps: gradient steps.
-        step_ratio: step size over ε; the paper's is 1/steps.
-        momentum: μ.
         copies: N, drawn anew for every image and step.
         blocks: s, along either axis.
         noise: greatest noise on a pixel, whatever ε, as in the authors' code.
     """
 
-    steps: int = 10
-    step_ratio: float = 0.1
-    momentum: float = 1.0
     copies: int = 20
     blocks: int = 3
     noise: float = 16 / 255
@@ -92,7 +85,7 @@ class SIA(FromImages):
 
             return mean_slopes(objective, view, self.copies, z)
 
-        return follow(rule, images, eps, steps=self.steps, step_ratio=self.step_ratio, momentum=self.momentum)[0]
+        return self.follow(rule, images, eps)
 
 
 def numbers(images: Tensor, blocks: int) -> int:

@@ -6,31 +6,25 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from robench.attacks.ascent import follow
-from robench.attacks.base import ATTACKS, Attack
+from robench.attacks.base import ATTACKS
 from robench.attacks.copies import losses, mean_slopes
+from robench.attacks.iterative import Iterative
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
 
 
 @ATTACKS.register("sim")
 @dataclass(frozen=True, kw_only=True)
-class SIM(Attack):
+class SIM(Iterative):
     """SI-MI-FGSM: the scale-invariant method (Lin et al. 2020, section 3.3, https://arxiv.org/abs/1908.06281).
 
     The gradient is that of (1/m) Σ_{i<m} J(x/2^i) with respect to x. The paper's strongest attack adds Nesterov's look
     ahead (NI); this is the one that others build on, and the authors' code has it too.
 
     Attributes:
-        steps: gradient steps.
-        step_ratio: step size over ε; the paper's is 1/steps.
-        momentum: μ.
         scales: m, copies of the image.
     """
 
-    steps: int = 10
-    step_ratio: float = 0.1
-    momentum: float = 1.0
     scales: int = 5
 
     def __post_init__(self) -> None:
@@ -47,11 +41,6 @@ class SIM(Attack):
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
         objective = losses(model, LOSSES.get(self.loss), labels)
-        return follow(
-            lambda z, _: mean_slopes(objective, lambda point, copy: point * 0.5**copy, self.scales, z),
-            images,
-            eps,
-            steps=self.steps,
-            step_ratio=self.step_ratio,
-            momentum=self.momentum,
-        )[0]
+        return self.follow(
+            lambda z, _: mean_slopes(objective, lambda point, copy: point * 0.5**copy, self.scales, z), images, eps
+        )

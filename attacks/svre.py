@@ -30,16 +30,11 @@ class SVRE(FromImages):
     their mean logits there. A model without members is an ensemble of one, for which nothing is drawn.
 
     Attributes:
-        steps: gradient steps.
-        step_ratio: step size over ε; the paper's is 1/steps.
         momentum: μ, of the attack and of the steps on members.
         inner_steps: steps on members, M, over K; the authors take M = 16 of K = 4.
         inner_ratio: β over ε.
     """
 
-    steps: int = 10
-    step_ratio: float = 0.1
-    momentum: float = 1.0
     inner_steps: int = 4
     inner_ratio: float = 0.1
 
@@ -79,4 +74,4 @@ class SVRE(FromImages):
                 start=z,
             )[1]
 
-        return follow(rule, images, eps, steps=self.steps, step_ratio=self.step_ratio, momentum=self.momentum)[0]
+        return self.follow(rule, images, eps)

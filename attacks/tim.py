@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robench.attacks.ascent import follow
-from robench.attacks.base import ATTACKS, Attack
+from robench.attacks.base import ATTACKS
 from robench.attacks.copies import losses, slopes
+from robench.attacks.iterative import Iterative
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
 
 
 @ATTACKS.register("tim")
 @dataclass(frozen=True, kw_only=True)
-class TIM(Attack):
+class TIM(Iterative):
     """TI-MI-FGSM: the translation-invariant method (Dong et al. 2019, eq. 7–9, https://arxiv.org/abs/1904.02884).
 
     The gradient is convolved with a Gaussian kernel whose edge lies at 3σ, beyond the image with zeros. The authors
@@ -25,15 +25,9 @@ class TIM(Attack):
     than 3x3, which at 3σ is nearly the identity, so that 5x5 (σ = 2/3 of a pixel) is the default here.
 
     Attributes:
-        steps: gradient steps.
-        step_ratio: step size over ε; the paper's is 1/steps.
-        momentum: μ.
         kernel: side of the kernel in pixels, odd; 1 is momentum PGD.
     """
 
-    steps: int = 10
-    step_ratio: float = 0.1
-    momentum: float = 1.0
     kernel: int = 5
 
     def __post_init__(self) -> None:
@@ -47,14 +41,7 @@ class TIM(Attack):
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
         objective = losses(model, LOSSES.get(self.loss), labels)
         weights = gaussian(self.kernel, images)
-        return follow(
-            lambda z, _: blurred(slopes(objective, z), weights),
-            images,
-            eps,
-            steps=self.steps,
-            step_ratio=self.step_ratio,
-            momentum=self.momentum,
-        )[0]
+        return self.follow(lambda z, _: blurred(slopes(objective, z), weights), images, eps)
 
 
 def gaussian(size: int, like: Tensor) -> Tensor:

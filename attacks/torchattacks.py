@@ -76,7 +76,7 @@ class Torchattack(Attack):
         return _rebuilt, (self.method, {item.name: getattr(self, item.name) for item in fields(self)})
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, draws: Draws) -> Tensor:
-        seen = _Seen(model, images).eval()
+        seen = _Float32Model(model, images).eval()
         with torch.no_grad():
             classes = seen(images[:1].float()).shape[1]
         crafted = images.clone()
@@ -114,7 +114,7 @@ class Torchattack(Attack):
         return constructor(model, **{name: value for name, value in filled.items() if name in known}, **own)
 
 
-class _Seen(nn.Module):
+class _Float32Model(nn.Module):
     """The model as torchattacks sees it: float32 in and out, for several attacks make float32 tensors themselves."""
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robench.attacks.ascent import follow
 from robench.attacks.base import ATTACKS
-from robench.attacks.copies import FromImages, losses, mean_slopes, neighbour, slopes
+from robench.attacks.copies import FromNeighbours, losses, mean_slopes, neighbour, slopes
 from robench.core.losses import LOSSES
 from robench.core.rng import Draws
 
 
 @ATTACKS.register("vmi")
 @dataclass(frozen=True, kw_only=True)
-class VMI(FromImages):
+class VMI(FromNeighbours):
     """VMI-FGSM (Wang & He 2021, algorithm 1, https://arxiv.org/abs/2103.15571), with the authors' settings.
 
     The momentum takes ∇J(x_t) + v_t, where v_t = (1/N) Σ_i ∇J(x_{t−1} + r_i) − ∇J(x_{t−1}), r_i ~ U(−β·ε, β·ε), v_0 =
@@ -24,23 +23,10 @@ class VMI(FromImages):
     would use the variance of the last step: it is not computed.
 
     Attributes:
-        steps: gradient steps.
-        step_ratio: step size over ε; the paper's is 1/steps.
-        momentum: μ.
-        neighbours: N, drawn anew for every image and step.
         radius: β, half the side of the neighbourhood over ε.
     """
 
-    steps: int = 10
-    step_ratio: float = 0.1
-    momentum: float = 1.0
-    neighbours: int = 20
     radius: float = 1.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require("neighbours", self.neighbours >= 1, "to be at least 1; without any it is pgd:momentum=1")
-        self.require("radius", self.radius >= 0, "to be at least 0, as a part of ε")
 
     @property
     def stochastic(self) -> bool:
@@ -68,4 +54,4 @@ class VMI(FromImages):
                 variance = around - slope
             return tuned
 
-        return follow(rule, images, eps, steps=self.steps, step_ratio=self.step_ratio, momentum=self.momentum)[0]
+        return self.follow(rule, images, eps)

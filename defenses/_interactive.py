@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robench.core.ensemble import followed
+from robench.core.ensemble import Ensemble, followed
 from robench.core.errors import RobenchError
 from robench.core.rules import USUAL, Rule
-from robench.defenses.base import Batch, Defense, Terms
+from robench.defenses.adversarial import AddedAttack
+from robench.defenses.base import Batch, Terms
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interactive(Defense):
+class Interactive(AddedAttack):
     """a·(1/B)·Σ_W CE(z_s(x), y) − b·(1/B)·Σ_W Σ_i log(1 − max_{c≠y} p_ic), W the images that the ensemble gets wrong
     (Deng & Mu 2023, NeurIPS, interactive global adversarial training, https://arxiv.org/abs/2310.18477).
 
@@ -29,7 +30,7 @@ class Interactive(Defense):
         cap: of a probability in the second term, which has no gradient beyond; the code's is .99.
         largest: twice the largest probability of all members in place of the sum over members; the code's ``reg_type``.
         attacked: whether x are images of even places in the batch, and attacked ones of odd places, or attacked ones
-            alone, of all.
+            alone, of all; by PGD on the ensemble's loss −log p̄_y.
     """
 
     distributed: float = 5.0
@@ -44,16 +45,12 @@ class Interactive(Defense):
         if not 0 < self.cap <= 1:
             raise RobenchError(f"expected `cap` of defense {self.name!r} in (0, 1], got {self.cap}")
 
-    def source(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """The images that are attacked, their labels, and uniform noise in (0, 1) for the start."""
+    def points(self, ensemble: Ensemble, batch: Batch) -> tuple[Tensor, Tensor]:
+        """x (B,C,H,W) and their labels."""
         noise = batch.draws.uniform(batch.images.shape, "igat", "start").to(batch.images)
-        first, step = (1, 2) if self.attacked == "half" else (0, 1)
-        return batch.images[first::step], batch.labels[first::step], noise[first::step]
-
-    def points(self, batch: Batch, crafted: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B,C,H,W) and their labels; crafted: of `source`."""
         if self.attacked == "all":
-            return crafted, batch.labels
+            return self.craft(ensemble, batch.images, batch.labels, noise), batch.labels
+        crafted = self.craft(ensemble, batch.images[1::2], batch.labels[1::2], noise[1::2])
         return torch.cat([batch.images[::2], crafted]), torch.cat([batch.labels[::2], batch.labels[1::2]])
 
     def interaction(self, logits: Tensor, labels: Tensor, batch: Batch, rule: Rule = USUAL) -> Terms:

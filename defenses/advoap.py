@@ -11,17 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robench.attacks.training import check, craft
 from robench.core.ensemble import Ensemble
 from robench.core.frozen import BatchNormMode
 from robench.core.rules import Rule
 from robench.defenses.adp import Adp, log_det
+from robench.defenses.adversarial import AdversarialTraining
 from robench.defenses.base import DEFENSES, Batch, Terms
 
 
 @DEFENSES.register("advoap")
 @dataclass(frozen=True, kw_only=True)
-class AdvOAP(Adp):
+class AdvOAP(AdversarialTraining, Adp):
     """Σ_i CE(z_i(x_i), y) − α·log det(ÃÃᵀ + 1e-6·I) − β·H(mean_i ã_i), each a mean over the batch, with x_i = PGD on
     member i alone (Guo et al. 2025, ICML, orthogonal adversarial predictions,
     https://proceedings.mlr.press/v267/guo25g.html).
@@ -44,21 +44,17 @@ class AdvOAP(Adp):
     """
 
     title: ClassVar[str] = "AdvOAP"
-    adversarial_training: ClassVar[bool] = True
     rule: ClassVar[Rule] = "logits"
 
     alpha: float = 0.2
     beta: float = 10.0
     eps: float = 0.031
-    steps: int = 10
-    step_ratio: float = 0.25
     craft_bn: BatchNormMode = "eval"
     entropy_offset: float = 0.0
     clean_statistics: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.name, "", self.eps, self.steps, self.step_ratio)
         self.at_least(0, "entropy_offset")
 
     def passes(self, members: int) -> float:
@@ -66,16 +62,7 @@ class AdvOAP(Adp):
 
     def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
         adversarial = [
-            craft(
-                member,
-                batch.images,
-                batch.labels,
-                batch.draws.within("advoap", i),
-                eps=self.eps,
-                steps=self.steps,
-                step_ratio=self.step_ratio,
-                craft_bn=self.craft_bn,
-            )
+            self.craft(member, batch.images, batch.labels, batch.draws.within("advoap", i))
             for i, member in enumerate(ensemble.members)
         ]
         outputs = []

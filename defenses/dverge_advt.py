@@ -9,17 +9,17 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from robench.attacks.training import check, craft
 from robench.core.ensemble import Ensemble
 from robench.core.streams import side_by_side
 from robench.defenses._members import by_member
+from robench.defenses.adversarial import AddedAttack
 from robench.defenses.base import DEFENSES, Batch, Terms
 from robench.defenses.dverge import Dverge, resistance
 
 
 @DEFENSES.register("dverge-advt")
 @dataclass(frozen=True, kw_only=True)
-class DvergeAdvT(Dverge):
+class DvergeAdvT(AddedAttack, Dverge):
     """Σ_i [λ Σ_{j≠i} CE(z_i(x'_j), y_s) + CE(z_i(x_adv,i), y_s)] (Yang et al. 2020,
     https://arxiv.org/abs/2009.14720).
 
@@ -35,16 +35,11 @@ class DvergeAdvT(Dverge):
     title: ClassVar[str] = "DVERGE+AdvT"
     color: ClassVar[str] = "#D55E00"
     marker: ClassVar[str] = "P"
-    adversarial_training: ClassVar[bool] = True
 
     weight: float = 1.0
-    advt_eps: float = 8 / 255
-    advt_steps: int = 10
-    advt_step_ratio: float = 0.25
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.name, "advt_", self.advt_eps, self.advt_steps, self.advt_step_ratio)
         self.at_least(0, "weight")
 
     def passes(self, members: int) -> float:
@@ -53,17 +48,7 @@ class DvergeAdvT(Dverge):
     def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
         distilled = self.distilled(ensemble, batch)
         calls = [
-            partial(
-                craft,
-                member,
-                batch.images,
-                batch.labels,
-                batch.draws.within("advt", i),
-                eps=self.advt_eps,
-                steps=self.advt_steps,
-                step_ratio=self.advt_step_ratio,
-                craft_bn=self.craft_bn,
-            )
+            partial(self.craft, member, batch.images, batch.labels, batch.draws.within("advt", i))
             for i, member in enumerate(ensemble.members)
         ]
         adversarial = side_by_side(calls, batch.images.device)

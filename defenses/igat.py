@@ -9,9 +9,7 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 
-from robench.attacks.training import check, craft
 from robench.core.ensemble import Ensemble
-from robench.core.frozen import BatchNormMode
 from robench.defenses._interactive import Interactive
 from robench.defenses.adp import Adp
 from robench.defenses.base import DEFENSES, Batch, Terms
@@ -30,40 +28,18 @@ class Igat(Interactive, Adp):
 
     Attributes:
         base_ce: whether L_ADP has its cross-entropy.
-        advt_eps: radius of the attack; ``advt_steps`` of ``advt_step_ratio``·ε, from a random start.
-        craft_bn: BatchNorm while crafting, see `robench.core.frozen.batchnorm`.
     """
 
     title: ClassVar[str] = "iGAT(ADP)"
-    adversarial_training: ClassVar[bool] = True
     start: ClassVar[Literal["scratch", "baseline"]] = "baseline"
 
     base_ce: bool = True
-    advt_eps: float = 8 / 255
-    advt_steps: int = 10
-    advt_step_ratio: float = 0.25
-    craft_bn: BatchNormMode = "train"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.name, "advt_", self.advt_eps, self.advt_steps, self.advt_step_ratio)
 
     def passes(self, members: int) -> float:
         return self.advt_steps + 2 if self.attacked == "all" else self.advt_steps / 2 + 1
 
     def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
-        images, labels, noise = self.source(batch)
-        crafted = craft(
-            ensemble,
-            images,
-            labels,
-            noise,
-            eps=self.advt_eps,
-            steps=self.advt_steps,
-            step_ratio=self.advt_step_ratio,
-            craft_bn=self.craft_bn,
-        )
-        points, labels = self.points(batch, crafted)
+        points, labels = self.points(ensemble, batch)
         if self.attacked == "all":
             terms = dict(self.terms(ensemble.logits(batch.images), labels))
             logits = ensemble.logits(points)

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from robench.attacks.training import craft
 from robench.core.ensemble import Ensemble
 from robench.defenses._interactive import Interactive
 from robench.defenses.base import DEFENSES, Batch, Terms
@@ -28,7 +27,6 @@ class IgatDverge(Interactive, DvergeAdvT):
     Attributes:
         alone: train each member also against attacks on itself, L_DVERGE+AdvT in place of L_DVERGE.
         weight: λ, of L_DVERGE+AdvT.
-        advt_eps: radius of the attack; ``advt_steps`` of ``advt_step_ratio``·ε, from a random start.
     """
 
     title: ClassVar[str] = "iGAT(DVERGE)"
@@ -40,17 +38,6 @@ class IgatDverge(Interactive, DvergeAdvT):
         return base + (1.0 if self.attacked == "all" else 0.5) * self.advt_steps + 1
 
     def loss(self, ensemble: Ensemble, batch: Batch) -> Iterator[Terms]:
-        images, labels, noise = self.source(batch)
-        crafted = craft(
-            ensemble,
-            images,
-            labels,
-            noise,
-            eps=self.advt_eps,
-            steps=self.advt_steps,
-            step_ratio=self.advt_step_ratio,
-            craft_bn=self.craft_bn,
-        )
+        points, labels = self.points(ensemble, batch)
         yield from super().loss(ensemble, batch) if self.alone else Dverge.loss(self, ensemble, batch)
-        points, labels = self.points(batch, crafted)
         yield self.interaction(ensemble.logits(points), labels, batch, ensemble.rule)

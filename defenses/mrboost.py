@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robench.attacks.training import check, craft
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.frozen import BatchNormMode, batchnorm
 from robench.core.rules import Rule
-from robench.defenses.base import DEFENSES, Batch, Defense, Terms
+from robench.defenses.adversarial import AdversarialTraining
+from robench.defenses.base import DEFENSES, Batch, Terms
 
 
 @DEFENSES.register("mrboost")
 @dataclass(frozen=True, kw_only=True)
-class MRBoost(Defense):
+class MRBoost(AdversarialTraining):
     """Member t, after the others: MCE(z_t(x'), y), x' from PGD on MCE of the mean of the logits of members 1 … t, with
     MCE(z, y) = −log softmax(z)_y − w/(K−1)·Σ_{c≠y} log softmax(−z)_c (Zhang et al. 2022, ICML, margin boosting,
     https://arxiv.org/abs/2206.03362).
@@ -40,20 +40,16 @@ class MRBoost(Defense):
     """
 
     title: ClassVar[str] = "MRBoost"
-    adversarial_training: ClassVar[bool] = True
     in_turn: ClassVar[bool] = True
     rule: ClassVar[Rule] = "logits"
 
     weight: float = 1.0
     learns: Literal["alone", "joint"] = "alone"
-    eps: float = 8 / 255
-    steps: int = 10
-    step_ratio: float = 0.25
     start_ratio: float = 1.0
     craft_bn: BatchNormMode = "eval"
 
     def __post_init__(self) -> None:
-        check(self.name, "", self.eps, self.steps, self.step_ratio)
+        super().__post_init__()
         self.at_least(0, "weight", "start_ratio")
         if self.start_ratio > 1:
             raise RobenchError(
@@ -75,16 +71,8 @@ class MRBoost(Defense):
 
         noise = 0.5 + self.start_ratio * (batch.draws.uniform(images.shape, "mrboost").to(images) - 0.5)
         with batchnorm(before, "eval"):
-            crafted = craft(
-                member,
-                images,
-                labels,
-                noise,
-                eps=self.eps,
-                steps=self.steps,
-                step_ratio=self.step_ratio,
-                craft_bn=self.craft_bn,
-                objective=lambda x: torch.stack(self._parts(mean(x), labels)).sum(dim=0),
+            crafted = self.craft(
+                member, images, labels, noise, lambda x: torch.stack(self._parts(mean(x), labels)).sum(dim=0)
             )
             logits = mean(crafted, learning=True) if self.learns == "joint" else member(crafted)
         right, wrong = self._parts(logits, labels)

@@ -6,14 +6,9 @@ from collections.abc import Collection, Sequence
 
 import pandas as pd
 
-from robench.core.errors import RobenchError
 from robench.evaluation import outcomes
 from robench.evaluation.statistics import Interval, difference_over_seeds, interval_of_mean, sign_test
 
-COLUMNS = (
-    "target", "defense", "n", "seed", "threat", "surrogate", "attack", "loss", "eps", "cell", "restart", "member",
-    "sample", "correct",
-)  # fmt: skip
 #: What makes a point of a curve, and a run of it.
 POINT = ["threat", "defense", "n", "eps"]
 #: What tells trainings of a defense apart.
@@ -22,15 +17,8 @@ _RUN = [*POINT, *RUNS]
 
 
 def tidy(frame: pd.DataFrame) -> pd.DataFrame:
-    """``frame``, checked; targets that share defense, size and seed go under their own names, never averaged: what
-    they are then is in the column ``registered``.
-
-    Raises:
-        RobenchError: a column is missing.
-    """
-    missing = [name for name in COLUMNS if name not in frame.columns]
-    if missing:
-        raise RobenchError(f"expected a table of outcomes, got one without the column {missing[0]!r}")
+    """``frame``, in which targets that share defense, size and seed go under their own names, never averaged: what they
+    are then is in the column ``registered``."""
     rivals = ambiguous(frame)
     return by_own_names(frame, rivals) if rivals else frame
 

@@ -11,11 +11,11 @@ import pandas as pd
 
 from robench.core.errors import RobenchError
 from robench.core.files import write_text
-from robench.evaluation.findings import Finding
+from robench.evaluation.findings import Finding, gravest_first
 from robench.evaluation.outcomes import ENSEMBLE, survived, wilson
 from robench.evaluation.worst import worst
 from robench.reports import html, style
-from robench.reports.document import MISSING, Table, TableCell
+from robench.reports.document import MISSING, Table, TableCell, of_findings
 
 #: From the least that is known of a result to the most.
 Standing = Literal["refused", "intact", "repeated"]
@@ -177,17 +177,8 @@ def _cells(entry: Entry, threat: str, row: pd.Series, clean: TableCell, places: 
 
 def _result(result: Judged, places: Mapping[str, str]) -> dict[str, Any]:
     _, word, meaning, look = _WORDS[result.standing]
-    order = ("fail", "warn", "pass")
-    found = sorted(result.findings, key=lambda each: order.index(each.status))
-    rows = [
-        [
-            TableCell.of(each.name, look="name"),
-            TableCell.of(each.status, look=f"text status {each.status}"),
-            TableCell.of(each.said, look="long"),
-        ]
-        for each in found
-    ]
+    found, caption = gravest_first(result.findings), f"What was looked at in {result.name}"
     return {
         "id": places[result.name], "name": result.name, "word": word, "meaning": meaning, "look": look,
-        "findings": Table(["Looked at", "Status", "Seen"], rows, f"What was looked at in {result.name}"),
+        "findings": of_findings(found, ["Looked at", "Status", "Seen"], caption),
     }  # fmt: skip

@@ -56,7 +56,7 @@ def draw(frame: pd.DataFrame, **inputs: Any) -> Drawn:
 
     Args:
         frame: outcomes.
-        inputs: what else `robench.reports.sheet.Inputs` has: history, images, studies, costs, surrogates.
+        inputs: what else `robench.reports.sheet.Inputs` has: history, regions, studies, costs, surrogates.
 
     Raises:
         RobenchError: no outcomes at all.
@@ -159,17 +159,14 @@ def write(
     Args:
         provenance: what made the outcomes, as JSON values.
         paper, data, others: published numbers to set beside ours, see `robench.reports.against.against`.
-        formats: of "pdf", "png", "svg".
+        formats: of `FORMATS`.
 
     Returns:
         The files.
 
     Raises:
-        RobenchError: an unknown format, or a folder that cannot be written.
+        RobenchError: a folder that cannot be written.
     """
-    for kind in formats:
-        if kind not in FORMATS:
-            raise RobenchError(f"expected `formats` of {', '.join(FORMATS)}, got {kind!r}")
     files: list[Path] = []
     with style.context():
         for each in drawn.sheets:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from robench.evaluation.findings import Finding
 from robench.evaluation.words import radius
 
 
@@ -105,6 +107,19 @@ def of_frame(frame: pd.DataFrame, caption: str = "") -> Table:
         for _, row in frame.iterrows()
     ]
     return Table([str(name).replace("_", " ") for name in frame.columns], rows, caption)
+
+
+def of_findings(findings: Iterable[Finding], headers: list[str], caption: str) -> Table:
+    """What was asked, its status and what was seen."""
+    rows = [
+        [
+            TableCell.of(each.name, look="name"),
+            TableCell.of(each.status, look=f"text status {each.status}"),
+            TableCell.of(each.said, look="long"),
+        ]
+        for each in findings
+    ]
+    return Table(headers, rows, caption)
 
 
 def markdown(table: Table) -> str:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from robench.core.errors import RobenchError
 from robench.core.files import write_text
+from robench.evaluation.findings import Finding
 from robench.evaluation.threats import BLACKBOX
 from robench.reports import against, document, published, style
 from robench.reports.build import Drawn
@@ -38,7 +39,7 @@ def write(
     path: Path,
     provenance: Mapping[str, object],
     *,
-    checks: Sequence[Mapping[str, str]] = (),
+    checks: Sequence[Finding] = (),
     trainings: Table | None = None,
     pictures: Sequence[Picture] = (),
     title: str = "Robustness of ensembles",
@@ -50,7 +51,7 @@ def write(
 
     Args:
         provenance: what made the outcomes, as JSON values.
-        checks: name, status and evidence each.
+        checks: what was found of these results.
         trainings: how the ensembles were trained.
         pictures: shown where their rows are listed; those that do not fit are left out.
         paper: of `robench.reports.published.names`, to compare with.
@@ -67,11 +68,12 @@ def write(
     if len(encoded) < len(pictures):
         missing = len(pictures) - len(encoded)
         notices.append(f"{missing} pictures left out: the report holds what fits in {_IMAGE_LIMIT // 1_000_000} MB")
+    found = document.of_findings(checks, ["Check", "Status", "Evidence"], "Checks on these results")
     values: dict[str, Any] = {
         "title": title,
         "summary": _summary(drawn.frame),
         "notices": notices,
-        "checks": _checks(checks) if checks else None,
+        "checks": found if checks else None,
         "trainings": trainings,
         "tables": [each.table for each in drawn.tables],
         "paper": _paper(drawn.frame, paper, data, others) if paper is not None else None,
@@ -134,16 +136,6 @@ def _summary(frame: pd.DataFrame) -> list[tuple[str, str]]:
         ("Black-box surrogates", ", ".join(surrogates) or "none"),
         ("Verdicts", f"{len(frame):,}"),
     ]
-
-
-def _checks(checks: Sequence[Mapping[str, str]]) -> Table:
-    rows = []
-    for check in checks:
-        known = check["status"] if check["status"] in ("pass", "warn", "fail") else ""
-        look = f"text status {known}".rstrip()
-        shown = (check["name"], "name"), (check["status"], look), (check["evidence"], "long")
-        rows.append([TableCell.of(text, look=each) for text, each in shown])
-    return Table(["Check", "Status", "Evidence"], rows, "Checks on these results")
 
 
 def _paper(frame: pd.DataFrame, paper: str, data: against.SameData, others: Collection[str]) -> dict[str, Any]:

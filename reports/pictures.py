@@ -11,7 +11,6 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from robench.core.errors import RobenchError
 from robench.evaluation.threats import BLACKBOX
 from robench.reports import style
 
@@ -40,13 +39,6 @@ class Picture:
     clean: npt.NDArray[np.float32]
     adversarial: npt.NDArray[np.float32]
     caption: str
-
-    def __post_init__(self) -> None:
-        if self.clean.shape != self.adversarial.shape or self.clean.ndim != 3 or len(self.clean) not in (1, 3):
-            raise RobenchError(
-                f"expected two images (1,H,W) or (3,H,W) of sample {self.sample}, got {self.clean.shape} and "
-                f"{self.adversarial.shape}"
-            )
 
     def panels(self) -> dict[str, Pixels]:
         """By title: the clean image, the adversarial one, and the difference ten times, grey where there is none;

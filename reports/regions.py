@@ -42,10 +42,8 @@ class Regions:
     names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if not self.classes or any(grid.ndim != 2 or grid.size == 0 for grid in self.classes.values()):
+        if not self.classes:
             raise RobenchError("expected `classes` to hold at least one grid of shape (H, W)")
-        if not self.extent > 0:
-            raise RobenchError(f"expected `extent` of decision regions above 0, got {self.extent}")
 
     @property
     def seen(self) -> list[int]:
@@ -94,13 +92,8 @@ def compute(
         resolution: points along each axis; odd puts one on the image itself.
 
     Raises:
-        RobenchError: shapes that differ, or a resolution below 2.
+        RobenchError: a resolution below 2.
     """
-    if image.ndim != 3 or first.shape != image.shape or second.shape != image.shape:
-        raise RobenchError(
-            f"expected an image (C,H,W) and two directions of its shape, got {tuple(image.shape)}, "
-            f"{tuple(first.shape)} and {tuple(second.shape)}"
-        )
     if resolution < 2 or batch_size < 1:
         raise RobenchError(f"expected `resolution` >= 2 and `batch_size` >= 1, got {resolution} and {batch_size}")
     steps = torch.linspace(-extent, extent, resolution, device=image.device, dtype=image.dtype)
@@ -116,17 +109,17 @@ def compute(
     return Regions(classes, extent, label, tuple(names))
 
 
-def regions(images: Regions, ax: Axes, *, title: str) -> Axes:
+def regions(plane: Regions, ax: Axes, *, title: str) -> Axes:
     """The plane of one ensemble: a colour per class, white for the true one, a cross at the image."""
-    grid = images.classes[title]
-    index = {value: place for place, value in enumerate(images.seen)}
+    grid = plane.classes[title]
+    index = {value: place for place, value in enumerate(plane.seen)}
     places = np.vectorize(index.__getitem__, otypes=[np.int64])(grid)
-    across = np.linspace(-images.extent, images.extent, grid.shape[1])
-    up = np.linspace(-images.extent, images.extent, grid.shape[0])
+    across = np.linspace(-plane.extent, plane.extent, grid.shape[1])
+    up = np.linspace(-plane.extent, plane.extent, grid.shape[0])
     # Points are the centres of pixels, so that the outer ones reach half a pixel further.
-    right, top = (images.extent * (1 + 1 / max(1, count - 1)) for count in (grid.shape[1], grid.shape[0]))
+    right, top = (plane.extent * (1 + 1 / max(1, count - 1)) for count in (grid.shape[1], grid.shape[0]))
     ax.imshow(
-        places, cmap=ListedColormap(_colors(images)), vmin=-0.5, vmax=len(index) - 0.5, origin="lower",
+        places, cmap=ListedColormap(_colors(plane)), vmin=-0.5, vmax=len(index) - 0.5, origin="lower",
         extent=(-right, right, -top, top), interpolation="nearest",
     )  # fmt: skip
     # The borders tell regions apart in grey print, too.
@@ -134,10 +127,10 @@ def regions(images: Regions, ax: Axes, *, title: str) -> Axes:
         if (places != place).any():
             ax.contour(across, up, places == place, levels=[0.5], colors="black", linewidths=0.3)
     ax.plot(0, 0, marker="+", color="black", markersize=5, markeredgewidth=0.8)
-    ax.set_xticks([-images.extent, 0, images.extent])
-    ax.set_yticks([-images.extent, 0, images.extent])
-    ax.set_xlim(-images.extent, images.extent)
-    ax.set_ylim(-images.extent, images.extent)
+    ax.set_xticks([-plane.extent, 0, plane.extent])
+    ax.set_yticks([-plane.extent, 0, plane.extent])
+    ax.set_xlim(-plane.extent, plane.extent)
+    ax.set_ylim(-plane.extent, plane.extent)
     ax.grid(False)
     ax.spines[:].set_visible(True)
     ax.set_xlabel("adversarial direction")
@@ -145,39 +138,39 @@ def regions(images: Regions, ax: Axes, *, title: str) -> Axes:
     return ax
 
 
-def legend(images: Regions, figure: Figure) -> None:
+def legend(plane: Regions, figure: Figure) -> None:
     """The classes that were predicted, the true one first."""
     handles = [
-        Patch(facecolor=color, edgecolor="black", linewidth=0.4, label=images.name(value) + " (true)" * (not place))
-        for place, (value, color) in enumerate(zip(images.seen, _colors(images), strict=True))
+        Patch(facecolor=color, edgecolor="black", linewidth=0.4, label=plane.name(value) + " (true)" * (not place))
+        for place, (value, color) in enumerate(zip(plane.seen, _colors(plane), strict=True))
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), handlelength=1.2)
 
 
-def _colors(images: Regions) -> list[str]:
-    return ["#FFFFFF", *(_FILLS[place % len(_FILLS)] for place in range(len(images.seen) - 1))]
+def _colors(plane: Regions) -> list[str]:
+    return ["#FFFFFF", *(_FILLS[place % len(_FILLS)] for place in range(len(plane.seen) - 1))]
 
 
 @FIGURES.register("fig1_regions")
 def sheet(inputs: Inputs) -> Iterator[Sheet | Skipped]:
     """Figure 1: what ensembles predict on a plane through one image."""
-    images = inputs.images
-    if images is None:
+    plane = inputs.regions
+    if plane is None:
         yield Skipped("fig1_regions", "no decision regions were computed")
         return
-    across = min(4, len(images.classes))
-    down = -(-len(images.classes) // across)
+    across = min(4, len(plane.classes))
+    down = -(-len(plane.classes) // across)
     side = min(2.2, style.TEXT / across)
     figure = style.figure(max(style.COLUMN, side * across), down * (side + 0.1) + 0.3)
     axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
-    for place, (ax, title) in enumerate(zip(axes, images.classes, strict=False)):
-        regions(images, ax, title=title)
+    for place, (ax, title) in enumerate(zip(axes, plane.classes, strict=False)):
+        regions(plane, ax, title=title)
         if place % across == 0:
             ax.set_ylabel("random direction")
-    for ax in axes[len(images.classes) :]:
+    for ax in axes[len(plane.classes) :]:
         ax.set_axis_off()
-    legend(images, figure)
+    legend(plane, figure)
     yield Sheet(
-        "fig1_regions", "Decision regions", figure, images.values(),
-        f"The predicted class around one image of class {images.label}, for {', '.join(images.classes)}.",
+        "fig1_regions", "Decision regions", figure, plane.values(),
+        f"The predicted class around one image of class {plane.label}, for {', '.join(plane.classes)}.",
     )  # fmt: skip

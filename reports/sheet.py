@@ -73,7 +73,7 @@ class Inputs:
     Attributes:
         frame: outcomes.
         history: the training of DVERGE, see `robench.reports.trend.trend`, for Figure 2.
-        images: decision regions, for Figure 1.
+        regions: decision regions, for Figure 1.
         studies: one setting of a defense varied; a figure each.
         costs: of training and decision, see `robench.reports.pareto.values`.
         surrogates: clean accuracies of black-box surrogates, in [0, 1], by name.
@@ -82,7 +82,7 @@ class Inputs:
 
     frame: pd.DataFrame
     history: pd.DataFrame | None = None
-    images: Regions | None = None
+    regions: Regions | None = None
     studies: Studies | None = None
     costs: pd.DataFrame | None = None
     surrogates: Mapping[str, float] | None = None

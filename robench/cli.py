@@ -12,6 +12,7 @@ import click
 
 from robench import commands
 from robench.commands._help import Sections
+from robench.core.errors import RobenchError, out_of_memory
 from robench.core.logs import logged
 
 log = logging.getLogger(__name__)
@@ -39,16 +40,10 @@ def run(arguments: Sequence[str], program: click.Command | None = None, name: st
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (ValueError, OSError) as error:
-        from robench.core.errors import RobenchError
-
-        if not isinstance(error, (RobenchError, OSError)):
-            raise
+    except (RobenchError, OSError) as error:
         click.echo(f"Error: {' '.join(str(error).split())}", err=True)
         return 2
     except RuntimeError as error:
-        from robench.core.errors import out_of_memory
-
         if not out_of_memory(error):
             raise
         told = " ".join(str(error).split())[:200]

@@ -31,7 +31,7 @@ from robench.evaluation.schema import DIVERSITY_STEPS, SAMPLES
 from robench.evaluation.settings import Settings
 from robench.evaluation.threats import BLACKBOX, Blackbox, Job, Threat, Transfer, Whitebox, surrogates_of
 from robench.store.runs import Run, Runs
-from robench.training.loop import Track, ensure
+from robench.training.loop import ensure
 from robench.training.task import Task, resolve
 from robench.validity.probe import attack_again
 
@@ -194,12 +194,10 @@ class Session:
         *,
         allowed: bool = True,
         ask_beyond: float | None = None,
-        track: Track | None = None,
     ) -> list[Run]:
         """The runs of ``tasks``, trained where they are missing.
 
         Args:
-            track: see `robench.training.loop.ensure`; left out for single members.
             allowed: False makes a missing run an error.
             ask_beyond: estimated seconds beyond which `confirm` is asked.
         """
@@ -220,16 +218,7 @@ class Session:
         finished = []
         for task in tasks:
             with self.bar() as progress:
-                finished.append(
-                    ensure(
-                        task,
-                        self.data,
-                        self.store,
-                        device=self.settings.device,
-                        track=track if task.n > 1 else None,
-                        progress=progress,
-                    )
-                )
+                finished.append(ensure(task, self.data, self.store, device=self.settings.device, progress=progress))
         return finished
 
     def judge(

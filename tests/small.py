@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import torch
+from torch import Tensor, nn
 
 from robench.core.data import Data, make
 from robench.core.ensemble import Ensemble
@@ -29,3 +31,25 @@ def noise() -> Data:
     return make(
         "npz:noise", (pixels, labels), (pixels, labels), classes=["a", "b", "c", "d"], statistics=((0.5,), (0.25,))
     )
+
+
+class Rounds(nn.Module):
+    """A defense whose gradient is zero: it rounds its input to so many levels."""
+
+    def __init__(self, model: nn.Module, levels: int) -> None:
+        super().__init__()
+        self.model = model
+        self.steps = levels - 1
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model((images * self.steps).round() / self.steps)  # type: ignore[no-any-return]
+
+
+def assert_same_rows(first: pd.DataFrame, second: pd.DataFrame, tolerance: float) -> None:
+    """The same outcomes, in whatever order; margins and distances within ``tolerance``."""
+    keys = ["cell", "member", "sample"]
+    first, second = (frame.sort_values(keys, ignore_index=True) for frame in (first, second))
+    exact = [name for name in first if name not in ("margin", "linf")]
+    pd.testing.assert_frame_equal(first[exact], second[exact])
+    for name in ("margin", "linf"):
+        np.testing.assert_allclose(first[name], second[name], atol=tolerance)

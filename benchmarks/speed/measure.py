@@ -26,7 +26,7 @@ from robench.attacks.sgm import SGM, skip_gradient
 from robench.core.data import Data, to_images
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError, unknown
-from robench.core.fast import DTYPES, Precision, attackable, has_bfloat16, widen_heads
+from robench.core.fast import Precision, attackable, has_bfloat16, widen_heads
 from robench.core.features import depth, features
 from robench.core.frozen import full_float32, hooked
 from robench.core.models import build
@@ -97,7 +97,8 @@ class Roof:
 
     def seconds(self, work: Work, precision: Precision) -> float:
         """The least time for ``work``: the later of the two limits (Williams et al. 2009)."""
-        return max(work.flop / self.flops[precision], DTYPES[precision].itemsize * work.numbers / self.bandwidth)
+        size: int = getattr(torch, precision).itemsize
+        return max(work.flop / self.flops[precision], size * work.numbers / self.bandwidth)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +203,7 @@ def measure_roof(device: torch.device) -> Roof:
     width, pixels = 256, 16
     flops: dict[Precision, float] = {}
     for precision in native(device).values():
-        dtype = DTYPES[precision]
+        dtype = getattr(torch, precision)
         matrix = torch.ones(side, side, dtype=dtype, device=device)
         maps = torch.ones(images, width, pixels, pixels, dtype=dtype, device=device)
         kernel = torch.ones(width, width, 3, 3, dtype=dtype, device=device)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from robench.commands._shared import refuse_given
+from robench.core.errors import RobenchError
 
 _FORM = re.compile(r"\s*([a-z-]+)\s*(?:@\s*([^<>=\s]+))?\s*>=\s*([0-9.]+)\s*(%?)\s*")
 
@@ -64,7 +65,6 @@ def gated(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def requirements(texts: Sequence[str]) -> list[Requirement]:
     """What the user typed, understood; RobenchError where it cannot be."""
-    from robench.core.errors import RobenchError
     from robench.evaluation import words
 
     if not texts:
@@ -101,8 +101,6 @@ def refuse_unmeasured(wanted: Sequence[Requirement], measured: Iterable[tuple[st
     Args:
         measured: threats and ε; what: who was, or will be, measured.
     """
-    from robench.core.errors import RobenchError
-
     there = sorted(set(measured))
     for each in wanted:
         if not any(each.of(*point) for point in there):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import click
 
 from robench.commands._shared import PLACES, refuse_given
+from robench.core.errors import unknown
 
 
 class Examples(click.Command):
@@ -49,8 +50,6 @@ class Sections(Examples, click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        from robench.core.errors import unknown
-
         name = args[0]
         if name not in self.list_commands(ctx) and not name.startswith("-") and not ctx.resilient_parsing:
             raise unknown("command", name, self.list_commands(ctx), f"`{ctx.command_path} -h` lists all.")

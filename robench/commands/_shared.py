@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from robench.core.errors import RobenchError
+
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
@@ -75,8 +77,6 @@ def split(text: str | None) -> list[str]:
 
 
 def pairs(settings: Sequence[str]) -> dict[str, Any]:
-    from robench.core.errors import RobenchError
-
     found: dict[str, Any] = {}
     for text in settings:
         name, equals, value = text.partition("=")
@@ -91,7 +91,6 @@ def pairs(settings: Sequence[str]) -> dict[str, Any]:
 def dataset_of(runs: Sequence[Run]) -> str:
     """The official data set, or that of a hub, that all runs were made for."""
     from robench.core.data import has_name
-    from robench.core.errors import RobenchError
 
     found = {run.dataset for run in runs}
     if not found:
@@ -114,7 +113,6 @@ def judged(
         needed: None takes the data only where it is at hand, False only where the user names it.
     """
     from robench.core.data import DATASETS, at_hand, load
-    from robench.core.errors import RobenchError
     from robench.session import stored
 
     parts = stored(runs).by_data()
@@ -141,8 +139,6 @@ def judged(
 def device_of(name: str) -> torch.device:
     import torch
 
-    from robench.core.errors import RobenchError
-
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -159,7 +155,6 @@ def device_of(name: str) -> torch.device:
 
 def import_models(given: Sequence[str], runs: Sequence[Run] | None = None) -> None:
     """Imports the code that the user typed as --model; code that none of ``runs`` needs is a mistake."""
-    from robench.core.errors import RobenchError
     from robench.core.models import import_model
 
     if runs is not None:
@@ -173,7 +168,6 @@ def import_models(given: Sequence[str], runs: Sequence[Run] | None = None) -> No
 
 def require_models(runs: Sequence[Run]) -> None:
     """Refuses, before anything is loaded, ``runs`` whose code was not typed as --model."""
-    from robench.core.errors import RobenchError
     from robench.core.models import is_imported
 
     names = sorted({spec.name for run in runs for spec in run.specs if ":" in spec.name and not is_imported(spec.name)})
@@ -203,16 +197,12 @@ def log_results(runs: Sequence[Run], kinds: Sequence[str], rows: Sequence[dict[s
 
 def folder_of(out: Path | None) -> None:
     """Refuses, before the work, a place that cannot be a folder."""
-    from robench.core.errors import RobenchError
-
     if out is not None and out.exists() and not out.is_dir():
         raise RobenchError(f"expected --out as a folder, {out} is a file; name another")
 
 
 def refuse_given(names: set[str], reason: str) -> None:
     """A flag that has no effect is an error."""
-    from robench.core.errors import RobenchError
-
     context = click.get_current_context()
     for name in sorted(names):
         if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:

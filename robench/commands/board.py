@@ -10,6 +10,7 @@ import click
 
 from robench.commands._help import Group, Grouped
 from robench.commands._shared import device_of, refuse_given, shared
+from robench.core.errors import RobenchError
 
 if TYPE_CHECKING:
     from robench.evaluation.findings import Finding
@@ -49,7 +50,6 @@ def command(
 
     A FOLDER is a study's (its --out), one of runs, one run's, or what robench publish wrote.
     """
-    from robench.core.errors import RobenchError
     from robench.studies.board import draw
 
     if out.is_dir():

@@ -10,6 +10,7 @@ import click
 
 from robench.commands._help import Group, Grouped, Sections
 from robench.commands._shared import dataset_of, device_of, import_models, refuse_given, shared
+from robench.core.errors import RobenchError
 from robench.evaluation.findings import Finding, failed
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,6 @@ def model(what: str, dataset: str | None, model: tuple[str, ...], data_dir: str,
     """What is wrong with a RUN, or with the model that FACTORY, package.module:factory, makes, and the fix of each."""
     from robench.core.data import load
     from robench.core.ensemble import Ensemble
-    from robench.core.errors import RobenchError
     from robench.core.models import build, import_model
     from robench.evaluation.doctor import diagnose
     from robench.store.runs import Runs

@@ -8,6 +8,7 @@ import click
 
 from robench.commands._help import Group, Grouped
 from robench.commands._shared import as_text, judged, refuse_given, shared
+from robench.core.errors import RobenchError
 from robench.core.terminal import drawn, interval
 
 if TYPE_CHECKING:
@@ -80,8 +81,6 @@ def command(
 
 def _run(store: Runs, name: str) -> Run:
     """The run of that name; who names a defense is told how defenses are compared."""
-    from robench.core.errors import RobenchError
-
     if name not in store.names() and any(run.defense == name for run in store.all()):
         raise RobenchError(f"{name!r} is a defense, and no run; --defenses compares defenses, over their seeds")
     return store.get(name)
@@ -95,34 +94,20 @@ def _compared(rows: list[dict[str, Any]]) -> str:
     over = "; ± sd over seeds" if "sd_a" in rows[0] else ""
     lines = []
     for row in rows:
-        spread = [f" ± {100 * row[f'sd_{which}']:.1f}" if over else "" for which in "ab"]
+        spread = {which: f" ± {100 * row[f'sd_{which}']:.1f}" if over else "" for which in "ab"}
         lines.append(
-            [
-                radius(row["eps"]),
-                *([row["attack"]] if "attack" in row else []),
-                str(row["samples"]),
-                str(row["versions"]),
-                *(interval(row, f"accuracy_{which}", f"_{which}") + sd for which, sd in zip("ab", spread, strict=True)),
-                interval(row, "difference"),
-                f"{row['p']:.3g}",
-                f"{row['p_adjusted']:.3g}",
-                row["verdict"],
-            ]
+            {
+                "ε": radius(row["eps"]),
+                **({"attack": row["attack"]} if "attack" in row else {}),
+                "images": str(row["samples"]),
+                "versions": str(row["versions"]),
+                a: interval(row, "accuracy_a", "_a") + spread["a"],
+                b: interval(row, "accuracy_b", "_b") + spread["b"],
+                "difference": interval(row, "difference"),
+                "p": f"{row['p']:.3g}",
+                "p, Holm": f"{row['p_adjusted']:.3g}",
+                "": row["verdict"],
+            }
         )
     title = f"{threat}: accuracy in % [95 % interval], on the same images{over}"
-    return drawn(
-        title,
-        [
-            "ε",
-            *(["attack"] if "attack" in rows[0] else []),
-            "images",
-            "versions",
-            a,
-            b,
-            "difference",
-            "p",
-            "p, Holm",
-            "",
-        ],
-        lines,
-    )
+    return drawn(title, list(lines[0]), [list(line.values()) for line in lines])

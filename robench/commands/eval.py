@@ -23,6 +23,7 @@ from robench.commands._shared import (
     shared,
 )
 from robench.commands._tables import diversity, formatted
+from robench.core.errors import RobenchError
 from robench.core.progress import bar
 from robench.evaluation import schema
 
@@ -220,7 +221,6 @@ def _usual_eps(asked: _Asked, session: Session) -> tuple[float, ...]:
 
 
 def _diversity(asked: _Asked, session: Session, chosen: Sequence[Run]) -> int:
-    from robench.core.errors import RobenchError
     from robench.evaluation import words
 
     wanted = asked.attacked
@@ -249,7 +249,6 @@ def _probed(
 def _judged(names: Sequence[str], store: Runs, dataset: str | None, data_dir: str) -> tuple[list[Run], Data]:
     """The runs that are judged, and the data."""
     from robench.core.data import load
-    from robench.core.errors import RobenchError
 
     chosen = [store.get(name) for name in names]
     there = chosen or [run for run in store.all() if run.role == "target"]
@@ -350,11 +349,7 @@ def _bill(parts: Sequence[Forecast]) -> str:
 
 def _targets(runs: Sequence[Run], data: Data, folder: str) -> list[Run]:
     """Those of a data set."""
-    from robench.core.errors import RobenchError
-
-    found = [
-        run for run in runs if data.label in ((run.manifest["data"] or {}).get("name"), run.manifest.get("dataset"))
-    ]
+    found = [run for run in runs if run.data_name == data.label]
     if not found:
         raise RobenchError(f"{folder} holds no target run of {data.label}; robench train makes one")
     return found

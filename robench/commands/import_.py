@@ -11,6 +11,7 @@ import click
 
 from robench.commands._help import Group, Grouped
 from robench.commands._shared import refuse_given, shared
+from robench.core.errors import RobenchError
 from robench.core.rules import RULES, USUAL
 
 if TYPE_CHECKING:
@@ -119,7 +120,6 @@ def _published(folder: Path, store: Runs) -> None:
 def _told(sources: Sequence[FetchedWeights], dataset: str, data_dir: str) -> FetchedWeights:
     """A source, with what all of them say of the network; RobenchError where they differ, or the data do."""
     from robench.core.data import outline
-    from robench.core.errors import RobenchError
 
     first = sources[0]
     for source in sources:
@@ -142,7 +142,6 @@ def _normalisation(
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """What --mean and --std say."""
     from robench.core.data import outline
-    from robench.core.errors import RobenchError
 
     if mean is None and std is None:
         return None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from robench.commands._help import Grouped
+from robench.core.errors import RobenchError
 
 if TYPE_CHECKING:
     from robench.validity.conformance import Kind
@@ -32,7 +33,6 @@ def command(name: str, attack: bool, out: Path | None) -> None:
     """Write a package with a defense of your own, NAME, ready to be installed, checked and changed."""
     from importlib.util import find_spec
 
-    from robench.core.errors import RobenchError
     from robench.validity.conformance import REGISTRIES
 
     kind: Kind = "attack" if attack else "defense"

@@ -11,6 +11,7 @@ import click
 
 from robench.commands._help import Grouped
 from robench.commands._shared import shared
+from robench.core.errors import RobenchError
 
 _KINDS = ["defenses", "attacks", "losses", "models", "datasets", "logs", "figures", "runs"]
 _EXAMPLES = (
@@ -25,7 +26,6 @@ _EXAMPLES = (
 @shared("runs")
 def command(what: str | None, markdown: bool, runs: str) -> None:
     """What there is: defenses, attacks, losses, models, datasets, logs, figures, runs."""
-    from robench.core.errors import RobenchError
     from robench.core.logbook import LOGS
     from robench.core.losses import LOSSES
     from robench.core.registry import Registry

@@ -8,6 +8,7 @@ import click
 
 from robench.commands._help import Group, Grouped
 from robench.commands._shared import device_of, import_models, judged, refuse_given, require_models, shared
+from robench.core.errors import RobenchError
 from robench.core.progress import bar
 from robench.reports.published import names
 
@@ -52,7 +53,6 @@ def command(
     runs: str,
 ) -> None:
     """Draw what was measured on RUNs, or on all: figures as PDF and PNG, their values, tables, report.html."""
-    from robench.core.errors import RobenchError
     from robench.evaluation.settings import Settings
     from robench.session import Session
     from robench.store.runs import Runs

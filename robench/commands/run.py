@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robench.commands._help import Group, Grouped
-from robench.commands._shared import refuse_given, shared
+from robench.commands._shared import device_of, refuse_given, shared
+from robench.core.errors import RobenchError
 
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from robench.studies.engines import RunResult
     from robench.studies.plan import Plan
-    from robench.studies.state import StudyStatus
+    from robench.studies.state import StudyFolder, StudyStatus
 
 #: Kinds of tasks per --only.
 ONLY: dict[str | None, tuple[Any, ...]] = {
@@ -66,7 +67,9 @@ def command(
     device: str,
 ) -> int:
     """Do STUDY, a name or a .toml file: train, attack, judge, draw. Run again, it does what is missing."""
-    from robench.studies.plan import expand
+    from robench.core.pool import visible_gpus
+    from robench.studies import engines
+    from robench.studies.plan import expand, pace
     from robench.studies.state import StudyFolder, StudyStatus
     from robench.studies.study import find, parse
 
@@ -84,8 +87,27 @@ def command(
         log.info(f"{name} is complete in {folder.out}: nothing to do")
         click.echo(folder.report / "report.html")
         return 0
+    where = "auto" if device == "auto" else str(device_of(device))
+    told = plan.name, plan.study.model_dump_json(by_alias=True), str(folder.out)
+    images = str(Path(data_dir).absolute())
     share = 0.0 if device == "cpu" and gpus is None else gpus
-    result = _perform(plan, status, engine, workers, address, share, ONLY[only], limit, data_dir, device)
+    count = workers or _workers(device)
+    with engines.engine(engine, count, address=address, gpus=share, visible=visible_gpus(device)) as made:
+        result = engines.run(
+            plan,
+            status,
+            made,
+            lambda key: (*told, key, images, where),
+            only=ONLY[only],
+            budget=limit,
+            pace=None if limit is None else pace(plan, device_of(device)),
+        )
+    _tell(plan, folder, result)
+    return int(bool(result.failed))
+
+
+def _tell(plan: Plan, folder: StudyFolder, result: RunResult) -> None:
+    """What failed, what is left, and where the report is."""
     for key, error in result.failed.items():
         click.echo(f"failed: {plan.steps[key].title}: {error}; log: {folder.log(plan.steps[key])}", err=True)
     reasons = [reason for reason in result.left.values() if reason != "not asked for"]
@@ -93,48 +115,12 @@ def command(
         click.echo(f"left: {reasons.count(reason)} tasks, {reason}; run the same command again", err=True)
     if (folder.report / "report.html").exists():
         click.echo(folder.report / "report.html")
-    return int(bool(result.failed))
-
-
-def _perform(
-    plan: Plan,
-    status: StudyStatus,
-    engine: str,
-    workers: int | None,
-    address: str | None,
-    gpus: float | None,
-    only: tuple[Any, ...],
-    limit: float | None,
-    data_dir: str,
-    device: str,
-) -> RunResult:
-    """Does what is missing, by an engine."""
-    from robench.commands._shared import device_of
-    from robench.core.pool import visible_gpus
-    from robench.studies import engines
-    from robench.studies.plan import pace
-
-    where = "auto" if device == "auto" else str(device_of(device))
-    told = plan.name, plan.study.model_dump_json(by_alias=True), str(status.folder.out)
-    images = str(Path(data_dir).absolute())
-    count = workers or _workers(device)
-    with engines.engine(engine, count, address=address, gpus=gpus, visible=visible_gpus(device)) as made:
-        return engines.run(
-            plan,
-            status,
-            made,
-            lambda key: (*told, key, images, where),
-            only=only,
-            budget=limit,
-            pace=None if limit is None else pace(plan, device_of(device)),
-        )
 
 
 def _forecast(plan: Plan, status: StudyStatus, only: tuple[Any, ...], device: str, workers: int | None) -> None:
     """Tasks, passes, disk and time per device."""
     import torch
 
-    from robench.commands._shared import device_of
     from robench.core.progress import duration
     from robench.studies.plan import bill, makespan, pace
 
@@ -173,8 +159,6 @@ def _workers(device: str) -> int:
 
 
 def _seconds(text: str) -> float:
-    from robench.core.errors import RobenchError
-
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     try:
         value = float(text[:-1]) * units[text[-1:]]

@@ -12,6 +12,7 @@ import click
 from robench.commands import _gate
 from robench.commands._help import Group, Grouped
 from robench.commands._shared import device_of, import_models, judged, refuse_given, require_models, shared
+from robench.core.errors import RobenchError
 from robench.core.progress import bar
 from robench.core.terminal import drawn, interval
 
@@ -103,7 +104,6 @@ def command(
 
 def _write(path: Path, store: Runs, run: Run, count: int, dataset: str | None, data_dir: str, device: str) -> None:
     """A sheet of images that fell."""
-    from robench.core.errors import RobenchError
     from robench.evaluation.settings import Settings
     from robench.reports import build, style
     from robench.reports.pictures import sheet

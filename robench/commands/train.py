@@ -77,7 +77,6 @@ def command(
 ) -> None:
     """Train DEFENSE; run again, it resumes or says that it is complete. Prints the run's name last."""
     from robench.core.data import load
-    from robench.core.errors import RobenchError
     from robench.core.logbook import require
     from robench.evaluation.diversity import Tracking
     from robench.store.runs import Runs

@@ -212,29 +212,30 @@ def load(name: str, folder: Path | str = "data") -> Data:
         RobenchError: unknown name, missing or damaged files, no network.
     """
     kind, colon, path = name.partition(":")
-    if colon and kind == "folder":
+    place = DataFolder(Path(folder))
+    if not colon:
+        if name not in DATASETS.names() and (there := Path(name)).exists():
+            kind = "folder" if there.is_dir() else "npz"
+            raise RobenchError(f"`dataset` {name!r} is a path and no name; try {kind}:{name}")
+        return DATASETS.get(name)(place)
+    if kind == "folder":
         from robench.core.folders import folder as images
 
-        return images(Path(path), DataFolder(Path(folder)))
-    if colon and kind == "npz":
+        return images(Path(path), place)
+    if kind == "npz":
         return _npz(Path(path))
-    if colon and kind == "hf":
+    if kind == "hf":
         from robench.core.hub import dataset
 
-        return dataset(name, DataFolder(Path(folder)))
-    if colon and kind in CORRUPTED:
+        return dataset(name, place)
+    if kind in CORRUPTED:
         from robench.core.corrupted import corrupted
 
-        return corrupted(kind, path, DataFolder(Path(folder)))
-    if colon:
-        raise RobenchError(
-            f"expected `dataset` to be a name, folder:PATH, npz:PATH, hf:OWNER/NAME or cifar10-c:CORRUPTION/SEVERITY, "
-            f"got {name!r}"
-        )
-    if name not in DATASETS.names() and (there := Path(name)).exists():
-        kind = "folder" if there.is_dir() else "npz"
-        raise RobenchError(f"`dataset` {name!r} is a path and no name; try {kind}:{name}")
-    return DATASETS.get(name)(DataFolder(Path(folder)))
+        return corrupted(kind, path, place)
+    raise RobenchError(
+        f"expected `dataset` to be a name, folder:PATH, npz:PATH, hf:OWNER/NAME or cifar10-c:CORRUPTION/SEVERITY, "
+        f"got {name!r}"
+    )
 
 
 def has_name(name: str) -> bool:

@@ -22,13 +22,6 @@ from robench.core.rules import USUAL, Rule
 
 Precision = Literal["float32", "bfloat16", "float64"]
 
-DTYPES: dict[Precision, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float64": torch.float64,
-}
-
-
 #: Two writings of one function agree where their outputs differ by at most this part of the outputs' scale, see
 #: `disagreement`. Measured on three ResNet-20, at clean and at adversarial images: 1e-6, and 1e-2 in bfloat16.
 ROUNDING: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.1, "float64": 1e-3}

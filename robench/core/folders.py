@@ -60,11 +60,7 @@ def _by_class(path: Path) -> tuple[list[str], _Listing]:
         extra = _visible(path / part) - set(classes)
         if extra:
             raise RobenchError(f"{path / part} has classes that train has not: {', '.join(sorted(extra))}")
-        listing[part] = [
-            (file, label)
-            for label, name in enumerate(classes)
-            for file in sorted(each for each in (path / part / name).glob("*") if not _hidden(each.name))
-        ]
+        listing[part] = [(file, label) for label, name in enumerate(classes) for file in _files(path / part / name)]
         if not listing[part]:
             raise RobenchError(f"{path / part} holds no images; expected {path / part}/<class>/*")
     hidden = [each for part in listing for depth in ("*", "*/*") for each in sorted((path / part).glob(depth))]
@@ -82,11 +78,7 @@ def _annotated(path: Path) -> tuple[list[str], _Listing]:
             f"{path / 'train'} does not exist; expected {path}/train/<class>/images/*, as in Tiny-ImageNet"
         )
     classes = sorted(_visible(path / "train"))
-    train = [
-        (file, label)
-        for label, name in enumerate(classes)
-        for file in sorted(each for each in (path / "train" / name / "images").glob("*") if not _hidden(each.name))
-    ]
+    train = [(file, label) for label, name in enumerate(classes) for file in _files(path / "train" / name / "images")]
     if not train:
         raise RobenchError(f"{path / 'train'} holds no images; expected {path}/train/<class>/images/*")
     test, places = [], {name: label for label, name in enumerate(classes)}
@@ -103,6 +95,11 @@ def _annotated(path: Path) -> tuple[list[str], _Listing]:
 def _hidden(name: str) -> bool:
     """What editors, notebooks and archives leave among images."""
     return name.startswith((".", "__"))
+
+
+def _files(folder: Path) -> list[Path]:
+    """What is not hidden in ``folder``, in order."""
+    return sorted(each for each in folder.glob("*") if not _hidden(each.name))
 
 
 def _visible(folder: Path) -> set[str]:

@@ -158,8 +158,7 @@ def ties(outcomes: Outcomes) -> Finding | None:
 
 def falls(outcomes: Outcomes) -> Finding | None:
     """Accuracy must fall with ε, and under a white-box attack must fall at all."""
-    status: Status = "pass"
-    notes, curves = [], 0
+    found, curves = _Comparisons(), 0
     clean = outcomes.where(threat="clean", member=ENSEMBLE).verdicts(["target"]).assign(eps=0.0)
     attacked = outcomes.where(threat=["whitebox", *BLACKBOX], member=ENSEMBLE).verdicts(["threat", "target", "eps"])
     for (threat, target), rows in attacked.groupby(["threat", "target"], sort=True):
@@ -170,22 +169,18 @@ def falls(outcomes: Outcomes) -> Finding | None:
         curves += 1
         for smaller, larger in pairwise(points.columns):
             one, other = points[larger], points[smaller]
-            rise = _worse(float(one.mean() - other.mean()), mcnemar(one, other))
-            status = _worst(status, rise)
-            if rise != "pass":
-                notes.append(
-                    f"{threat} of {target} rises from {other.mean():.1%} at ε {smaller:g} to {one.mean():.1%} at "
-                    f"{larger:g}"
-                )
+            rises = f"{other.mean():.1%} at ε {smaller:g} to {one.mean():.1%} at {larger:g}"
+            found.add(one, other, f"{threat} of {target} rises from {rises}")
         if threat == "whitebox" and points.iloc[:, 0].any() and (points.nunique(axis=1) == 1).all():
-            status = _worst(status, "warn")
-            notes.append(
+            found.note(
+                "warn",
                 f"{threat} of {target} is {points.iloc[:, 0].mean():.1%} at every ε up to {points.columns[-1]:g}: "
-                f"the attack changes nothing"
+                f"the attack changes nothing",
             )
     if not curves:
         return None
-    return Finding("accuracy falls with ε", status, "; ".join(notes) or f"{curves} curve{'s' * (curves > 1)}")
+    evidence = "; ".join(found.notes) or f"{curves} curve{'s' * (curves > 1)}"
+    return Finding("accuracy falls with ε", found.status, evidence)
 
 
 def whitebox_is_strongest(outcomes: Outcomes) -> Finding | None:
@@ -199,26 +194,20 @@ def whitebox_is_strongest(outcomes: Outcomes) -> Finding | None:
     points = verdicts.pivot(index=["target", "eps", "sample"], columns="threat", values="correct")
     if points.shape[1] < 2 or (points := points.dropna().astype(bool)).empty:
         return None
-    status: Status = "pass"
-    notes = []
+    found = _Comparisons()
     for (target, eps), rows in points.groupby(["target", "eps"]):
         white, black = rows["whitebox"], rows["blackbox"]
-        excess = _worse(float(white.mean() - black.mean()), mcnemar(white, black))
-        status = _worst(status, excess)
-        if excess != "pass":
-            shares = f"white-box {white.mean():.1%} > black-box {black.mean():.1%}"
-            notes.append(f"{target} at ε {eps:g}: {shares} on {len(rows)} images")
-    evidence = "; ".join(notes) or f"at ε {', '.join(f'{eps:g}' for eps in points.index.unique('eps').sort_values())}"
-    return Finding("white-box at most black-box", status, evidence)
+        shares = f"white-box {white.mean():.1%} > black-box {black.mean():.1%}"
+        found.add(white, black, f"{target} at ε {eps:g}: {shares} on {len(rows)} images")
+    radii = ", ".join(f"{eps:g}" for eps in points.index.unique("eps").sort_values())
+    return Finding("white-box at most black-box", found.status, "; ".join(found.notes) or f"at ε {radii}")
 
 
 def converged(outcomes: Outcomes) -> Finding | None:
     """In a convergence check, the strongest attack must not take more than the first of 50 steps or so does."""
     verdicts = outcomes.where(threat="convergence", member=ENSEMBLE).verdicts(["target", "eps", "attack"])
     effort = {attack: words.steps(attack) for attack in verdicts["attack"].unique()}
-    status: Status = "pass"
-    notes: list[str] = []
-    compared: list[str] = []
+    found = _Comparisons()
     for (target, eps), rows in verdicts.groupby(["target", "eps"]):
         points = rows.pivot(index="sample", columns="attack", values="correct").dropna().astype(bool)
         ranked = sorted((attack for attack in map(str, points) if effort[attack] > 1), key=effort.__getitem__)
@@ -226,13 +215,9 @@ def converged(outcomes: Outcomes) -> Finding | None:
             continue
         usual, strongest = ranked[0], str(points[ranked[1:]].mean().idxmin())
         before, after = points[usual], points[strongest]
-        gap = _worse(float(before.mean() - after.mean()), mcnemar(before, after))
-        status = _worst(status, gap)
-        evidence = f"{target} at ε {eps:g}: {usual} {before.mean():.1%}, {strongest} {after.mean():.1%}"
-        (compared if gap == "pass" else notes).append(evidence)
-    if not notes and not compared:
-        return None
-    return Finding("attack converged", status, "; ".join(notes or compared))
+        shares = f"{usual} {before.mean():.1%}, {strongest} {after.mean():.1%}"
+        found.add(before, after, f"{target} at ε {eps:g}: {shares}")
+    return found.finding("attack converged")
 
 
 def strongest_counts(outcomes: Outcomes, known: Outcomes | None = None) -> Finding | None:
@@ -250,23 +235,18 @@ def strongest_counts(outcomes: Outcomes, known: Outcomes | None = None) -> Findi
     if counts.all():
         return None
     reported = robust(rows[counts], point).set_index([*point, "sample"])["correct"]
-    status: Status = "pass"
-    notes: list[str] = []
-    compared: list[str] = []
+    found = _Comparisons()
     for (target, threat, eps, attack, loss), trial in rows[~counts].groupby([*point, "attack", "loss"], observed=True):
         tried = robust(trial, point).set_index([*point, "sample"])["correct"]
         before = reported.reindex(tried.index).dropna().astype(bool)
         after = before & tried.reindex(before.index)
         if before.empty:
             continue
-        gap = _worse(float(before.mean() - after.mean()), mcnemar(before, after))
-        status = _worst(status, gap)
-        evidence = f"{attack} {loss} on {len(before)} images of {target} at ε {eps:g}: {after.mean():.1%} left of"
-        (compared if gap == "pass" else notes).append(f"{evidence} the {before.mean():.1%} that {threat} says")
-    if not notes and not compared:
-        return None
+        tried_on = f"{attack} {loss} on {len(before)} images of {target} at ε {eps:g}"
+        left = f"{after.mean():.1%} left of the {before.mean():.1%} that {threat} says"
+        found.add(before, after, f"{tried_on}: {left}")
     fix = "judge all images with it: --attacks with several names, separated by commas, or more --restarts"
-    return Finding("strongest attack counts", status, "; ".join(notes or compared), fix if notes else "")
+    return found.finding("strongest attack counts", fix)
 
 
 def stands_for(data: Data, samples: Tensor) -> Finding:
@@ -408,11 +388,35 @@ def _shares(
     return Finding(name, status, f"at most {evidence}") if status == "pass" else Finding(name, status, evidence, fix)
 
 
-def _worse(difference: float, p: float) -> Status:
-    """What a difference that should be negative or nothing amounts to."""
-    if difference <= 0:
-        return "pass"
-    return _STATUSES[(difference > POINT) + (p <= LEVEL)]
+class _Comparisons:
+    """Pairs of accuracies, of which the first must not be the higher one.
+
+    Attributes:
+        status: the worst of all; notes: evidence of pairs that do not pass; passed: of those that do.
+    """
+
+    def __init__(self) -> None:
+        self.status: Status = "pass"
+        self.notes: list[str] = []
+        self.passed: list[str] = []
+
+    def add(self, first: pd.Series, second: pd.Series, evidence: str) -> None:
+        """Compares verdicts on the same images."""
+        difference = float(first.mean() - second.mean())
+        if difference <= 0:
+            self.passed.append(evidence)
+            return
+        self.note(_STATUSES[(difference > POINT) + (mcnemar(first, second) <= LEVEL)], evidence)
+
+    def note(self, status: Status, evidence: str) -> None:
+        (self.passed if status == "pass" else self.notes).append(evidence)
+        self.status = _worst(self.status, status)
+
+    def finding(self, name: str, fix: str = "") -> Finding | None:
+        """What does not pass, else what does; None where nothing was compared."""
+        if not self.notes and not self.passed:
+            return None
+        return Finding(name, self.status, "; ".join(self.notes or self.passed), fix if self.notes else "")
 
 
 def _worst(*statuses: Status) -> Status:

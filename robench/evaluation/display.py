@@ -34,16 +34,9 @@ def table(outcomes: Outcomes) -> pd.DataFrame:
     was judged over several draws is right where it is in every one; a row of its own is in expectation. Empty text
     where nothing was measured.
     """
-    clean: dict[str, _Line] = {}
-    lines: dict[tuple[str, str], _Line] = {}
-    for row in _accuracies(outcomes).to_dict("records"):
-        said = interval(row, "accuracy"), int(row["samples"])
-        if row["threat"] == "clean":
-            clean[row["target"]] = {0.0: said}
-        elif row["eps"] > 0:
-            threat = f"{NAMES.get(row['threat'], row['threat'])} {row['attack']}".strip()
-            lines.setdefault((row["target"], threat), dict(clean.get(row["target"], {})))[row["eps"]] = said
-    lines |= _expected(outcomes)
+    clean, lines = _lines(_accuracies(outcomes), "accuracy", " {attack}")
+    drawn = outcomes.where(threat=["clean", "whitebox", *BLACKBOX]).over_draws().sort_values("eps", kind="stable")
+    lines |= _lines(drawn, "expectation", ", in expectation over {draws} draws")[1]
     pairs: Any = _rates(outcomes).groupby(["target", "eps"])
     for (target, eps), rates in pairs:
         said = f"{100 * rates['success'].mean():.1f}", int(rates["samples"].iloc[0])
@@ -81,19 +74,23 @@ def by_radius(outcomes: Outcomes) -> pd.DataFrame:
     return shown
 
 
-def _expected(outcomes: Outcomes) -> dict[tuple[str, str], _Line]:
-    """Rows of `table` for what was judged over several draws."""
-    found = outcomes.where(threat=["clean", "whitebox", *BLACKBOX]).over_draws()
+def _lines(rows: pd.DataFrame, value: str, more: str) -> tuple[dict[str, _Line], dict[tuple[str, str], _Line]]:
+    """Clean accuracies by target, and by target and threat what `table` has of them, clean ones included.
+
+    Args:
+        rows: clean ones first; value: the column that is shown; more: what follows the threat's name, a format of a
+            row.
+    """
     clean: dict[str, _Line] = {}
     lines: dict[tuple[str, str], _Line] = {}
-    for row in found.sort_values("eps", kind="stable").to_dict("records"):  # clean ones first
-        said = interval(row, "expectation"), int(row["samples"])
-        threat = f"{NAMES.get(row['threat'], row['threat'])}, in expectation over {row['draws']} draws"
+    for row in rows.to_dict("records"):
+        said = interval(row, value), int(row["samples"])
         if row["threat"] == "clean":
             clean[row["target"]] = {0.0: said}
-        else:
+        elif row["eps"] > 0:
+            threat = f"{NAMES.get(row['threat'], row['threat'])}{more.format_map(row)}".strip()
             lines.setdefault((row["target"], threat), dict(clean.get(row["target"], {})))[row["eps"]] = said
-    return lines
+    return clean, lines
 
 
 def _accuracies(outcomes: Outcomes) -> pd.DataFrame:

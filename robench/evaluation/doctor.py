@@ -30,6 +30,7 @@ from robench.evaluation.soundness import MANY as MANY_WRONG
 from robench.evaluation.soundness import SOME as SOME_WRONG
 from robench.evaluation.soundness import input_gradient, same_values, wrong_gradients
 from robench.evaluation.statistics import mcnemar
+from robench.evaluation.words import numbers
 
 #: Outputs that differ by more than this part of their range are not the same up to rounding (TF32 included).
 SAME = 1e-2
@@ -292,7 +293,7 @@ def _views(members: Sequence[nn.Module], images: Tensor, data: Data) -> list[_Vi
         )
     for whose, (mean, std) in usual.items():
         given = partial(_normalised, mean=mean, std=std)
-        said = f"--mean {_text(mean)} --std {_text(std)}"
+        said = f"--mean {numbers(mean)} --std {numbers(std)}"
         if normalised:
             fix = f"import it with {said}"
             views.append(_View(f"normalised by {whose}", given, "wrong normalisation", fix, True))
@@ -356,7 +357,8 @@ def _conventions(
     few, chance = len(first), _chance(labels)
     right = _right(first, labels[:few])
     promising: list[tuple[_View, _Verdicts]] = []
-    for view in _views(members, images, data):
+    views = _views(members, images, data)
+    for view in views:
         with suppress(Exception):  # a model may refuse what is out of its range
             other = _right(_seen(members, view, images[:few]), labels[:few])
             if other.mean() > right.mean() - SLACK:
@@ -369,18 +371,22 @@ def _conventions(
     for view, other in promising[:TRIED]:
         tail = [_right(_seen(members, view, rest), labels[few:])] if len(rest) else []
         tried.append((view, np.concatenate([other, *tail])))
-    order = [view.how for view in _views(members, images, data)]
     best = max((float(other.mean()) for _, other in tried), default=0.0)
     # Normalisations resemble one another: the plainest of those about as good.
-    for view, other in sorted(tried, key=lambda each: order.index(each[0].how)):
+    for view, other in sorted(tried, key=lambda each: views.index(each[0])):
         if other.mean() < best - 0.02:
             continue
-        beats = wilson(int(other.sum()), len(other))[0] > chance
-        if beats and other.mean() - right.mean() > FAR and mcnemar(other, right) < SURE:
+        if _far_better(other, right, chance):
             evidence = f"accuracy is {right.mean():.1%} as it is, {other.mean():.1%} on images {view.how}"
             told = view.poorer and other.mean() - right.mean() < MUCH
             return [Finding(view.name, "warn" if told else "fail", evidence, view.fix)]
     return _renamed(outputs, labels, right, data) or list(_at_chance(right, chance))
+
+
+def _far_better(other: _Verdicts, right: _Verdicts, chance: float) -> bool:
+    """Whether ``other`` beats chance, and ``right`` by far and for sure."""
+    beats = wilson(int(other.sum()), len(other))[0] > chance
+    return bool(beats and other.mean() - right.mean() > FAR and mcnemar(other, right) < SURE)
 
 
 def _renamed(outputs: Tensor, labels: Tensor, right: _Verdicts, data: Data) -> list[Finding]:
@@ -392,8 +398,7 @@ def _renamed(outputs: Tensor, labels: Tensor, right: _Verdicts, data: Data) -> l
     table += 0.5 * np.eye(len(table))
     renamed = scipy.optimize.linear_sum_assignment(table, maximize=True)[1]
     other, own = renamed[guess[1::2]] == truth[1::2], right[1::2]
-    beats = wilson(int(other.sum()), len(other))[0] > _chance(labels)
-    if not beats or other.mean() - own.mean() <= FAR or mcnemar(other, own) >= SURE:
+    if not _far_better(other, own, _chance(labels)):
         return []
     moved = np.flatnonzero(renamed != np.arange(len(renamed)))
     names = ", ".join(f"{data.classes[i]} is {data.classes[renamed[i]]}" for i in moved[:4])
@@ -497,10 +502,6 @@ def _denormalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...
 
 def _resized(images: Tensor, side: int) -> Tensor:
     return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-
-
-def _text(values: tuple[float, ...]) -> str:
-    return ",".join(f"{value:g}" for value in values)
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

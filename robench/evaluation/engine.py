@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
@@ -29,7 +29,7 @@ from robench.evaluation.forecasting import forecast
 from robench.evaluation.images import Images
 from robench.evaluation.judging import Judge
 from robench.evaluation.outcomes import SURROGATE, Outcomes
-from robench.evaluation.planning import Planner
+from robench.evaluation.planning import Planner, Request, all_samples
 from robench.evaluation.predict import Indices, correct
 from robench.evaluation.rows import OpenRows, Rows
 from robench.evaluation.settings import Settings
@@ -128,25 +128,19 @@ class Evaluator:
         Raises:
             RobenchError: a surrogate that is no hold-out, a model or an attack that breaks its contract.
         """
-        indices = _indices(targets, threat, samples)
-        threats, found = self._examined(targets, threat)
-        everything = np.unique(np.concatenate(list(indices.values())))
+        requests, found = self._examined(targets, threat, _indices(targets, threat, samples))
         for surrogate in surrogates_of(threat):
-            self._judge.clean(surrogate, everything, SURROGATE, threat.draws)
-        evaluations = {
-            target.name: self._evaluation(target, threat, threats[target.name], indices[target.name], part)
-            for target in targets
-        }
-        if threat.clean:
-            for target in targets:
-                self._judge.clean(target, indices[target.name], threat.name, threat.draws)
-        for attack in dict.fromkeys(attack for each in threats.values() for attack in each.attacks):
+            self._judge.clean(surrogate, all_samples(requests), SURROGATE, threat.draws)
+        evaluations = {each.target.name: self._evaluation(each, part) for each in requests}
+        for each in requests if threat.clean else ():
+            self._judge.clean(each.target, each.samples, threat.name, threat.draws)
+        for attack in dict.fromkeys(attack for each in requests for attack in each.threat.attacks):
             if attack.batch_dependent:
                 log.warning(
                     f"{attack.label}: an image depends on the others in its batch, so other samples, another "
                     f"--batch-size or an interruption give other rows"
                 )
-        units = sharing.units(self._planner, targets, threats, indices, self._claims, self._tally)
+        units = sharing.units(self._planner, requests, self._claims, self._tally)
         numel = self.data.numel
         # Closed, it gives back the claim of a unit that failed.
         with fitting_threads(self.settings.device, self.settings.images_per_pass(numel) * numel), closing(units):
@@ -161,15 +155,13 @@ class Evaluator:
             self._judged(target, threat, evaluations[target.name], found[target.name]) for target in targets
         )
 
-    def _evaluation(
-        self, target: EvaluatedModel, threat: Threat, made: Threat, samples: Indices, part: bool
-    ) -> Evaluation:
-        """What is asked of a target, with the attacks of ``made``; kept before the first row, so that one that is cut
-        off is known as such."""
-        cells = [cell for job in made.jobs(target) for cell in self._planner.cells(job, target, threat)]
+    def _evaluation(self, request: Request, part: bool) -> Evaluation:
+        """What is asked of a target; kept before the first row, so that one that is cut off is known as such."""
+        target, threat = request.target, request.threat
+        cells = [cell for job in threat.jobs(target) for cell in self._planner.cells(job, target, threat)]
         if threat.clean:
             cells.append(self._planner.clean_cell(target, threat.draws))
-        keys, chosen = sorted({cell.key for cell in cells}), sorted(set(samples.tolist()))
+        keys, chosen = sorted({cell.key for cell in cells}), sorted(set(request.samples.tolist()))
         evaluation = Evaluation(threat.name, target.identity, tuple(keys), tuple(chosen), part)
         rows = self._rows.of(target, threat.name)
         for cell in cells:
@@ -198,10 +190,10 @@ class Evaluator:
         self._rows.of(target).remember(target.identity, threat, checks)
 
     def _examined(
-        self, targets: Sequence[EvaluatedModel], threat: Threat
-    ) -> tuple[dict[str, Threat], dict[str, list[Finding]]]:
-        """The threat of every target, with CW beside cross-entropy where that has no gradient on what is attacked; what
-        was found of the target and of the surrogates that attack it."""
+        self, targets: Sequence[EvaluatedModel], threat: Threat, indices: Mapping[str, Indices]
+    ) -> tuple[list[Request], dict[str, list[Finding]]]:
+        """What is asked of every target, with CW beside cross-entropy where that has no gradient on what is attacked;
+        what was found of the target and of the surrogates that attack it."""
         device = self.settings.device
         follows = not all(attack.gradient_free for attack in threat.attacks)
         found: dict[str, list[Finding]] = {}
@@ -230,7 +222,7 @@ class Evaluator:
                     if why not in self._blind:
                         log.warning(f"{why}: attacking with CW too")
                     self._blind.add(why)
-        return threats, found
+        return [Request(target, threats[target.name], indices[target.name]) for target in targets], found
 
     def _again(self, targets: Sequence[EvaluatedModel], threat: Threat, found: dict[str, list[Finding]]) -> None:
         """Adds to what was found of every target that it, or a surrogate of it, is no longer who it was."""
@@ -270,9 +262,8 @@ class Evaluator:
             again: survivors of a white-box result are attacked again, as by `robench.validity.probe.attack_again`.
             timed: False measures nothing and leaves the seconds at 0.
         """
-        indices = _indices(targets, threat, samples)
-        threats, _ = self._examined(targets, threat)
-        return forecast(self._planner, self._images, targets, threat, threats, indices, again=again, timed=timed)
+        requests, _ = self._examined(targets, threat, _indices(targets, threat, samples))
+        return forecast(self._planner, self._images, requests, threat, again=again, timed=timed)
 
 
 def _indices(

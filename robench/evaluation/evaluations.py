@@ -64,8 +64,8 @@ class Evaluation:
     @classmethod
     def read(cls, path: Path) -> Evaluation:
         """What `write` wrote; RobenchError where the file is damaged, was changed, is of another name, or is absent."""
-        told = _Record.model_validate(read_record(path, _Record))
-        found = cls(told.threat, told.identity, tuple(told.cells), tuple(told.samples), told.part)
+        told = read_record(path, _Record)
+        found = cls(**{**told, "cells": tuple(told["cells"]), "samples": tuple(told["samples"])})
         if found.key != path.stem:
             raise RobenchError(f"{path} is of evaluation {found.key}; remove it and run the same robench eval again")
         return found

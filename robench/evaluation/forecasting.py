@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,18 +14,15 @@ from robench.evaluation.cost import Forecast
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.images import Images
 from robench.evaluation.outcomes import ASIDE, SURROGATE
-from robench.evaluation.planning import Planner, Work
-from robench.evaluation.predict import Indices
+from robench.evaluation.planning import Planner, Request, Work, all_samples
 from robench.evaluation.threats import Job, Threat, surrogates_of
 
 
 def forecast(
     planner: Planner,
     images: Images | None,
-    targets: Sequence[EvaluatedModel],
+    requests: Sequence[Request],
     threat: Threat,
-    threats: Mapping[str, Threat],
-    indices: Mapping[str, Indices],
     *,
     again: bool = False,
     timed: bool = True,
@@ -34,19 +31,19 @@ def forecast(
 
     Args:
         images: the cache of adversarial images.
-        threat: as it was asked for; threats: as it is carried out, for each target by its name.
+        threat: as it was asked for.
         again: survivors of a white-box result are attacked again, as by `robench.validity.probe.attack_again`.
         timed: False measures nothing and leaves the seconds at 0.
     """
-    works = planner.plan(targets, threats, indices)
+    works = planner.plan(requests)
     found = [
-        (targets[0].ensemble, _clean(planner, targets, threat, indices)),
-        *_attacks(planner, images, targets, threats, works),
+        (requests[0].target.ensemble, _clean(planner, requests)),
+        *_attacks(planner, images, requests, works),
     ]
     if again and threat.name == "whitebox":
-        for target in {work.parts[0].target.name: work.parts[0].target for work in works}.values():
-            count, radii = len(indices[target.name]), len(threat.eps)
-            passes = cost.survivors(threat.attacks, threat.restarts, target.n, count, radii)
+        lacking = {work.parts[0].target.name for work in works}
+        for target, count in ((each.target, len(each.samples)) for each in requests if each.target.name in lacking):
+            passes = cost.survivors(threat.attacks, threat.restarts, target.n, count, len(threat.eps))
             title = f"whitebox: survivors again on {target.name}"
             found.append((target.ensemble, Forecast(title, planner.anew(target, threat.draws) * passes)))
     if not timed:
@@ -60,18 +57,17 @@ def forecast(
     ]
 
 
-def _clean(
-    planner: Planner, targets: Sequence[EvaluatedModel], threat: Threat, indices: Mapping[str, Indices]
-) -> Forecast:
+def _clean(planner: Planner, requests: Sequence[Request]) -> Forecast:
     """Verdicts on clean images: of all models, or to find the images that all members of a target get right."""
-    everything, draws = np.unique(np.concatenate(list(indices.values()))), threat.draws
+    threat, everything = requests[0].threat, all_samples(requests)
+    draws = threat.draws
     left = [
         len(planner.not_judged(each, everything, SURROGATE, draws)) * each.n * planner.anew(each, draws)
         for each in surrogates_of(threat)
     ]
-    for target in targets:
+    for target, samples in ((each.target, each.samples) for each in requests):
         if threat.clean:
-            own = planner.not_judged(target, indices[target.name], threat.name, draws)
+            own = planner.not_judged(target, samples, threat.name, draws)
             left.append(len(own) * target.n * planner.anew(target, draws))
         else:
             left.append(len(planner.data.test) * target.n)
@@ -79,17 +75,13 @@ def _clean(
 
 
 def _attacks(
-    planner: Planner,
-    images: Images | None,
-    targets: Sequence[EvaluatedModel],
-    threats: Mapping[str, Threat],
-    works: Sequence[Work],
+    planner: Planner, images: Images | None, requests: Sequence[Request], works: Sequence[Work]
 ) -> Iterator[tuple[Ensemble, Forecast]]:
     """Per attack and source, which is given too."""
     jobs: dict[str, list[Job]] = {}
-    for target in targets:
-        for job in threats[target.name].jobs(target):
-            jobs.setdefault(_title(job, target), []).append(job)
+    for each in requests:
+        for job in each.threat.jobs(each.target):
+            jobs.setdefault(_title(job, each.target), []).append(job)
     todo: dict[str, list[Work]] = {title: [] for title in jobs}
     for work in works:
         todo.setdefault(_title(work.job, work.parts[0].target), []).append(work)
@@ -98,7 +90,7 @@ def _attacks(
         cache = None if job.pooled else images
         missing = [_uncrafted(work, cache) for work in own]
         pending = sum(part.cell.threat not in ASIDE for work in own for part in work.parts)
-        cells = len(jobs.get(title, ())) * len(threats[targets[0].name].eps)
+        cells = len(jobs.get(title, ())) * len(requests[0].threat.eps)
         yield (
             job.source,
             Forecast(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,25 @@ from robench.evaluation.predict import Indices, Radii
 from robench.evaluation.rows import OpenRows
 from robench.evaluation.settings import Settings
 from robench.evaluation.threats import Job, Threat, surrogates_of
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a target.
+
+    Attributes:
+        threat: with the attacks that are made, which may be more than were asked for.
+        samples: indices in the test set.
+    """
+
+    target: EvaluatedModel
+    threat: Threat
+    samples: Indices
+
+
+def all_samples(requests: Sequence[Request]) -> Indices:
+    """Those of any target, ascending."""
+    return np.unique(np.concatenate([each.samples for each in requests]))
 
 
 @dataclass(frozen=True)
@@ -92,10 +111,8 @@ class Planner:
         self.rows = rows
         self.drawing = drawing
 
-    def plan(
-        self, targets: Sequence[EvaluatedModel], threats: Mapping[str, Threat], indices: Mapping[str, Indices]
-    ) -> list[Work]:
-        """What is still to be done: the threat of each target by its name."""
+    def plan(self, requests: Sequence[Request]) -> list[Work]:
+        """What is still to be done."""
         works: dict[str, Work] = {}
 
         def add(job: Job, target: EvaluatedModel, threat: Threat, wanted: set[int], threat_of_rows: str) -> None:
@@ -107,12 +124,12 @@ class Planner:
                     part = Pending(cell, target, samples, self.anew(target, threat.draws))
                     works.setdefault(key, Work(key, job, [])).parts.append(part)
 
-        for target in targets:
-            threat, wanted = threats[target.name], set(indices[target.name].tolist())
-            for job in threat.jobs(target):
-                add(job, target, threat, wanted, threat.name)
-        everything = set(np.concatenate(list(indices.values())).tolist())
-        for threat, surrogate, job in self._on_themselves(targets, threats):
+        for each in requests:
+            wanted = set(each.samples.tolist())
+            for job in each.threat.jobs(each.target):
+                add(job, each.target, each.threat, wanted, each.threat.name)
+        everything = set(all_samples(requests).tolist())
+        for threat, surrogate, job in self._on_themselves(requests):
             add(job, surrogate, threat, everything, SURROGATE)
         return list(works.values())
 
@@ -156,20 +173,17 @@ class Planner:
         """Passes of a verdict over so many draws."""
         return draws if target.identity in self.drawing else 1
 
-    def _on_themselves(
-        self, targets: Sequence[EvaluatedModel], threats: Mapping[str, Threat]
-    ) -> Iterator[tuple[Threat, EvaluatedModel, Job]]:
+    def _on_themselves(self, requests: Sequence[Request]) -> Iterator[tuple[Threat, EvaluatedModel, Job]]:
         """What is crafted on each surrogate, as a job on the surrogate itself: whether the attack works where it is
         made."""
         seen = set()
-        for target in targets:
-            threat = threats[target.name]
-            surrogates = {surrogate.identity: surrogate for surrogate in surrogates_of(threat)}
-            for job in threat.jobs(target) if surrogates else ():
-                key = self._craft(job, threat.eps[0]).at_any_eps
+        for each in requests:
+            surrogates = {surrogate.identity: surrogate for surrogate in surrogates_of(each.threat)}
+            for job in each.threat.jobs(each.target) if surrogates else ():
+                key = self._craft(job, each.threat.eps[0]).at_any_eps
                 if key not in seen:
                     seen.add(key)
-                    yield threat, surrogates[job.source_key], replace(job, threat=SURROGATE)
+                    yield each.threat, surrogates[job.source_key], replace(job, threat=SURROGATE)
 
     def _craft(self, job: Job, eps: float) -> Craft:
         """What images of a job are made of."""

@@ -65,8 +65,7 @@ class Rows:
 
     def everything(self) -> Outcomes:
         """All rows, whatever they were made for."""
-        rows = self._all()
-        return Outcomes.join(rows, {str(key): self.cell(str(key)) for key in rows["cell"].unique()})
+        return self._joined(self._all())
 
     def of(self, evaluations: Iterable[Evaluation]) -> Outcomes:
         """The rows of these evaluations."""
@@ -80,9 +79,12 @@ class Rows:
         for key, places in rows.groupby("cell").indices.items():
             if str(key) in samples:
                 chosen[places] = np.isin(rows["sample"].to_numpy()[places], list(samples[str(key)]))
-        rows = rows[chosen]
-        found = Outcomes.join(rows, {str(key): self.cell(str(key)) for key in rows["cell"].unique()})
+        found = self._joined(rows[chosen])
         return Outcomes(found.frame, (), found.cells, evaluations)
+
+    def _joined(self, rows: pd.DataFrame) -> Outcomes:
+        """Rows with their cells."""
+        return Outcomes.join(rows, {str(key): self.cell(str(key)) for key in rows["cell"].unique()})
 
     def cell(self, key: str) -> Cell:
         """What the rows of that key are of; RobenchError where that is not known."""

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Mapping, Sequence
-
-import numpy as np
+from collections.abc import Generator, Sequence
 
 from robench.core.files import content_key
 from robench.core.progress import Progress
 from robench.core.threads import USUAL, chunks
-from robench.evaluation.evaluated import EvaluatedModel
-from robench.evaluation.planning import Planner, Work
-from robench.evaluation.predict import Indices
+from robench.evaluation.planning import Planner, Request, Work, all_samples
 from robench.evaluation.settings import Settings
-from robench.evaluation.threats import Threat
 from robench.store.claims import PAUSE, Claims
 
 log = logging.getLogger(__name__)
@@ -46,25 +41,17 @@ class Tally:
         self._progress(round(self._done), round(self._total), f"{work.job.threat}: {work.job.attack.label} on {source}")
 
 
-def units(
-    planner: Planner,
-    targets: Sequence[EvaluatedModel],
-    threats: Mapping[str, Threat],
-    indices: Mapping[str, Indices],
-    claims: Claims,
-    tally: Tally,
-) -> Generator[Work]:
+def units(planner: Planner, requests: Sequence[Request], claims: Claims, tally: Tally) -> Generator[Work]:
     """Units of what is missing that no other process has, until nothing is missing. Each is claimed until the next one
     is asked for: by then its rows are kept.
 
     Works are cut by the rank of a sample among those requested, so that processes with the same command cut alike.
     """
-    requested = np.unique(np.concatenate(list(indices.values())))
-    radii = len(next(iter(threats.values())).eps)
+    requested, radii = all_samples(requests), len(requests[0].threat.eps)
     tally.begin()
     left: int | None = None
     waits = 0
-    while works := planner.plan(targets, threats, indices):
+    while works := planner.plan(requests):
         now = sum(len(part.samples) for work in works for part in work.parts)
         assert left is None or now < left, "units were done and their rows are still missing"
         tally.left(works)

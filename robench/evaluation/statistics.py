@@ -30,16 +30,6 @@ class Interval(NamedTuple):
     high: float
 
 
-class Spread(NamedTuple):
-    """Over training seeds: the mean, the standard deviation (of a sample) and Student's interval of the mean."""
-
-    mean: float
-    sd: float
-    low: float
-    high: float
-    seeds: int
-
-
 class Difference(NamedTuple):
     value: float
     low: float
@@ -67,20 +57,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = largest
     return adjusted
-
-
-def over_seeds(accuracies: npt.ArrayLike) -> Spread:
-    """Mean, sd and t-interval of one accuracy per training seed, cut to [0, 1].
-
-    Raises:
-        RobenchError: fewer than two seeds, of which there is no spread.
-    """
-    values = np.asarray(accuracies, dtype=np.float64)
-    if values.ndim != 1 or len(values) < 2:
-        raise RobenchError(f"expected accuracies of at least 2 seeds, got shape {values.shape}; train another --seed")
-    mean, sd = float(values.mean()), float(values.std(ddof=1))
-    half = _student(len(values) - 1) * sd / math.sqrt(len(values))
-    return Spread(mean, sd, max(0.0, mean - half), min(1.0, mean + half), len(values))
 
 
 def bootstrap_difference(first: npt.ArrayLike, second: npt.ArrayLike, *, resamples: int = RESAMPLES) -> Interval:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from typing import Any
@@ -52,6 +52,11 @@ def radius(eps: float) -> str:
         return short
     levels = round(255 * eps)
     return f"{levels}/255" if levels / 255 == eps else repr(float(eps))
+
+
+def numbers(values: Iterable[float]) -> str:
+    """With commas, as options take them."""
+    return ",".join(f"{value:g}" for value in values)
 
 
 def attacks(

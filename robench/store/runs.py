@@ -32,8 +32,6 @@ Role = Literal["target", "surrogate"]
 
 FORMAT = 1
 
-_REQUIRED = {"defense", "seed", "role", "members", "weights", "member_weights", "data", "ancestors", "key"}
-
 
 class Ancestor(BaseModel):
     """A run that weights come from."""
@@ -50,7 +48,7 @@ class Manifest(BaseModel):
 
     defense: dict[str, Any]
     seed: int
-    role: Literal["target", "surrogate"]
+    role: Role
     members: Annotated[list[dict[str, Any]], Field(min_length=1)]
     weights: str
     member_weights: list[str]
@@ -201,7 +199,8 @@ class Runs:
         manifest = read_record(path)
         if manifest.get("format") != FORMAT:
             raise RobenchError(f"{path} is not a manifest of format {FORMAT}; train or import the run again")
-        missing = sorted(_REQUIRED - manifest.keys())
+        required = {name for name, about in Manifest.model_fields.items() if about.is_required()}
+        missing = sorted(required - manifest.keys())
         if missing:
             raise RobenchError(f"{path} lacks {', '.join(missing)}; train or import the run again")
         return Run(path.parent, read_record(path, Manifest))

@@ -6,7 +6,6 @@ import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
-from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +15,7 @@ from robench.core.errors import RobenchError
 from robench.core.files import file_hash, write_text
 from robench.core.models import build, parameter_count
 from robench.defenses import DEFENSES
+from robench.evaluation import words
 from robench.evaluation.cells import Cell
 from robench.evaluation.evaluations import Evaluation
 from robench.evaluation.fingerprint import FILE, judged_identity
@@ -26,7 +26,7 @@ from robench.session import ASIDE, OUTCOMES, rows_of
 from robench.store.runs import Run, Runs
 from robench.studies.drawing import draw
 from robench.studies.intact import ResultFolder
-from robench.training.recipes import recipe_file
+from robench.training import recipes
 
 WEIGHTS = "weights.safetensors"
 #: What of a run is given away.
@@ -183,7 +183,7 @@ def _weights(run: Run) -> Table:
              ("SHA-256 of the tensors", run.weights)]  # fmt: skip
     for number, (spec, digest) in enumerate(zip(run.specs, run.manifest["member_weights"], strict=True), 1):
         said = f"{spec.name}, {numbers[spec]:,} parameters, {spec.num_classes} classes, tensors {digest[:16]}"
-        normal = f"normalises with mean {_numbers(spec.mean)}, std {_numbers(spec.std)}"
+        normal = f"normalises with mean {words.numbers(spec.mean)}, std {words.numbers(spec.std)}"
         about.append((f"member {number}", f"{said}, {normal}"))
     return Table(["what", ""], [[TableCell.of(name), TableCell.of(value)] for name, value in about])
 
@@ -211,15 +211,12 @@ def train_command(run: Run) -> str:
     if recipe is None:
         return ""
     told = {**recipe, **run.fields}
-    names = sorted(entry.name.removesuffix(".toml") for entry in files("robench.recipes").iterdir())
-    changes = {
-        name: _changes(told, name, run) for name in names if not name.startswith("_") and not name.endswith(".py")
-    }
+    changes = {name: _changes(told, name, run) for name in recipes.names()}
     name = min(changes, key=lambda each: (len(changes[each]), each))
     models = list(dict.fromkeys(spec.name for spec in run.specs))
     usual = DEFENSES.get(run.defense).start
     start = next((each["run"] for each in run.manifest["ancestors"]), "" if usual == "scratch" else "scratch")
-    words = [
+    line = [
         "robench", "train", run.defense, "--n", run.n, "--seed", run.seed, "--dataset", _named(run),
         "--recipe", name,
         "--model", ",".join(models if len(models) == 1 else [spec.name for spec in run.specs]),
@@ -228,12 +225,12 @@ def train_command(run: Run) -> str:
         *(["--role", run.role] if run.role != "target" else []),
         "--name", run.name,
     ]  # fmt: skip
-    return shlex.join(map(str, words))
+    return shlex.join(map(str, line))
 
 
 def _changes(told: Mapping[str, Any], recipe: str, run: Run) -> dict[str, Any]:
     """Fields that are otherwise than a recipe file says."""
-    settings, defense = recipe_file(recipe).resolve(run.defense, run.n, {})
+    settings, defense = recipes.recipe_file(recipe).resolve(run.defense, run.n, {})
     assert is_dataclass(defense)
     usual = {**settings.model_dump(mode="json"), **asdict(defense)}
     return {name: value for name, value in told.items() if usual.get(name) != value}
@@ -250,7 +247,7 @@ def judge_commands(run: Run, evaluations: Iterable[Evaluation]) -> Iterator[str]
         draws = max(*(cell.draws for cell in made), *(craft.draws for craft in crafts))
         radii = sorted({cell.eps for cell in made})
         surrogates = sorted({cell.surrogate for cell in made if cell.surrogate and not cell.surrogate.isdigit()})
-        words = [
+        line = [
             "robench", "eval", run.name, "--threat", each.threat, "--dataset", _judged_on(run, made[0].data),
             "--eps", ",".join(map(repr, radii)),
             "--attacks", ",".join(sorted({cell.attack for cell in made})),
@@ -261,7 +258,7 @@ def judge_commands(run: Run, evaluations: Iterable[Evaluation]) -> Iterator[str]
             *(["--precision", crafts[0].precision] if crafts[0].precision != "float32" else []),
             *(["--surrogates", ",".join(surrogates)] if surrogates else []),
         ]  # fmt: skip
-        yield shlex.join(map(str, words))
+        yield shlex.join(map(str, line))
 
 
 def _judged_on(run: Run, data: str) -> str:
@@ -284,7 +281,3 @@ def _block(text: str) -> list[str]:
 
 def _text(value: Any) -> str:
     return ",".join(map(_text, value)) if isinstance(value, list) else str(value)
-
-
-def _numbers(values: Iterable[float]) -> str:
-    return ",".join(f"{value:g}" for value in values)

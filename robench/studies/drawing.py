@@ -71,7 +71,7 @@ def draw(
     drawn = build.draw(
         frame,
         history=history,
-        images=regions,
+        regions=regions,
         studies=studies,
         costs=costs(runs, shape, seconds or {}),
         surrogates=surrogates(outcomes, runs),
@@ -80,13 +80,11 @@ def draw(
     for text in drawn.notices:
         log.warning(text)
     files = build.write(drawn, out, facts, **beside)
-    found = gravest_first(check(outcomes))
-    checks = [{"name": each.name, "status": each.status, "evidence": each.said} for each in found]
     page = html.write(
         drawn,
         out / "report.html",
         facts,
-        checks=checks,
+        checks=gravest_first(check(outcomes)),
         trainings=trainings(runs) if runs else None,
         pictures=pictures,
         **beside,

@@ -10,6 +10,7 @@ import heapq
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from graphlib import TopologicalSorter
 from typing import Any, Literal
 
 import torch
@@ -246,11 +247,9 @@ class _Builder:
             return self.task(where, defense, value, role="surrogate")
         parts = []
         for number, part in enumerate(self.study.surrogates[value], 1):
-            own = f"surrogates.{value}.{number}"
-            fields = {**self.study.defenses.get(part.defense, {}), **part.fields}
+            who = f"surrogates.{value}.{number}", part.defense, part.n, part.seed
             models = [part.model] if part.model else None
-            made = self.task(own, part.defense, part.n, part.seed, role="surrogate", fields=fields, models=models)
-            parts.append(made)
+            parts.append(self.task(*who, role="surrogate", fields=part.fields, models=models))
         if len(parts) == 1:
             return replace(parts[0], given_name=f"{value}-{parts[0].key[:6]}")
         if len({part.key for part in parts}) < len(parts):
@@ -403,41 +402,32 @@ def pace(plan: Plan, device: torch.device) -> cost.Pace:
 
 
 def ranks(steps: Mapping[str, Step], cost: Callable[[Step], float]) -> dict[str, float]:
-    """Per key, the cost of the longest chain that begins with it: who has the most behind him goes first."""
+    """Per key, the cost of the longest chain of tasks that begins with it (critical path), which is begun first."""
     found: dict[str, float] = {}
-    followers = _followers(steps)
+    behind = dict.fromkeys(steps, 0.0)  # the longest chain of those that need it
     for key in reversed(list(steps)):
-        found[key] = cost(steps[key]) + max((found[each] for each in followers[key]), default=0.0)
-    return found
-
-
-def _followers(steps: Mapping[str, Step]) -> dict[str, list[str]]:
-    """Per key, the tasks that need it."""
-    found: dict[str, list[str]] = {key: [] for key in steps}
-    for step in steps.values():
-        for need in dict.fromkeys(step.needs):
-            if need in found:
-                found[need].append(step.key)
+        found[key] = cost(steps[key]) + behind[key]
+        for need in behind.keys() & steps[key].needs:
+            behind[need] = max(behind[need], found[key])
     return found
 
 
 def makespan(steps: Mapping[str, Step], cost: Callable[[Step], float], workers: int) -> float:
     """How long ``workers`` take together, each task as soon as one is free, by `ranks`."""
-    order, followers = ranks(steps, cost), _followers(steps)
-    waiting = {key: {need for need in step.needs if need in steps} for key, step in steps.items()}
-    ready = [(-order[key], key) for key, needs in waiting.items() if not needs]
-    heapq.heapify(ready)
+    order = ranks(steps, cost)
+    graph = TopologicalSorter({key: steps.keys() & step.needs for key, step in steps.items()})
+    graph.prepare()
+    ready: list[tuple[float, str]] = []
     running: list[tuple[float, str]] = []
     now = 0.0
-    while ready or running:
+    while graph.is_active():
+        for key in graph.get_ready():
+            heapq.heappush(ready, (-order[key], key))
         while ready and len(running) < workers:
             key = heapq.heappop(ready)[1]
             heapq.heappush(running, (now + cost(steps[key]), key))
         now, done = heapq.heappop(running)
-        for key in followers[done]:
-            waiting[key].discard(done)
-            if not waiting[key]:
-                heapq.heappush(ready, (-order[key], key))
+        graph.done(done)
     return now
 
 

@@ -84,32 +84,32 @@ class Checkpoint:
             raise RobenchError(
                 f"{self.path} is of a training with other settings; give this one --name, or remove {self.path.parent}"
             )
-        ensemble.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
-        entries: dict[int, dict[str, Tensor]] = {}
-        sums, kept = {}, {}
-        snapshots: dict[int, dict[str, Tensor]] = {}
+        ensemble.load_state_dict(_under(tensors, "model"))
         device = next(ensemble.parameters()).device
-        for name, value in tensors.items():
-            kind, _, rest = name.partition(".")
-            if kind == "optimizer":
-                index, _, entry = rest.partition(".")
-                entries.setdefault(int(index), {})[entry] = value
-            elif kind == "snapshot":
-                index, _, entry = rest.partition(".")
-                snapshots.setdefault(int(index), {})[entry] = value
-            elif kind == "sums":
-                sums[rest] = value.to(device)
-            elif kind == "kept":
-                kept[rest] = value.to(device)
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
+        sums, kept = ({name: v.to(device) for name, v in _under(tensors, kind).items()} for kind in ("sums", "kept"))
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": _numbered(_under(tensors, "optimizer"))})
         # In the layout of its parameter, as training made it: torch updates many at once only where layouts agree.
         for parameter, state in optimizer.state.items():
             for name, value in state.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         progress = json.loads(metadata["progress"])
-        in_order = [snapshots[number] for number in sorted(snapshots)]
-        return State(progress["epoch"], progress["step"], sums, progress["history"], kept, in_order)
+        snapshots = [snapshot for _, snapshot in sorted(_numbered(_under(tensors, "snapshot")).items())]
+        return State(progress["epoch"], progress["step"], sums, progress["history"], kept, snapshots)
+
+
+def _under(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """Those whose names begin with ``kind.``, without it."""
+    return {name.removeprefix(f"{kind}."): v for name, v in tensors.items() if name.startswith(f"{kind}.")}
+
+
+def _numbered(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Tensors ``0.a``, ``0.b``, ``1.a`` by their number."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        number, _, rest = name.partition(".")
+        found.setdefault(int(number), {})[rest] = value
+    return found
 
 
 def _hashed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

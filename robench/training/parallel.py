@@ -10,11 +10,11 @@ import atexit
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce  # whose gradient can be derived again
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from robench.core.errors import RobenchError
@@ -112,20 +112,6 @@ def average(tensors: Iterable[Tensor | None]) -> None:
             tensor.copy_(mean.view_as(tensor))
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over processes. The gradient, the sum of all their gradients, can be derived again."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        total = tensor.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return _Sum.apply(gradients[0])
-
-
 class _SharedBatchNorm(_BatchNorm):
     """BatchNorm over the batch of all processes. torch's SyncBatchNorm has no CPU kernel, and no second derivative."""
 
@@ -137,9 +123,9 @@ class _SharedBatchNorm(_BatchNorm):
             return super().forward(input)
         wide = input if input.dtype == torch.float64 else input.float()
         dims, shape, size = [0, *range(2, input.ndim)], [1, -1, *[1] * (input.ndim - 2)], place()[1]
-        mean = _Sum.apply(wide.mean(dims)) / size
+        mean = all_reduce(wide.mean(dims)) / size  # type: ignore[no-untyped-call]
         centred = wide - mean.view(shape)
-        variance = _Sum.apply(centred.square().mean(dims)) / size
+        variance = all_reduce(centred.square().mean(dims)) / size  # type: ignore[no-untyped-call]
         if self.track_running_stats:
             count = size * input.numel() / input.shape[1]
             for running, now in ((self.running_mean, mean), (self.running_var, variance * (count / (count - 1)))):

@@ -178,6 +178,12 @@ class RecipeFile(_Table):
         return recipe, construct(cls, values, f"defense {defense!r}")
 
 
+def names() -> list[str]:
+    """The files of `robench/recipes`, sorted."""
+    entries = (entry.name for entry in files("robench.recipes").iterdir())
+    return sorted(name.removesuffix(".toml") for name in entries if name.endswith(".toml"))
+
+
 @cache
 def recipe_file(name: str) -> RecipeFile:
     """A file of `robench/recipes`, by name, or one's own by its path, which ends in ``.toml``.
@@ -187,11 +193,10 @@ def recipe_file(name: str) -> RecipeFile:
     """
     if name.endswith(".toml"):
         return _own(Path(name))
-    folder = files("robench.recipes")
-    known = sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
-    if name not in known:
-        raise unknown("recipe", name, known)
-    return RecipeFile.model_validate(tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8")))
+    if name not in names():
+        raise unknown("recipe", name, names())
+    text = files("robench.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    return RecipeFile.model_validate(tomllib.loads(text))
 
 
 def _own(path: Path) -> RecipeFile:

@@ -22,7 +22,6 @@ from robench.evaluation.statistics import (
     difference_over_seeds,
     holm,
     mcnemar,
-    over_seeds,
 )
 from robench.evaluation.threats import ATTACK_BY_ATTACK
 from robench.evaluation.words import radius, steps
@@ -137,9 +136,9 @@ def compare_defenses(
         value, low, high, p = difference_over_seeds(point.first, point.second)
         row = _head(first[0], second[0], threat, point)
         for which, verdicts in (("a", point.first), ("b", point.second)):
-            spread = over_seeds(verdicts.mean(axis=1))
-            row |= _accuracy(which, spread.mean, *accuracy_interval(verdicts))
-            row |= {f"sd_{which}": spread.sd, f"seeds_{which}": spread.seeds}
+            by_seed = verdicts.mean(axis=1)
+            row |= _accuracy(which, float(by_seed.mean()), *accuracy_interval(verdicts))
+            row |= {f"sd_{which}": float(by_seed.std(ddof=1)), f"seeds_{which}": len(by_seed)}
         row |= {"difference": value, "low": low, "high": high}
         row |= dict(zip(("low_images", "high_images"), bootstrap_difference(point.first, point.second), strict=True))
         rows.append({**row, "p": p})

@@ -11,8 +11,8 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import FrozenInstanceError, fields, replace
-from importlib.resources import files
+from dataclasses import FrozenInstanceError, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ from robench.core.registry import Registry
 from robench.core.rng import Draws, Stream
 from robench.defenses import DEFENSES, Batch, Defense
 from robench.evaluation.findings import Finding
+from robench.training import recipes
 
 Kind = Literal["attack", "defense", "model", "dataset"]
 
@@ -448,10 +449,15 @@ class _Training:
         return values
 
 
+def _not_finite(values: Sequence[Mapping[str, float]]) -> str:
+    """Names of terms that are NaN or infinite in some yield, with commas."""
+    return ", ".join(sorted({name for terms in values for name, value in terms.items() if not np.isfinite(value)}))
+
+
 def _has_a_finite_loss(kind: type[Defense]) -> str:
     values = _Training(kind).loss()
-    bad = sorted({name for terms in values for name, value in terms.items() if not np.isfinite(value)})
-    _require(not bad, f"{', '.join(bad)} is not finite")
+    bad = _not_finite(values)
+    _require(not bad, f"{bad} is not finite")
     names = list(dict.fromkeys(name for terms in values for name in terms))
     return f"{sum(sum(terms.values()) for terms in values):.4g} in {len(values)} yields of {', '.join(names)}"
 
@@ -543,15 +549,15 @@ def _refuses_too_few_members(kind: type[Defense]) -> str:
 
 def _trains_as_few_members_as_it_takes(kind: type[Defense]) -> str:
     fewest = max(1, kind.min_members)
+    so_few = f"of {fewest} member{'s' * (fewest > 1)}"
     remedy = f"say `min_members: ClassVar[int] = {fewest + 1}` if it needs more"
     try:
-        values = _Training(kind, count=1).loss()
+        bad = _not_finite(_Training(kind, count=1).loss())
     except _Told as told:
-        raise Violation(f"of {fewest} member{'s' * (fewest > 1)} it {told}", remedy) from told
+        raise Violation(f"{so_few} it {told}", remedy) from told
     except Exception as error:  # a plug-in may raise anything
-        raise Violation(f"of {fewest} member{'s' * (fewest > 1)} it fails with {in_a_line(error)}", remedy) from error
-    bad = sorted({name for terms in values for name, value in terms.items() if not np.isfinite(value)})
-    _require(not bad, f"of {fewest} member{'s' * (fewest > 1)} {', '.join(bad)} is not finite", remedy)
+        raise Violation(f"{so_few} it fails with {in_a_line(error)}", remedy) from error
+    _require(not bad, f"{so_few} {bad} is not finite", remedy)
     return f"{fewest}"
 
 
@@ -648,26 +654,23 @@ def _trains_from_its_seed(name: str) -> str:
 # Data sets
 
 
+@dataclass
 class _Loaded:
     """A data set, loaded once."""
 
-    def __init__(self, name: str, folder: Path | str) -> None:
-        self.name, self.folder = name, folder
-        self._data: Data | None = None
+    name: str
+    folder: Path | str
 
-    @property
+    @cached_property
     def data(self) -> Data:
-        if self._data is None:
-            self._data = load(self.name, self.folder)
-        return self._data
+        return load(self.name, self.folder)
 
 
 def _is_a_data_set(plugin: _Loaded) -> str:
     data = plugin.data
     _require(isinstance(data, Data), f"is {type(data).__name__}, expected robench.core.data.Data: see data.make")
     _require(data.name == plugin.name, f"calls itself {data.name!r}; its name goes into keys")
-    known = files("robench.recipes").joinpath(f"{data.recipe}.toml").is_file()
-    _require(known, f"names a recipe that is not there: {data.recipe!r}")
+    _require(data.recipe in recipes.names(), f"names a recipe that is not there: {data.recipe!r}")
     return f"{len(data.train)} + {len(data.test)} images, {data.num_classes} classes, recipe {data.recipe}"
 
 

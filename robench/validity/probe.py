@@ -27,7 +27,7 @@ from robench.evaluation.engine import Evaluator
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.findings import Finding
 from robench.evaluation.outcomes import ENSEMBLE, PROBE, Outcomes
-from robench.evaluation.schema import Count
+from robench.evaluation.schema import PROTOCOL, Count
 from robench.evaluation.settings import Settings
 from robench.evaluation.soundness import examine
 from robench.evaluation.threats import Threat, Whitebox
@@ -159,7 +159,7 @@ def probe(
     eps, accuracy, survivors = chosen
     samples = survivors[torch.linspace(0, len(survivors) - 1, min(limit, len(survivors))).long()]
     attack = next((each for each in attacks if hasattr(each, "steps")), attacks[0])
-    trials, checks = _trials(attack, eps, restarts or Whitebox.restarts, target.n, data.num_classes)
+    trials, checks = _trials(attack, eps, restarts or PROTOCOL["whitebox"].restarts, target.n, data.num_classes)
     counts = [(trial.attack.gradient_free, len(samples) * trial.restarts * trial.attack.passes) for trial in trials]
     steps, queries = (sum(count for free, count in counts if free == which) for which in (False, True))
     log.info(

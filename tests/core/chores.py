@@ -42,3 +42,11 @@ def threads() -> int:
 
 def fail(*_: Any) -> None:
     raise RobenchError("no help\ntoday")
+
+
+def running(process: int) -> bool:
+    """Whether there is such a process, and it is no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

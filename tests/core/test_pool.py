@@ -32,13 +32,6 @@ def begin() -> Iterator[Begin]:
         pool.close()
 
 
-def running(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def lingering(folder: Path) -> int:
     """The process that lingers, as soon as it does."""
     began = time.monotonic()
@@ -51,9 +44,9 @@ def lingering(folder: Path) -> int:
 def ends(process: int) -> bool:
     """Whether a process is gone within half a minute."""
     began = time.monotonic()
-    while running(process) and time.monotonic() - began < 30:
+    while chores.running(process) and time.monotonic() - began < 30:
         time.sleep(0.05)
-    return not running(process)
+    return not chores.running(process)
 
 
 def test_processes_are_spread_over_the_gpus(tmp_path: Path, begin: Begin) -> None:

@@ -32,11 +32,8 @@ def _torchvision(key: int) -> nn.Module:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread: None) -> None:
+    """For all tests of this folder."""
 
 
 @pytest.fixture

@@ -27,6 +27,19 @@ def smooth(key: int, *, channels: int = 3, classes: int = 5, batchnorm: bool = T
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(48, classes)).double()
 
 
+def adp_terms(logits: list[Tensor], labels: Tensor, alpha: float, beta: float) -> Tensor:
+    """−α·H(p̄) − β·log det(M̃M̃ᵀ + 1e-6·I), image by image from the definition; the mean."""
+    total = torch.zeros(()).double()
+    for b, y in enumerate(labels.tolist()):
+        p = torch.stack([z[b].softmax(0) for z in logits])
+        mean = p.mean(dim=0)
+        rows = torch.cat([p[:, :y], p[:, y + 1 :]], dim=1)
+        rows = rows / rows.square().sum(dim=1, keepdim=True).sqrt()
+        gram = rows @ rows.T + 1e-6 * torch.eye(len(p)).double()
+        total = total + alpha * (mean * mean.log()).sum() - beta * gram.det().log()
+    return total / len(labels)
+
+
 def of_terms(defense: Defense, ensemble: Ensemble, batch: Batch) -> Tensor:
     """Back-propagates as training does; the loss."""
     total = torch.zeros((), dtype=torch.float64)

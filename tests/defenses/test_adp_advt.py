@@ -12,7 +12,7 @@ from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.rng import Stream
 from robench.defenses import DEFENSES, Batch
-from tests.defenses.parity import assert_same, smooth
+from tests.defenses.parity import adp_terms, assert_same, smooth
 from tests.defenses.test_advt import mean_probability, written_out
 
 EPS, STEPS, RATIO = 0.1, 3, 0.4
@@ -48,13 +48,7 @@ def adp(members: list[nn.Module], batch: Batch, alpha: float, beta: float) -> Te
     images = attacked(members, batch)
     logits = [member(batch.images) for member in members]
     total = torch.stack([mean_loss(z, batch.labels) for z in logits]).sum()
-    for b, y in enumerate(batch.labels.tolist()):
-        p = torch.stack([z[b].softmax(0) for z in logits])
-        mean = p.mean(dim=0)
-        rows = torch.cat([p[:, :y], p[:, y + 1 :]], dim=1)
-        rows = rows / rows.square().sum(dim=1, keepdim=True).sqrt()
-        gram = rows @ rows.T + 1e-6 * torch.eye(len(members)).double()
-        total = total + (alpha * (mean * mean.log()).sum() - beta * gram.det().log()) / len(batch.labels)
+    total = total + adp_terms(logits, batch.labels, alpha, beta)
     return total + torch.stack([mean_loss(member(images), batch.labels) for member in members]).sum()
 
 

@@ -14,7 +14,7 @@ from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError
 from robench.core.rng import Stream
 from robench.defenses import DEFENSES, Batch
-from tests.defenses.parity import assert_same, smooth
+from tests.defenses.parity import adp_terms, assert_same, smooth
 from tests.defenses.test_adp_advt import mean_loss
 from tests.defenses.test_advt import mean_probability, written_out
 
@@ -79,16 +79,8 @@ def interaction(logits: list[Tensor], labels: Tensor, draws: Stream, cap: float,
 
 
 def adp(logits: list[Tensor], labels: Tensor, ce: bool) -> Tensor:
-    total = torch.zeros(()).double()
-    for b, y in enumerate(labels.tolist()):
-        p = torch.stack([z[b].softmax(0) for z in logits])
-        mean = p.mean(dim=0)
-        rows = torch.cat([p[:, :y], p[:, y + 1 :]], dim=1)
-        rows = rows / rows.square().sum(dim=1, keepdim=True).sqrt()
-        gram = rows @ rows.T + 1e-6 * torch.eye(len(p)).double()
-        total = total + 2 * (mean * mean.log()).sum() - 0.5 * gram.det().log()
-        total = total - p[:, y].log().sum() if ce else total
-    return total / len(labels)
+    likely = [z[b].log_softmax(0)[y] for z in logits for b, y in enumerate(labels.tolist())]
+    return adp_terms(logits, labels, 2, 0.5) - (sum(likely) / len(labels) if ce else 0)
 
 
 @pytest.mark.parametrize("n", [2, 4])

@@ -29,6 +29,7 @@ from robench.evaluation.outcomes import ENSEMBLE, Outcomes
 from robench.evaluation.rows import FolderRows
 from robench.evaluation.settings import Settings
 from robench.evaluation.threats import Blackbox, Threat, Transfer, Whitebox
+from tests.small import Rounds
 
 CPU = torch.device("cpu")
 MakeModel = Callable[[int], EvaluatedModel]
@@ -200,19 +201,8 @@ def test_cw_leaves_alone_what_the_surrogate_gets_wrong_as_it_is() -> None:
     assert named(check(outcomes("whitebox", WHITE, **flat)))["images moved"] == "fail"
 
 
-class Rounds(nn.Module):
-    """A defense whose gradient is zero: it rounds its input to 16 levels."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model((images * 15).round() / 15)  # type: ignore[no-any-return]
-
-
 def test_a_defense_without_gradients(make_model: MakeModel, data: Data) -> None:
-    target = EvaluatedModel.of_model(Rounds(make_model(0).ensemble), CPU)
+    target = EvaluatedModel.of_model(Rounds(make_model(0).ensemble, 16), CPU)
     found = evaluated(data, Whitebox(eps=(0.03,), attacks=(PGD(steps=2),)), target)
     assert named(check(found)) == {"gradients there": "fail", "gradient true": "fail"}
 

@@ -38,6 +38,7 @@ from robench.evaluation.rows import FolderRows
 from robench.evaluation.settings import Settings
 from robench.evaluation.threats import Blackbox, Convergence, Queries, Threat, Transfer, Whitebox
 from robench.store.claims import Claims
+from tests.small import assert_same_rows
 
 CPU = torch.device("cpu")
 FAST = PGD(steps=3)
@@ -50,15 +51,6 @@ def rows(
     data: Data, threat: Threat, targets: list[EvaluatedModel], samples: Tensor = SAMPLES, **settings: Any
 ) -> pd.DataFrame:
     return Evaluator(data, Settings(CPU, **settings)).run(targets, threat, samples).frame
-
-
-def assert_same(first: pd.DataFrame, second: pd.DataFrame, tolerance: float) -> None:
-    keys = ["cell", "member", "sample"]
-    first, second = (frame.sort_values(keys, ignore_index=True) for frame in (first, second))
-    exact = [name for name in first if name not in ("margin", "linf")]
-    pd.testing.assert_frame_equal(first[exact], second[exact])
-    for name in ("margin", "linf"):
-        np.testing.assert_allclose(first[name], second[name], atol=tolerance)
 
 
 def threats(make_model: MakeModel) -> list[Threat]:
@@ -78,7 +70,7 @@ def test_batch_size_and_order_change_no_verdict_in_float64(make_model: MakeModel
     assert 0 < whole["correct"].mean() < 1
     for size in (16, 5):
         small = rows(data, threat, [target], SAMPLES.flip(0), precision="float64", batch_size=size)
-        assert_same(whole, small, 1e-6)
+        assert_same_rows(whole, small, 1e-6)
 
 
 def test_survivors_only_equals_all_restarts(make_model: MakeModel, data: Data) -> None:
@@ -179,7 +171,7 @@ def test_a_single_sample_is_never_crafted_alone(make_model: MakeModel, data: Dat
     alone = rows(data, threat, [target], SAMPLES[3:4])
     together = rows(data, threat, [target])
     mine = together[together["sample"] == 3].reset_index(drop=True)
-    assert_same(alone, mine, 1e-5)
+    assert_same_rows(alone, mine, 1e-5)
 
 
 class _Counting(nn.Module):
@@ -331,7 +323,7 @@ def test_an_interruption_changes_no_row(make_model: MakeModel, data: Data, tmp_p
     assert kept.outcomes().frame.empty, "no number rests on an evaluation that was cut off"
     monkeypatch.setattr(crafter, "craft", original)
     resumed = folder_evaluator(data, tmp_path, batch_size=5).run([target], threat, SAMPLES).frame
-    assert_same(whole, resumed, 1e-5)
+    assert_same_rows(whole, resumed, 1e-5)
 
 
 def test_a_unit_that_fails_is_given_back(make_model: MakeModel, data: Data, tmp_path: Path, monkeypatch: Any) -> None:
@@ -456,7 +448,7 @@ def test_out_of_memory_halves_the_batch(make_model: MakeModel, data: Data, monke
     monkeypatch.setattr(crafter, "craft", small_machine)
     told.clear()
     evaluator = Evaluator(data, Settings(CPU, batch_size=24))
-    assert_same(whole, evaluator.run([target], threat, SAMPLES).frame, 1e-5)
+    assert_same_rows(whole, evaluator.run([target], threat, SAMPLES).frame, 1e-5)
     assert [line.split(": ")[1] for line in told] == ["going on with 12", "going on with 6"]
 
 
@@ -706,5 +698,5 @@ def test_rows_of_before_parts_were_told_are_read(make_model: MakeModel, data: Da
     path.unlink()
     write_frame(tmp_path, old)
     found = FolderRows(tmp_path).everything().frame
-    assert_same(found, frame, 0)
+    assert_same_rows(found, frame, 0)
     assert (found["part"] == "").all()

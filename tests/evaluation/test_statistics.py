@@ -19,7 +19,6 @@ from robench.evaluation.statistics import (
     difference_over_seeds,
     holm,
     mcnemar,
-    over_seeds,
 )
 
 VERDICTS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
@@ -56,17 +55,6 @@ def test_holm_is_the_closure_of_bonferroni(p_values: list[float]) -> None:
     for index, adjusted in enumerate(holm(p_values)):
         brute = max(min(1.0, len(s) * min(p_values[i] for i in s)) for s in sets if index in s)
         assert adjusted == pytest.approx(brute)
-
-
-def test_over_seeds_is_students_interval() -> None:
-    values = [0.5, 0.56, 0.52, 0.6]
-    spread = over_seeds(values)
-    low, high = stats.ttest_1samp(values, 0).confidence_interval()
-    assert spread.low == pytest.approx(low)
-    assert spread.high == pytest.approx(high)
-    assert (spread.mean, spread.sd, spread.seeds) == (pytest.approx(0.545), pytest.approx(np.std(values, ddof=1)), 4)
-    with pytest.raises(RobenchError, match="at least 2 seeds"):
-        over_seeds([0.5])
 
 
 def draw(rng: np.random.Generator, shape: tuple[int, ...], share: float) -> npt.NDArray[np.bool_]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import pytest
 
-from robench.core.errors import RobenchError
 from robench.reports import style
 from robench.reports.pictures import EACH, Picture, choose, sheet
 from tests.reports.frames import rows, share, study
@@ -52,13 +50,6 @@ def test_the_difference_is_ten_times_and_grey_where_there_is_none() -> None:
     assert same.shape == (4, 6)
     assert set(same.ravel().tolist()) == {128}
     assert set(picture(0.9, 0.1).panels()["difference × 10"].ravel().tolist()) == {0}
-
-
-def test_a_picture_is_two_images_of_one_shape() -> None:
-    with pytest.raises(RobenchError, match="sample 1"):
-        Picture("c", "1", 1, np.zeros((3, 4, 4), np.float32), np.zeros((3, 4, 5), np.float32), "")
-    with pytest.raises(RobenchError, match=r"\(2, 4, 4\)"):
-        picture(shape=(2, 4, 4))
 
 
 def test_a_sheet_has_a_row_per_picture() -> None:

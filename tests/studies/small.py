@@ -13,6 +13,8 @@ import pandas as pd
 
 from robench.session import stored
 from robench.store.runs import Runs
+from robench.studies.plan import Plan, expand
+from robench.studies.study import find, parse
 
 _DEFENSES = """
 dataset = "npz:{data}"
@@ -106,3 +108,9 @@ def kill_a_training(out: Path, killed: list[int]) -> None:
                 killed.append(record["process"])
                 return
         time.sleep(0.02)
+
+
+def planned(study: str | Path, *settings: str) -> Plan:
+    """A study by name, or of a file, as a plan."""
+    name, text = find(str(study))
+    return expand(name, parse(name, text, settings))

@@ -18,13 +18,13 @@ from robench.evaluation import cost
 from robench.store.runs import Run, Runs
 from robench.studies.board import _training
 from robench.studies.drawing import costs
-from robench.studies.plan import Plan, Step, expand
+from robench.studies.plan import Plan, Step
 from robench.studies.state import StudyFolder
-from robench.studies.study import find, parse
 from robench.studies.work import perform
 from robench.training import loop
 from robench.training.loop import ensure
 from tests.studies import small
+from tests.studies.small import planned
 
 #: Options of `robench eval` beside ε, as `STUDY` has them.
 OPTIONS = {
@@ -165,11 +165,6 @@ def test_operations_of_a_decision_are_those_of_the_paper() -> None:
     """ResNet-20 on 32x32 pixels takes 41 million multiplications (He et al. 2016), with 1x1 shortcuts a few more."""
     spec = ModelSpec(name="resnet20", num_classes=10, in_channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
     assert cost.decision([spec] * 3, torch.Size((3, 32, 32))) / 6e6 == pytest.approx(41, rel=0.02)
-
-
-def planned(path: Path) -> Plan:
-    name, text = find(str(path))
-    return expand(name, parse(name, text))
 
 
 def common(store: Runs, dataset: str) -> list[str]:

@@ -27,10 +27,12 @@ from robench.evaluation.settings import Settings
 from robench.session import Session
 from robench.store.runs import Runs
 from robench.studies import engines
-from robench.studies.plan import Plan, expand
+from robench.studies.plan import Plan
 from robench.studies.state import StudyFolder, StudyStatus
-from robench.studies.study import find, parse
+from robench.studies.study import find
+from tests.core.chores import running
 from tests.studies import small
+from tests.studies.small import planned
 
 
 @pytest.fixture
@@ -68,11 +70,6 @@ def copy(plain: Path, tmp_path: Path) -> Copy:
     """Of the plain study."""
     shutil.copytree(plain / "out", tmp_path / "out")
     return Copy(plain / "small.toml", tmp_path / "out")
-
-
-def planned(study: Path) -> Plan:
-    name, text = find(str(study))
-    return expand(name, parse(name, text))
 
 
 def test_the_demo_is_the_study_of_that_name(
@@ -200,13 +197,6 @@ def test_no_worker_outlives_a_killed_parent(seconds: float, study: Path, tmp_pat
     while left := [pid for pid in workers if running(pid)]:
         assert time.monotonic() - began < 60, f"{left} go on"
         time.sleep(0.2)
-
-
-def running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_there_is_a_worker_for_every_gpu_or_core(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,15 +15,10 @@ from robench.core import data as data_module
 from robench.core import plugins
 from robench.core.data import load, make, outline
 from robench.defenses import DEFENSES
-from robench.studies.plan import Plan, Step, bill, expand, makespan, pace, ranks
-from robench.studies.study import find, parse
+from robench.studies.plan import Plan, Step, bill, makespan, pace, ranks
 from robench.training.task import resolve
 from tests.studies import small
-
-
-def planned(name: str, *settings: str) -> Plan:
-    name, text = find(name)
-    return expand(name, parse(name, text, settings))
+from tests.studies.small import planned
 
 
 def of(plan: Plan, kind: str, threat: str = "") -> list[Step]:

@@ -36,12 +36,7 @@ PLUGINS: dict[Kind, list[str]] = {
 OURS = [(kind, name, check) for kind, names in PLUGINS.items() for name in names for check in titles(kind)]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(("kind", "name", "check"), OURS, ids=["-".join(case) for case in OURS])

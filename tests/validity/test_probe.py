@@ -26,6 +26,7 @@ from robench.evaluation.settings import Settings
 from robench.evaluation.threats import Blackbox, Convergence, Queries, Threat, Transfer, Whitebox
 from robench.validity import probe as module
 from robench.validity.probe import SignNoise, probe
+from tests.small import Rounds
 
 CPU = torch.device("cpu")
 MakeModel = Callable[[int], EvaluatedModel]
@@ -61,19 +62,8 @@ def test_a_sound_attack_stands(make_model: MakeModel, data: Data) -> None:
     assert not failed(checks.values()), list(map(str, checks.values()))
 
 
-class Rounds(nn.Module):
-    """A defense whose gradient is zero: it rounds its input."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model((images * 31).round() / 31)  # type: ignore[no-any-return]
-
-
 def test_a_defense_without_gradients_is_beaten_by_noise_and_square(make_model: MakeModel, data: Data) -> None:
-    target = EvaluatedModel.of_model(Rounds(make_model(0).ensemble), CPU)
+    target = EvaluatedModel.of_model(Rounds(make_model(0).ensemble, 32), CPU)
     checks = probed(data, target, PGD(steps=2, random_start=False), (0.1,))
     failing = {name for name, check in checks.items() if check.status == "fail"}
     # Without a gradient, ten times the steps are as good as none; APGD's random start is better.
@@ -116,6 +106,13 @@ def test_a_single_network_of_three_classes_is_attacked_as_it_can_be() -> None:
     (targeted,) = (trial.attack for trial in trials if trial.name == TARGETED)
     assert targeted.label == "apgd:steps=10"
     assert targeted.loss == "cw"
+
+
+def test_by_default_the_result_had_the_protocols_restarts(make_model: MakeModel, data: Data) -> None:
+    target, attack = make_model(0), PGD(steps=1)
+    outcomes = Evaluator(data).run([target], Whitebox(eps=(0.02,), attacks=(attack,)), torch.arange(8))
+    found = {check.name: check.evidence for check in probe(target, outcomes, data, [attack], limit=1)}
+    assert "pgd:steps=10 in 10 tries takes" in found["more effort changes nothing"]
 
 
 def test_where_nothing_survives_there_is_nothing_to_probe(make_model: MakeModel, data: Data) -> None:
