@@ -83,7 +83,7 @@ def pairs(settings: Sequence[str]) -> dict[str, Any]:
         if not equals or not name:
             raise RobenchError(f"expected --set NAME=VALUE, got {text!r}")
         if name in found:
-            raise RobenchError(f"--set says `{name}` twice, {found[name]!r} and {value!r}; leave one away")
+            raise RobenchError(f"--set says `{name}` twice, {found[name]!r} and {value!r}; omit one")
         found[name] = value
     return found
 

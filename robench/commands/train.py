@@ -9,6 +9,7 @@ import click
 
 from robench.commands._help import Group, Grouped
 from robench.commands._shared import device_of, import_models, pairs, shared
+from robench.core.errors import RobenchError
 from robench.core.progress import bar
 from robench.core.rules import RULES
 
@@ -88,7 +89,7 @@ def command(
     named = {key: value for key, value in values.items() if value is not None}
     overrides = named | (others := pairs(settings))
     if twice := sorted(named.keys() & others.keys()):
-        raise RobenchError(f"`{twice[0]}` is said by --{twice[0].replace('_', '-')} and by --set; leave one away")
+        raise RobenchError(f"`{twice[0]}` is said by --{twice[0].replace('_', '-')} and by --set; omit one")
     place = device_of(device)
     data = load(dataset, data_dir)
     models = model.split(",") if model else []
