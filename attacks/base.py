@@ -64,6 +64,8 @@ class Attack(ABC):
         batch_dependent: whether an image depends on which others share its batch; of robench's own, admix's do.
         gradient_free: whether it needs outputs alone; then none of its images lacks a gradient.
         keeps_clean: whether it returns the clean image where it fails, which is then no sign that it did nothing.
+        by_member: whether it looks at the members of an ensemble one by one, as their average hides those that are
+            nearly certain.
         over_draws: whether all its gradients are `robench.attacks.ascent.gradient`'s: of a model that draws at
             inference, means over draws.
     """
@@ -74,6 +76,7 @@ class Attack(ABC):
     batch_dependent: ClassVar[bool] = False
     gradient_free: ClassVar[bool] = False
     keeps_clean: ClassVar[bool] = False
+    by_member: ClassVar[bool] = False
     over_draws: ClassVar[bool] = True
 
     loss: str = "ce"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ class Members(Iterative):
         gamma: γ of ``minmax``, how much equal weights are preferred.
         beta: β of ``minmax``, the step size of the weights.
     """
+
+    by_member: ClassVar[bool] = True
 
     steps: int = 50
     step_ratio: float = 0.2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,8 @@ class MORA(Attack):
         rule: how the ensemble under attack decides; ``softmax`` stands for the rule of an `Ensemble` that has another.
             What the model returns decides whatever is said here.
     """
+
+    by_member: ClassVar[bool] = True
 
     steps: int = 100
     targets: int = 9

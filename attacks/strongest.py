@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,8 @@ class Strongest(Attack):
         steps: gradient steps of each attack, and of each of their targets and runs.
         queries: of Square.
     """
+
+    by_member: ClassVar[bool] = True
 
     steps: int = 100
     queries: int = 1000

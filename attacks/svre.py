@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ class SVRE(FromImages):
         inner_steps: steps on members, M, over K; the authors take M = 16 of K = 4.
         inner_ratio: β over ε.
     """
+
+    by_member: ClassVar[bool] = True
 
     inner_steps: int = 4
     inner_ratio: float = 0.1

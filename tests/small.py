@@ -24,12 +24,16 @@ def ensemble(seed: int, members: int = 2) -> Ensemble:
 
 
 def noise() -> Data:
-    """40 noise images of 8x8, labelled as model 0 sees them."""
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
+    """40 noise images of 8x8 to test and as many to train, labelled as model 0 sees them."""
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 1, 8, 8), dtype=np.uint8)
     with torch.no_grad():
         labels = ensemble(0)(torch.from_numpy(pixels).float() / 255).argmax(dim=1).numpy()
     return make(
-        "npz:noise", (pixels, labels), (pixels, labels), classes=["a", "b", "c", "d"], statistics=((0.5,), (0.25,))
+        "npz:noise",
+        (pixels[40:], labels[40:]),
+        (pixels[:40], labels[:40]),
+        classes=["a", "b", "c", "d"],
+        statistics=((0.5,), (0.25,)),
     )
 
 

@@ -8,7 +8,7 @@ import os
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,18 @@ class Data:
         source = {"source": self.name} if self.name.startswith("hf:") else {}
         return {"name": self.label, "fingerprint": self.fingerprint, **source}
 
+    @cached_property
+    def known(self) -> frozenset[int]:
+        """Hashes of the training images, by which a test image that is one of them is known; of more than `MOST_BYTES`
+        of images none."""
+        images = self.train.images
+        return frozenset() if images.nbytes > MOST_BYTES else frozenset(map(_hash, images.cpu().numpy()))
+
+    def unseen(self, samples: Tensor) -> Tensor:
+        """Those of ``samples`` (B,), indices of test images, whose images are no training images."""
+        seen = [_hash(image) in self.known for image in self.test.images[samples].cpu().numpy()]
+        return samples[~torch.tensor(seen, dtype=torch.bool)]
+
     def model(self, name: str) -> ModelSpec:
         """The spec of a registered model for this data set."""
         return ModelSpec(
@@ -190,6 +202,10 @@ Loader = Callable[[DataFolder], Data]
 
 #: Classes that a summary names.
 SHOWN = 10
+#: Pixels of 0 to 255 that reach no higher than this are of another unit.
+DARK = 64
+#: Training images are compared with test images up to this size: two seconds.
+MOST_BYTES = 2 << 30
 #: Class shares less likely than this in a random draw say that the data are ordered by class.
 ORDERED = 1e-6
 
@@ -283,11 +299,21 @@ def make(
     names = tuple(classes) if classes is not None else tuple(str(label) for label in range(count))
     if count > len(names) or len(names) < 2:
         raise RobenchError(f"{name}: expected labels in 0..{len(names) - 1} and at least 2 classes, got {count - 1}")
+    brightest = int(max(split.images[:1000].max() for split in splits.values()))
+    if 0 < brightest < DARK:
+        log.warning(
+            f"{name}: the brightest pixel is {brightest} of 255, and ε is a share of 255; if {brightest} is white "
+            f"there, multiply the images by {255 // brightest}"
+        )
     mean, std = statistics or _statistics(splits["train"].images)
     if fingerprint is None:
         tensors = {f"{part}.{kind}": getattr(s, kind) for part, s in splits.items() for kind in ("images", "labels")}
         fingerprint = tensors_hash(tensors)
     return Data(name, splits["train"], splits["test"], mean, std, names, fingerprint, recipe)
+
+
+def _hash(image: npt.NDArray[np.uint8]) -> int:
+    return hash(image.tobytes())
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

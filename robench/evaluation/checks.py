@@ -251,7 +251,7 @@ def strongest_counts(outcomes: Outcomes, known: Outcomes | None = None) -> Findi
 
 def stands_for(data: Data, samples: Tensor) -> Finding:
     """Whether the classes of the test images that are judged are those of the data set, in shares of a random draw, and
-    each image is there once.
+    each image is there once and no training image.
 
     Args:
         samples: indices of test images.
@@ -273,6 +273,10 @@ def stands_for(data: Data, samples: Tensor) -> Finding:
     if again > POINT * len(samples):
         status, fix = _worst(status, "warn"), fix or "leave each image in the data once"
         evidence += f"; {again} of them are there before, and intervals take each for an image of its own"
+    seen = len(samples) - len(data.unseen(samples))
+    if seen > POINT * len(samples):
+        status, fix = _worst(status, "warn"), fix or "judge on images that no training has seen"
+        evidence += f"; {seen} of them are training images too, of which accuracy is that of what was learnt by heart"
     return Finding("sample stands for the data", status, evidence, fix)
 
 

@@ -19,11 +19,9 @@ from torch import Tensor, nn
 
 from robench.attacks import Attack
 from robench.attacks.ascent import ascend
-from robench.attacks.members import Members
 from robench.attacks.mora import MORA
 from robench.attacks.pgd import PGD
 from robench.attacks.square import Square
-from robench.attacks.strongest import Strongest
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError, in_a_line, out_of_memory
 from robench.core.fast import Precision, attackable, crafting_dtype
@@ -43,8 +41,6 @@ FORWARD = 1 / 3
 #: what a query costs in gradient steps, measured on a few images; steps of each run of MORA.
 SHARE, FLOOR, MOST = 0.06, 2500, 100
 FEW_QUERIES, QUERY, FEW_STEPS = 200, 0.5, 20
-#: Attacks that look at an ensemble's members one by one: of their average those that are nearly certain have no slope.
-BY_MEMBER = (Members, MORA, Strongest)
 
 
 @dataclass(frozen=True)
@@ -180,7 +176,7 @@ def harder(tried: Sequence[Attack], members: int) -> tuple[Attack, ...]:
     `Square`, and, where there are several ``members`` and none of ``tried`` looks at them one by one, `MORA`."""
     losses = {attack.loss for attack in tried if isinstance(attack, PGD)}
     found: list[Attack] = [PGD(loss=loss) for loss in [loss for loss in ("ce", "cw") if loss not in losses][:1]]
-    if members > 1 and not any(isinstance(attack, BY_MEMBER) for attack in tried):
+    if members > 1 and not any(attack.by_member for attack in tried):
         found.append(MORA(targets=0, steps=FEW_STEPS))
     return (*found, Square(queries=FEW_QUERIES))
 

@@ -843,3 +843,14 @@ def test_a_path_as_a_name_is_told_its_prefix(tmp_path: Path) -> None:
     for path, kind in ((tmp_path / "my.npz", "npz"), (tmp_path, "folder")):
         with pytest.raises(RobenchError, match=f"is a path and no name; try {kind}:{path}$"):
             load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("brightest", "told_of"), [(1, "multiply the images by 255"), (16, "by 15"), (64, ""), (255, "")]
+)
+def test_pixels_of_another_unit_are_told(brightest: int, told_of: str, told: list[str]) -> None:
+    """Digits of 0 to 16, masks of 0 and 1: ε .1 of 255 is more than all of their range."""
+    pixels = np.full((4, 2, 2), brightest, dtype=np.uint8)
+    make("npz:x", (pixels, np.arange(4) % 2), (pixels, np.arange(4) % 2))
+    assert [line for line in told if told_of and told_of in line] == [line for line in told if "brightest" in line]
+    assert bool(told_of) == any(f"the brightest pixel is {brightest} of 255" in line for line in told)

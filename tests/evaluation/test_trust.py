@@ -252,6 +252,16 @@ def test_an_image_that_is_there_many_times_is_said(make_model: MakeModel, data: 
     assert "30 of them are there before" in found.evidence
 
 
+def test_a_test_image_that_is_a_training_image_is_said(make_model: MakeModel, data: Data) -> None:
+    same = replace(data, train=data.test, fingerprint="one set for both")
+    outcomes, _ = judged(same, make_model(0))
+    (found,) = (check for check in outcomes.checks if check.name == "sample stands for the data")
+    assert found.status == "warn"
+    assert "40 of them are training images too" in found.evidence
+    assert same.unseen(torch.arange(40)).tolist() == []
+    assert data.unseen(torch.arange(40)).tolist() == list(range(40))
+
+
 def test_from_python_what_does_not_pass_is_a_warning(data: Data, make_model: MakeModel) -> None:
     untrained = make_model(3).ensemble
     with pytest.warns(DoubtWarning, match="clean above chance"):
