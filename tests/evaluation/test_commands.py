@@ -39,7 +39,7 @@ EVAL = ["--dataset", "npz:noise.npz", "--samples", "24", "--steps", "3", "--rest
 def work(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("commands")
     images, labels = data.test.images.numpy(), data.test.labels.numpy()
-    np.savez(folder / "noise.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    np.savez(folder / "noise.npz", x_train=255 - images, y_train=labels, x_test=images, y_test=labels)
     before = Path.cwd()
     os.chdir(folder)
     try:

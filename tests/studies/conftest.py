@@ -33,7 +33,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
         labels = ensemble(0)(torch.from_numpy(pixels).float() / 255).argmax(dim=1).numpy()
     # A class more than labels, so that there are as many classes as outputs.
     train = np.concatenate([labels[:-1], [SPEC.num_classes - 1]])
-    np.savez(folder / "noise.npz", x_train=pixels, y_train=train, x_test=pixels, y_test=labels)
+    np.savez(folder / "noise.npz", x_train=255 - pixels, y_train=train, x_test=pixels, y_test=labels)
     store = Runs(folder / "runs")
     for number, (name, role) in enumerate((("base", "target"), ("sub", "surrogate"))):
         store.save(

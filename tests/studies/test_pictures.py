@@ -19,6 +19,7 @@ from robench.evaluation.settings import Settings
 from robench.reports.pictures import Picture
 from robench.session import CRAFTED, OUTCOMES, Session, stored
 from robench.studies.pictures import pictures
+from robench.studies.plane import decision_regions
 from tests import forged
 from tests.studies.conftest import judge
 
@@ -117,3 +118,15 @@ def replace(run: Path, other: Path) -> None:
     theirs = read_record(other / "manifest.json")
     shutil.copy(other / "weights.safetensors", run / "weights.safetensors")
     forged.record(run / "manifest.json", weights=theirs["weights"])
+
+
+def test_decision_regions_are_in_the_order_of_the_other_figures(judged: Session) -> None:
+    """That of the paper, however the runs are named."""
+    store, base = judged.store, judged.store.get("base")
+    for name, defense in (("a", "dverge"), ("b", "adp")):
+        store.save(
+            name, base.load(), members=base.specs, defense={"name": defense}, seed=0, role="target", data=None,
+            more={"dataset": "cifar10"},
+        )  # fmt: skip
+    found = decision_regions(judged, [store.get(name) for name in ("a", "b", "base")], base, resolution=3)
+    assert list(found.classes) == ["Baseline/2", "ADP/2", "DVERGE/2"]
