@@ -8,6 +8,7 @@ import click
 
 from robench.commands._help import Grouped
 from robench.commands._shared import shared
+from robench.core.errors import RobenchError
 
 _EXAMPLES = ("robench status demo",)
 
@@ -21,17 +22,14 @@ _EXAMPLES = ("robench status demo",)
 @shared("data_dir")
 def command(study: str, out: Path | None, settings: tuple[str, ...], data_dir: str) -> None:
     """What of STUDY is done, running, failed and left."""
-    from robench.core.errors import RobenchError
     from robench.studies.plan import expand
     from robench.studies.state import StudyFolder, StudyStatus
     from robench.studies.study import find, parse
 
     name, text = find(study)
     plan, there = expand(name, parse(name, text, settings), data_dir), out or Path(name)
-    if not there.is_dir():
-        raise RobenchError(
-            f"{there} is no folder: nothing of {name} was done there; robench run makes it, --out names it"
-        )
+    if out is not None and not out.is_dir():
+        raise RobenchError(f"{out} is no folder: nothing of {name} was done there; omit --out, or name another")
     folder = StudyFolder(there)
     status = StudyStatus(plan, folder)
     states = {key: status.state(step) for key, step in plan.steps.items()}

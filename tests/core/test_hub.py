@@ -208,7 +208,7 @@ def test_the_revision_stands_in_manifest_card_and_commands(
     # Which data to judge on is known.
     judged = ["eval", "it", "--threat", "whitebox", "--eps", "0.1", "--steps", "1", "--restarts", "1"]
     assert run([*judged, "--no-probe", "--runs", store]) == 0
-    assert "42 + 9 images to train and test; classes 0 ant 14 + 3" in capsys.readouterr().err
+    assert "42 + 9 images to train and test; classes 0 ant: 14 + 3" in capsys.readouterr().err
     rows = Runs(store).get("it")
     assert all(f"--dataset {name} " in each for each in judge_commands(rows, rows_of(rows).evaluations()))
 

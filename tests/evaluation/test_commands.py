@@ -32,7 +32,8 @@ from tests import forged
 from tests.core import chores
 from tests.small import SPEC, ensemble
 
-EVAL = ["--dataset", "npz:noise.npz", "--samples", "24", "--steps", "3", "--restarts", "2", "--device", "cpu"]
+ON = ["--dataset", "npz:noise.npz", "--samples", "24", "--steps", "3", "--restarts", "2"]
+EVAL = [*ON, "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +338,7 @@ def test_every_gpu_gets_a_process(work: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(_helpers, "helpers", noting)
     monkeypatch.setattr("robench.commands.eval.device_of", on_cpu)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    common = ["eval", "adp2", "--threat", "whitebox", "--eps", "0.05", *EVAL, "--no-probe"]
+    common = ["eval", "adp2", "--threat", "whitebox", "--eps", "0.05", *ON, "--no-probe"]
     for gpus, options in (
         (3, ["--device", "auto"]),
         (2, ["--device", "cuda", "--workers", "4"]),
@@ -395,12 +396,13 @@ def test_code_that_runs_need_is_named_at_once_and_first(
 
 
 def test_what_show_tells_of_rows_it_tells_once(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["eval", "gal0", "--threat", "whitebox", "--eps", "0.05", "--no-probe", *EVAL]) == 0
-    shutil.copytree("runs/gal0", "damaged/gal0")
+    shutil.copytree("runs/gal0", "damaged/gal0", ignore=shutil.ignore_patterns("outcomes"))
+    place = ["--runs", "damaged"]
+    assert run(["eval", "gal0", "--threat", "whitebox", "--eps", "0.05", "--no-probe", *place, *EVAL]) == 0
     for path in Path("damaged/gal0/outcomes").glob("part-*"):
         path.write_bytes(b"")
     capsys.readouterr()
-    assert run(["show", "gal0", "--runs", "damaged"]) == 0
+    assert run(["show", "gal0", *place]) == 0
     told = capsys.readouterr().err.splitlines()
     assert told
     assert len(set(told)) == len(told)
