@@ -26,6 +26,8 @@ from robench.training.batches import batches
 from robench.training.loop import make_optimizer
 from robench.training.task import resolve
 
+pytestmark = pytest.mark.slow
+
 GPU = torch.device("meta")  # the one device whose gradients torch computes without having it
 SPEC = ModelSpec(name="resnet8", num_classes=10, in_channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
 OWN = [name for name in ATTACKS.names() if not ATTACKS.get(name).batch_dependent and name != "autoattack"]

@@ -19,6 +19,8 @@ from robench.attacks import ATTACKS
 from robench.core.registry import Registry
 from robench.defenses import DEFENSES
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PAGES = [
     "README.md",

@@ -23,6 +23,8 @@ from robench.session import Session
 from robench.store.importing import import_weights
 from robench.store.runs import Run, Runs
 
+pytestmark = pytest.mark.slow
+
 BASELINE = "baseline-3-resnet20-seed0"
 DVERGE = "dverge-3-resnet20-eps0.07-seed0"
 HOLD_OUT = "surrogate-baseline-3-resnet20-jpeg"

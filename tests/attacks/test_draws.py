@@ -16,6 +16,8 @@ from robench.core.drawn import model_draws, row_key
 from robench.core.ensemble import Ensemble
 from robench.core.rng import Draws, key
 
+pytestmark = pytest.mark.slow
+
 OWNER = ("craft", 0, 0)
 SAMPLES = np.array([3, 11, 20, 8])
 

@@ -32,6 +32,8 @@ from robench.evaluation.threats import Whitebox
 from robench.training.loop import make_optimizer, train_step
 from robench.training.task import resolve
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 SPEC = ModelSpec(name="resnet8", num_classes=4, in_channels=1, mean=(0.5,), std=(0.25,))
 

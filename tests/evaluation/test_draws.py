@@ -37,6 +37,8 @@ from robench.studies.summary import expectations
 from robench.validity.probe import attack_again
 from tests.small import assert_same_rows
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 FAST = PGD(steps=3)
 SAMPLES = torch.arange(24)

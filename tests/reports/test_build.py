@@ -25,6 +25,8 @@ from robench.reports.pictures import Picture
 from robench.reports.sheet import FIGURES, Inputs, Sheet, Skipped
 from tests.reports.frames import history, rows, share, study
 
+pytestmark = pytest.mark.slow
+
 PROVENANCE = {"robench": "0.1.0", "note": "a < b & </script>"}
 CHROMIUM = shutil.which("chromium")
 

@@ -24,6 +24,8 @@ from robench.cli import run
 from robench.session import stored
 from robench.store.runs import Runs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -34,6 +34,8 @@ from tests.core.chores import running
 from tests.studies import small
 from tests.studies.small import planned
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def study(whole: Path) -> Path:

@@ -20,6 +20,8 @@ from tests import forged
 from tests.small import SPEC
 from tests.studies.conftest import judge
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def others(judged: Session) -> Data:

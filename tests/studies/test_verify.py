@@ -21,6 +21,8 @@ from robench.studies.intact import SUMMARY
 from robench.studies.verify import verify
 from tests.studies import small
 
+pytestmark = pytest.mark.slow
+
 #: More cells than the study has.
 ALL = 1000
 

@@ -16,6 +16,8 @@ from robench.core.frozen import batchnorm
 from robench.store.runs import Run, Runs
 from robench.training.task import Task
 
+pytestmark = pytest.mark.slow
+
 Small = Callable[..., Task]
 Train = Callable[..., Run]
 

@@ -18,6 +18,8 @@ from robench.store.runs import Runs
 from robench.training import loop, parallel
 from tests.training import two_processes
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(two_processes.__file__)
 
 

@@ -26,6 +26,8 @@ from robench.training.loop import make_optimizer, plain_gradients, train_step
 from robench.training.recording import NotRecorded, Record, Recorded, or_plain
 from robench.training.task import Task, resolve
 
+pytestmark = pytest.mark.slow
+
 
 def played(ensemble: Ensemble) -> Record:
     """A recording as a CPU can make one: what was recorded runs again, and writes into the same tensors."""
