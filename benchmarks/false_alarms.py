@@ -92,6 +92,29 @@ def by_hand() -> dict[str, nn.Module]:
     }
 
 
+def bare() -> dict[str, nn.Module]:
+    """Small networks whose gradient is zero at more pixels: a maximum first, no bias, no normalisation."""
+
+    def block(width: int, out: int, bias: bool) -> list[nn.Module]:
+        return [nn.Conv2d(width, out, 3, padding=1, bias=bias), nn.ReLU(), nn.MaxPool2d(2)]
+
+    def vgg(bias: bool) -> nn.Module:
+        blocks = [*block(1, 16, bias), *block(16, 32, bias), *block(32, 64, bias)]
+        return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(64, 10, bias=bias))
+
+    return {
+        "bare VGG": vgg(True),
+        "bare VGG, no bias": vgg(False),
+        "bare MLP, no bias": nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 128, bias=False), nn.ReLU(), nn.Linear(128, 10, bias=False)
+        ),
+        "bare CNN, max-pool first": nn.Sequential(
+            nn.MaxPool2d(2, 1), *block(1, 32, True), nn.Flatten(), nn.Linear(288, 10)
+        ),
+        "bare CNN, four channels": nn.Sequential(*block(1, 4, True), nn.Flatten(), nn.Linear(64, 10)),
+    }
+
+
 def fitted(model: nn.Module, data: Data, epochs: int = 30, eps: float = 0.0) -> nn.Module:
     """``model`` after Adam on the training images; against PGD of 5 steps within ``eps`` where it is not 0."""
     for module in model.modules():
@@ -187,6 +210,8 @@ def models(folder: Path) -> Iterator[tuple[str, Callable[[], Model]]]:
         "tinynet_e",
     ]:
         yield f"timm/{name}", lambda name=name: named(f"timm/{name}", tints, 12)
+    for name, network in bare().items():
+        yield name, lambda network=network: plain(network)
     for defense in ("baseline", "adp", "gal", "dverge", "advt", "dverge-advt"):
         yield f"robench train {defense} --n 2", lambda defense=defense: (_trained(defense, folder, digits), digits)
     if SHARED.is_dir():

@@ -351,9 +351,12 @@ def probed(outcomes: Outcomes, again: Outcomes) -> Finding:
     evidence = f"{' and '.join(names)} take {fallen} of {total} survivors of {target} at ε {eps:g}"
     status: Status = "fail" if least > TAKEN else "warn" if least > SOME else "pass"
     if status != "pass":
+        best = (
+            again.where(threat=PROBE, member=ENSEMBLE).frame.groupby("attack", observed=True)["correct"].mean().idxmin()
+        )
         evidence += (
             f": the accuracy there, {white:.1%}, is too high by {100 * least:.1f} points at least; evaluate with "
-            f"--losses ce,cw, or with more of --attacks pgd,square,strongest"
+            f"--losses ce,cw, or with more of --attacks pgd,square,strongest or what takes most here, {best}"
         )
     return Finding(SURVIVORS, status, evidence)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from robench.attacks import Attack
 from robench.attacks.ascent import ascend
+from robench.attacks.mef import MEF
 from robench.attacks.mora import MORA
 from robench.attacks.pgd import PGD
 from robench.attacks.square import Square
@@ -39,8 +40,11 @@ FORWARD = 1 / 3
 #: Survivors of a white-box result that are always attacked again, see `robench.validity.probe.attack_again`: share of
 #: the result's gradient steps that it may take, and steps that it may take anyhow; survivors at most; queries of each;
 #: what a query costs in gradient steps, measured on a few images; steps of each run of MORA.
-SHARE, FLOOR, MOST = 0.06, 2500, 100
+SHARE, FLOOR, MOST = 0.07, 2900, 100
 FEW_QUERIES, QUERY, FEW_STEPS = 200, 0.5, 20
+#: PGD with momentum whose gradient is taken at a random point within ε of the iterate, not cut to the box: a pixel that
+#: a clamp or a threshold makes flat where the iterate is has a gradient at some of them.
+AROUND = MEF(steps=25, neighbours=1, radius=1.0, inner_ratio=0.0)
 
 
 @dataclass(frozen=True)
@@ -173,9 +177,11 @@ def on_target(
 
 def harder(tried: Sequence[Attack], members: int) -> tuple[Attack, ...]:
     """What survivors of a white-box result of these attacks are attacked with: PGD with the loss that was not tried,
-    `Square`, and, where there are several ``members`` and none of ``tried`` looks at them one by one, `MORA`."""
+    `AROUND`, `Square`, and, where there are several ``members`` and none of ``tried`` looks at them one by one,
+    `MORA`."""
     losses = {attack.loss for attack in tried if isinstance(attack, PGD)}
     found: list[Attack] = [PGD(loss=loss) for loss in [loss for loss in ("ce", "cw") if loss not in losses][:1]]
+    found.append(AROUND)
     if members > 1 and not any(attack.by_member for attack in tried):
         found.append(MORA(targets=0, steps=FEW_STEPS))
     return (*found, Square(queries=FEW_QUERIES))

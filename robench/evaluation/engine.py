@@ -33,7 +33,7 @@ from robench.evaluation.planning import Planner, Request, all_samples
 from robench.evaluation.predict import Indices, correct
 from robench.evaluation.rows import OpenRows, Rows
 from robench.evaluation.settings import Settings
-from robench.evaluation.soundness import GRADIENT, REPEAT, changed, examine
+from robench.evaluation.soundness import FLAT, GRADIENT, REPEAT, changed, examine
 from robench.evaluation.threats import Threat, surrogates_of
 from robench.store.claims import Claims
 
@@ -209,7 +209,7 @@ class Evaluator:
                 own += [
                     check
                     for check in sound.checks
-                    if (check.status != "pass" or model is target) and (followed or check.name != GRADIENT)
+                    if (check.status != "pass" or model is target) and (followed or check.name not in (GRADIENT, FLAT))
                 ]
                 if sound.draws:
                     self._planner.drawing.add(model.identity)

@@ -20,11 +20,13 @@ from robench.core.frozen import frozen
 from robench.core.hidden import unregistered
 from robench.core.losses import Loss, cross_entropy, margin
 from robench.core.rng import Stream, key
+from robench.evaluation.cost import AROUND
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.findings import Finding, Status
 
-#: Name of the check of the gradient, which an attack without gradients has no use for.
+#: Names of the checks of the gradient, which an attack without gradients has no use for.
 GRADIENT = "gradient true"
+FLAT = "gradient at every pixel"
 REPEAT, BLIND = "outputs repeat", "cross-entropy sees"
 #: Images that are looked at.
 IMAGES = 16
@@ -50,6 +52,9 @@ WRONG = 0.3
 SMALL, LOST = 0.3, 1e-3
 #: Share of images with a wrong gradient that is worth a warning, and that is a failure.
 SOME, MANY = 0.15, 0.4
+#: Share of pixels without a gradient that is worth a warning: most networks have none, one that begins with a maximum
+#: of pixels 12 %, and of the digits a clamp at .05 leaves 58 % without.
+FLAT_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ def _looked_at(data: Data, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def _examine(model: EvaluatedModel, data: Data, device: torch.device) -> Soundness:
     images, labels = _looked_at(data, device)
-    outputs, drawn, wrong = [], [], []
+    outputs, drawn, wrong, flat = [], [], [], []
     differentiable = False
     blind: Finding | None = None
     with keyed_torch(device, "examine"), frozen(model.ensemble):
@@ -131,6 +136,8 @@ def _examine(model: EvaluatedModel, data: Data, device: torch.device) -> Soundne
                 continue
             share = wrong_gradients(member, images, labels)
             wrong.append((share, who))
+            if share <= SOME:
+                flat.append((flat_pixels(member, images, labels), who))
             blind = blind or _blind(member, images, labels, who)
     checks = []
     if drawn:
@@ -154,6 +161,14 @@ def _examine(model: EvaluatedModel, data: Data, device: torch.device) -> Soundne
         )
         status: Status = "fail" if share > MANY else "warn" if share > SOME else "pass"
         checks.append(Finding(GRADIENT, status, evidence, "" if status == "pass" else fix))
+    share, who = max(flat, default=(0.0, ""))
+    if share > FLAT_SHARE:
+        evidence = (
+            f"{share:.0%} of pixels have a gradient of exactly zero in {who} near the images, and another "
+            f"in images of less contrast: a clamp, a threshold or a crop of contrast may hide them from an attack"
+        )
+        fix = f"judge it with gradients from around the images too (--attacks pgd,{AROUND.label})"
+        checks.append(Finding(FLAT, "warn", evidence, fix))
     return Soundness(tuple(checks), tuple(outputs), bool(drawn), blind, differentiable)
 
 
@@ -335,6 +350,19 @@ def _bad(lead: Callable[[Tensor], Tensor], images: Tensor, slope: Tensor) -> Ten
         if not bool(flat.any()) and float(bad.double().mean()) <= SOME:
             break
     return torch.where(flat, moved, bad)
+
+
+def flat_pixels(member: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of pixels of images (B,C,H,W) whose gradient of the margin is exactly zero at a random point within `NEAR`,
+    as where an attack starts, though other pixels of the image have one, and they in the image at half its contrast.
+
+    Half the contrast leaves the larger of two neighbours the larger, so that few pixels of a maximum count.
+    """
+    noise = 2 * Stream(("gradient", "near")).uniform(images.shape, 0).to(images) - 1
+    slope = input_gradient(member, margin, (images + NEAR * noise).clamp(0, 1), labels)
+    inside = input_gradient(member, margin, 0.25 + 0.5 * images, labels)
+    seen = (slope != 0).flatten(1).any(dim=1).view(-1, 1, 1, 1)
+    return float(((slope == 0) & (inside != 0) & seen).double().mean())
 
 
 def _blind(member: nn.Module, images: Tensor, labels: Tensor, who: str) -> Finding | None:

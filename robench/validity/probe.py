@@ -62,8 +62,9 @@ def attack_again(
     evaluator: Evaluator, targets: Sequence[EvaluatedModel], threat: Threat, outcomes: Outcomes
 ) -> Outcomes:
     """Attacks a few survivors of each target by `robench.evaluation.cost.harder`: without gradient (`Square`), by PGD
-    with the loss that was not tried, and with members weighed anew at every step (`MORA`), for at most `cost.SHARE` of
-    the gradient steps that the result took, or `cost.FLOOR` steps where that is less.
+    with the loss that was not tried, with gradients from around the iterate (`cost.AROUND`), and with members weighed
+    anew at every step (`MORA`), for at most `cost.SHARE` of the gradient steps that the result took, or `cost.FLOOR`
+    steps where that is less.
 
     They are taken at the ε whose accuracy is nearest to half the clean one. What `evaluator` has of it already is not
     computed again.

@@ -88,7 +88,8 @@ def test_survivors_of_too_few_steps_fall_to_what_is_always_tried(
     assert run([*arguments, "--strict"]) == 1
     printed = capsys.readouterr().out
     assert "not probed" not in printed
-    tried = "mora:steps=20:targets=0 ce and pgd cw and square:queries=200 cw"
+    around = "mef:steps=25:neighbours=1:radius=1:inner_ratio=0 ce"
+    tried = f"{around} and mora:steps=20:targets=0 ce and pgd cw and square:queries=200 cw"
     assert f"fail  survivors attacked again: {tried} take" in printed
     assert run(["show", "gal0"]) == 0
     shown = capsys.readouterr().out

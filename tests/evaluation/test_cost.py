@@ -146,7 +146,7 @@ def test_the_forecast_is_an_upper_bound_where_images_fall(
     threat = threats(make_model, 0.2)[name]
     forecast, done = measured(Evaluator(data, Settings(CPU)), make_model(0), data, threat, counter)
     # Of a white-box result hardly an image is left to be attacked again.
-    assert forecast / 4 < done < 0.98 * forecast
+    assert forecast / 5 < done < 0.98 * forecast
 
 
 def test_black_box_is_exact_however_many_fall_and_counts_what_is_missing_alone(

@@ -128,6 +128,10 @@ DOUBTED: dict[str, tuple[Callable[[Any, Tensor], Any], str, str]] = {
     "half detached": (lambda self, x: self.model(0.7 * x.detach() + 0.3 * x), "gradient true", "fail"),
     "another's": (lambda self, x: self.model(Detached.apply(x)), "gradient true", "fail"),
     "detached": (lambda self, x: self.model(x.detach()), "gradient true", "fail"),
+    "clamped inside": (lambda self, x: self.model(x.clamp(0.2, 0.8)), "gradient at every pixel", "warn"),
+    "thresholded": (lambda self, x: self.model(x * (x > 0.3)), "gradient at every pixel", "warn"),
+    "above a level": (lambda self, x: self.model((x - 0.3).relu()), "gradient at every pixel", "warn"),
+    "contrast cut": (lambda self, x: self.model((1.6 * x - 0.3).clamp(0, 1)), "gradient at every pixel", "warn"),
 }
 
 
@@ -151,6 +155,8 @@ SOUND: dict[str, Callable[[Any, Tensor], Any]] = {
     "seeds": lambda self, x: (torch.manual_seed(3), self.model(x + 0.01 * torch.rand_like(x[:1])))[1],
     "probabilities": lambda self, x: self.model(x).softmax(dim=1),
     "channels last": lambda self, x: self.model(x.contiguous(memory_format=torch.channels_last)),
+    "maximum of neighbours": lambda self, x: self.model(nn.functional.max_pool2d(x, 2, 1)),
+    "half the contrast": lambda self, x: self.model(0.5 * x + 0.25),
     "flips": lambda self, x: (self.model(x) + self.model(x.flip(-1))) / 2,
 }
 

@@ -222,10 +222,30 @@ def test_members_that_the_average_hides_are_attacked_by_themselves(data: Data) -
         labels = torch.stack([member(images).softmax(dim=1) for member in model]).mean(dim=0).argmax(dim=1)
     own = replace(data, test=replace(data.test, labels=labels), fingerprint="as the three see them")
     threat = Whitebox(eps=(0.1,), attacks=(PGD(steps=10),), restarts=1)
-    with pytest.warns(DoubtWarning, match="survivors attacked again: mora"):
+    with pytest.warns(DoubtWarning, match="survivors attacked again: .*what takes most here, mora:steps=20:targets=0"):
         outcomes = robench.evaluate(model, own, threat, samples=40)
     (found,) = (check for check in outcomes.checks if check.name == "survivors attacked again")
     assert found.status == "fail"
+
+
+class Clamped(Scaled):
+    """A model that sees no pixel below .05: there an attack has no gradient."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.clamp(min=0.05))
+
+
+@pytest.mark.parametrize("kind", [Clamped, Scaled])
+@pytest.mark.filterwarnings("ignore::robench.DoubtWarning")
+def test_survivors_behind_a_clamp_fall_to_gradients_from_around_them(kind: type[Scaled], data: Data) -> None:
+    model = kind(small.ensemble(0).members[0], 1)
+    dark = (data.test.images * 0.03).to(torch.uint8)
+    with torch.no_grad():
+        labels = model(to_images(dark)).argmax(dim=1)
+    night = replace(data, test=Split(dark, labels), fingerprint="dark")
+    outcomes = robench.evaluate(model, night, Whitebox(eps=(0.1,), restarts=1), samples=40)
+    (found,) = (check for check in outcomes.checks if check.name == "survivors attacked again")
+    assert found.status == ("fail" if kind is Clamped else "pass")
 
 
 def test_what_is_kept_of_a_sample_is_of_all_that_reports_count(

@@ -52,8 +52,8 @@ def test_the_paper_is_planned_whole() -> None:
     assert crafted == pytest.approx((1000 * 7 * 10 * (100 + 1 / 3 + 1 + 2 / 3) + 1000 / 3) * (3 + 5 + 8))
     assert sum(step.disk for step in of(plan, "craft", "blackbox")) == 1000 * 7 * 30 * 3 * 32 * 32 * 4
     white = next(step for step in of(plan, "judge", "whitebox") if step.task and step.task.n == 8)
-    # Of 100 survivors, each is attacked again with 50 steps, MORA's five runs of 20, and 200 queries.
-    again = 100 * (50 + 2 + 5 * (20 + 1) + 2 + 200 / 3 + 4 / 3) * 8
+    # Of 100 survivors, each is attacked again with 50 steps, with 25, MORA's five runs of 20, and 200 queries.
+    again = 100 * (50 + 2 + 25 + 2 + 5 * (20 + 1) + 2 + 200 / 3 + 4 / 3) * 8
     assert white.passes == pytest.approx(1000 * 7 * 5 * (50 + 2) * 8 + 1000 * 8 / 3 + again)
     moved = next(step for step in of(plan, "judge", "transfer") if step.task and step.task.n == 8)
     assert moved.passes == pytest.approx(1000 * 7 * 5 * 8 * (50 + 5 / 3 + 8 / 3) + 10_000 * 8 / 3)
