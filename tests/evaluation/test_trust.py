@@ -20,6 +20,7 @@ from robench.attacks.pgd import PGD
 from robench.core.data import Data, Split, to_images
 from robench.core.errors import DoubtWarning, RobenchError
 from robench.core.logs import Lines, logged
+from robench.evaluation.cost import AROUND
 from robench.evaluation.engine import Evaluator
 from robench.evaluation.evaluated import EvaluatedModel
 from robench.evaluation.findings import Finding
@@ -246,6 +247,7 @@ def test_survivors_behind_a_clamp_fall_to_gradients_from_around_them(kind: type[
     outcomes = robench.evaluate(model, night, Whitebox(eps=(0.1,), restarts=1), samples=40)
     (found,) = (check for check in outcomes.checks if check.name == "survivors attacked again")
     assert found.status == ("fail" if kind is Clamped else "pass")
+    assert found.evidence.endswith(f"what takes most here, {AROUND.label}") == (kind is Clamped)
 
 
 def test_what_is_kept_of_a_sample_is_of_all_that_reports_count(
