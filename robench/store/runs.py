@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from robench.core.ensemble import Ensemble
 from robench.core.errors import RobenchError, unknown
 from robench.core.files import (
+    Damaged,
     checked_name,
     content_key,
     read_record,
@@ -150,18 +151,23 @@ class Run:
             **{name: str(value) for name, value in recipe.items()},
         }
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights by name; RobenchError where they are absent, damaged, or not those that the manifest names."""
+        tensors, _ = read_tensors(self.folder / "weights.safetensors")
+        if tensors_hash(tensors) != self.weights:
+            raise Damaged(
+                f"the weights of run {self.name!r} are not those that its manifest names",
+                f"restore them, or remove {self.folder} and train or import again",
+            )
+        return tensors
+
     def load(self) -> Ensemble:
         """The ensemble, in eval mode on the CPU.
 
         Raises:
             RobenchError: weights that are absent, damaged, or not those that the manifest names.
         """
-        tensors, _ = read_tensors(self.folder / "weights.safetensors")
-        if tensors_hash(tensors) != self.weights:
-            raise RobenchError(
-                f"the weights of run {self.name!r} are not those that its manifest names; "
-                f"remove {self.folder} and train or import again"
-            )
+        tensors = self.tensors()
         ensemble = Ensemble((build(spec, 0) for spec in self.specs), self.rule)
         load_state(ensemble, tensors, self.name)
         return ensemble.eval()
@@ -198,11 +204,11 @@ class Runs:
             raise unknown("run", name, self.names(), hint)
         manifest = read_record(path)
         if manifest.get("format") != FORMAT:
-            raise RobenchError(f"{path} is not a manifest of format {FORMAT}; train or import the run again")
+            raise Damaged(f"{path} is not a manifest of format {FORMAT}", "train or import the run again")
         required = {name for name, about in Manifest.model_fields.items() if about.is_required()}
         missing = sorted(required - manifest.keys())
         if missing:
-            raise RobenchError(f"{path} lacks {', '.join(missing)}; train or import the run again")
+            raise Damaged(f"{path} lacks {', '.join(missing)}", "train or import the run again")
         return Run(path.parent, read_record(path, Manifest))
 
     def ancestor(self, entry: Mapping[str, Any]) -> Run | None:
