@@ -15,6 +15,7 @@ from robench.commands._shared import device_of, import_models, judged, refuse_gi
 from robench.core.errors import RobenchError
 from robench.core.progress import bar
 from robench.core.terminal import drawn, interval
+from robench.store.names import RunNames
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def command(
     runs: str,
 ) -> int:
     """What a run is, how its training went, and what was measured on it."""
+    RunNames(runs).manifest(name)
     import json
     from dataclasses import asdict
 

@@ -15,14 +15,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from robench.core.errors import RobenchError
 
 if TYPE_CHECKING:
     import pandas as pd
     from pydantic import BaseModel
+    from torch import Tensor
 
 
 class Absent(RobenchError, FileNotFoundError):
@@ -226,7 +224,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 #: The hash of what a file of tensors holds, from its tensors and metadata.
-Hashed = Callable[[Mapping[str, Tensor], Mapping[str, str]], str]
+Hashed = Callable[[Mapping[str, "Tensor"], Mapping[str, str]], str]
 
 
 def of_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -310,6 +308,8 @@ def content_key(value: Any) -> str:
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     """The hash of named tensors by content, whatever file they are in."""
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
 from robench.core.ensemble import Ensemble
-from robench.core.errors import RobenchError, unknown
+from robench.core.errors import RobenchError
 from robench.core.files import (
     Damaged,
     checked_name,
@@ -27,6 +27,7 @@ from robench.core.files import (
 from robench.core.models import ModelSpec, build
 from robench.core.rules import USUAL, Rule
 from robench.store.claims import Claims
+from robench.store.names import RunNames
 from robench.store.provenance import versions
 
 Role = Literal["target", "surrogate"]
@@ -173,35 +174,16 @@ class Run:
         return ensemble.eval()
 
 
-class Runs:
+class Runs(RunNames):
     """The folder that holds all runs."""
-
-    def __init__(self, root: Path | str = "runs") -> None:
-        self.root = Path(root)
-
-    def folder(self, name: str) -> Path:
-        return self.root / checked_name(name)
 
     def claims(self) -> Claims:
         """Who trains and judges what, among all processes that work on these runs."""
         return Claims(self.root / ".claims")
 
-    def names(self) -> list[str]:
-        """Names of finished runs, sorted."""
-        if not self.root.is_dir():
-            return []
-        return sorted(path.parent.name for path in self.root.glob("*/manifest.json"))
-
     def get(self, name: str) -> Run:
         """A finished run; RobenchError where there is none of that name."""
-        if (path := Path(name)).parent != Path() and (path / "manifest.json").exists():
-            raise RobenchError(
-                f"expected the name of a run, got the path {name!r}; type {path.name} --runs {path.parent}"
-            )
-        path = self.folder(name) / "manifest.json"
-        if not path.exists():
-            hint = f"Runs are read from {self.root}; {self.elsewhere() or '--runs names another folder'}."
-            raise unknown("run", name, self.names(), hint)
+        path = self.manifest(name)
         manifest = read_record(path)
         if manifest.get("format") != FORMAT:
             raise Damaged(f"{path} is not a manifest of format {FORMAT}", "train or import the run again")
@@ -222,11 +204,6 @@ class Runs:
                     there.append(run)
         # A copy, such as an import, does not say how it was trained.
         return min(there, key=lambda run: (not run.manifest.get("recipe"), run.name != entry["run"]), default=None)
-
-    def elsewhere(self) -> str:
-        """What to type where this is the folder of a study or of a publication, whose runs are one below it."""
-        below = self.root / "runs"
-        return f"they are in --runs {below}" if not self.names() and Runs(below).names() else ""
 
     def unused(self, name: str) -> str:
         """``name``; RobenchError where a run has it."""

@@ -251,6 +251,7 @@ def test_what_is_missing_is_told_and_no_refusal(folders: Path, capsys: pytest.Ca
     said = capsys.readouterr().out
     assert "warn  base: weights: are not here" in said
     assert "lack 1 verdicts" in said
+    assert said.splitlines()[-1] == "the files agree: 3 of 5"  # what warns was counted too
 
 
 def test_a_damaged_manifest_is_told_once_and_a_reader_is_not_told_to_remove_it(
