@@ -50,6 +50,9 @@ def command(
 
     A FOLDER is a study's (its --out), one of runs, one run's, or what robench publish wrote.
     """
+    for folder in folders:  # before anything slow is imported
+        if not folder.is_dir():
+            raise RobenchError(f"{folder} is no folder; name the folder of a study, of a run or of runs")
     from robench.studies.board import draw
 
     if out.is_dir():

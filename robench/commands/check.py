@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import click
@@ -135,10 +135,7 @@ def result(
         )
         opened = ResultFolder.at(folder)
         told = _told(finding for _, finding in opened.intact(opened.rows()))
-        bad = sum(each.status == "fail" for each in told)
-        click.echo(
-            f"refused: {bad} of {len(told)} do not hold" if bad else f"the files agree: {len(told)} of {len(told)}"
-        )
+        click.echo(_counted(told, "the files agree", "do not hold"))
         return int(failed(told))
     import_models(model)
     found = _told(
@@ -147,9 +144,14 @@ def result(
             device=device_of(device),
         )
     )  # fmt: skip
-    bad = sum(each.status == "fail" for each in found)
-    click.echo(f"refused: {bad} of {len(found)} differ" if bad else f"confirmed: {len(found)} of {len(found)}")
+    click.echo(_counted(found, "confirmed", "differ"))
     return int(failed(found))
+
+
+def _counted(found: Sequence[Finding], good: str, bad: str) -> str:
+    """The last line: how many fail, or else how many pass; what warns is neither."""
+    failing, passing = (sum(each.status == status for each in found) for status in ("fail", "pass"))
+    return f"refused: {failing} of {len(found)} {bad}" if failing else f"{good}: {passing} of {len(found)}"
 
 
 def _told(findings: Iterable[Finding], indent: str = "") -> list[Finding]:

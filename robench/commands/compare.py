@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,7 @@ from robench.core.errors import RobenchError
 from robench.core.terminal import drawn, interval
 
 if TYPE_CHECKING:
+    from robench.evaluation.findings import Finding
     from robench.store.runs import Run, Runs
 
 
@@ -50,6 +52,7 @@ def command(
 ) -> None:
     """Whether run A differs from run B, on the images and under the attacks that both were judged on."""
     from robench.evaluation import words
+    from robench.evaluation.checks import doubts
     from robench.session import stored
     from robench.store.runs import Runs
     from robench.validity import comparison
@@ -63,8 +66,11 @@ def command(
     store = Runs(runs)
     radii = words.radii(eps) if eps else ()
 
+    doubted: list[Finding] = []
+
     def measured(run: Run) -> comparison.Measured:
         rows = stored([run]) if dataset is None else judged([run], dataset, data_dir, False)[0]
+        doubted.extend(replace(each, name=f"{run.name}: {each.name}") for each in doubts(rows))
         return comparison.Measured.of(run.name, rows)
 
     if defenses:
@@ -76,7 +82,8 @@ def command(
         one, other = [_run(store, first)], [_run(store, second)]
         rows = comparison.compare(measured(one[0]), measured(other[0]), threat, radii)
     click.echo(as_text(rows, style) or _compared(rows))
-    click.echo(comparison.trained_alike(one[0], other[0]), err=style != "table")
+    for each in [comparison.trained_alike(one[0], other[0]), *doubted]:
+        click.echo(each, err=style != "table")
 
 
 def _run(store: Runs, name: str) -> Run:

@@ -26,6 +26,7 @@ from robench.commands._tables import diversity, formatted
 from robench.core.errors import RobenchError
 from robench.core.progress import bar
 from robench.evaluation import schema
+from robench.store.names import RunNames
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,8 @@ def command(**given: Any) -> int:
     asked = _Asked.of(given)
     if asked.dry_run:
         refuse_given({"workers", "require", "log_to"}, "has no effect with --dry-run")
+    for name in asked.names:
+        RunNames(asked.runs).manifest(name)
     from robench.commands._helpers import Part, helpers
     from robench.core.logbook import require
     from robench.core.pool import visible_gpus

@@ -8,6 +8,7 @@ import click
 
 from robench.commands._help import Grouped
 from robench.commands._shared import import_models, require_models, shared
+from robench.store.names import RunNames
 
 _EXAMPLES = ("robench publish my-dverge --out card",)
 
@@ -22,6 +23,7 @@ def command(name: str, out: Path | None, model: tuple[str, ...], runs: str) -> N
     `robench check result`, `robench board` and `robench import` read it; the card says the numbers, hashes,
     normalisation, and the commands that train and judge it again.
     """
+    RunNames(runs).manifest(name)
     from robench.store.runs import Runs
     from robench.studies.card import publish
 

@@ -11,6 +11,7 @@ from robench.commands._shared import device_of, import_models, judged, refuse_gi
 from robench.core.errors import RobenchError
 from robench.core.progress import bar
 from robench.reports.published import names
+from robench.store.names import RunNames
 
 #: Images that fell, shown in the page unless another number is asked for.
 IMAGES = 100
@@ -53,6 +54,8 @@ def command(
     runs: str,
 ) -> None:
     """Draw what was measured on RUNs, or on all: figures as PDF and PNG, their values, tables, report.html."""
+    for name in names:
+        RunNames(runs).manifest(name)
     from robench.evaluation.settings import Settings
     from robench.session import Session
     from robench.store.runs import Runs

@@ -15,6 +15,7 @@ from robench.commands._shared import device_of, import_models, judged, refuse_gi
 from robench.core.errors import RobenchError
 from robench.core.progress import bar
 from robench.core.terminal import drawn, interval
+from robench.store.names import RunNames
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +66,11 @@ def command(
     runs: str,
 ) -> int:
     """What a run is, how its training went, and what was measured on it."""
+    RunNames(runs).manifest(name)
     import json
     from dataclasses import asdict
 
+    from robench.evaluation.checks import doubts
     from robench.reports.style import words
     from robench.session import stored
     from robench.store.runs import Runs
@@ -85,9 +88,9 @@ def command(
     rows = [{**row, "target": f"{name} on {row['data']}"} for row in scores]
     verdicts = _gate.judge(_gate.requirements(require), rows, name, by_low=lower_bound)
     failed = int(not all(verdict.met for verdict in verdicts))
-    doubts = [check for check in outcomes.checks if check.status != "pass"]
+    doubted = doubts(outcomes)
     if style == "json":
-        parts = {"run": about, "history": history, "scores": scores, "doubts": list(map(asdict, doubts))}
+        parts = {"run": about, "history": history, "scores": scores, "doubts": list(map(asdict, doubted))}
         click.echo(json.dumps(parts | ({"requirements": _gate.plain(verdicts)} if verdicts else {}), indent=2))
         return failed
     width = max(map(len, about))
@@ -97,7 +100,7 @@ def command(
     if history:
         click.echo(_trained(history))
     click.echo(_measured(scores) if scores else f"nothing was measured; robench eval {name} --threat whitebox does it")
-    for each in [*doubts, *verdicts]:
+    for each in [*doubted, *verdicts]:
         click.echo(each)
     return failed
 

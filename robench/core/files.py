@@ -15,14 +15,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from robench.core.errors import RobenchError
 
 if TYPE_CHECKING:
     import pandas as pd
     from pydantic import BaseModel
+    from torch import Tensor
 
 
 class Absent(RobenchError, FileNotFoundError):
@@ -30,7 +28,18 @@ class Absent(RobenchError, FileNotFoundError):
 
 
 class Damaged(RobenchError):
-    """A file is not what was written."""
+    """A file is not what was written.
+
+    Attributes:
+        seen: what is wrong with it, without what its owner can do: for whoever was given it to read.
+    """
+
+    def __init__(self, seen: str, remedy: str = "restore it, or remove it and run the command that made it again"):
+        super().__init__(seen, remedy)
+        self.seen = seen
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.args))
 
 
 #: Seconds without a change after which a temporary file is nobody's: no write takes so long.
@@ -112,7 +121,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises RobenchError where the file is absent or damaged."""
+    """What JSON a file holds.
+
+    Raises:
+        Damaged: it is no JSON.
+        RobenchError: it is absent, or no file.
+    """
     if path.exists() and not path.is_file():
         raise RobenchError(f"{path} is no file; restore or remove it")
     try:
@@ -120,7 +134,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise RobenchError(f"{path} does not exist") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise RobenchError(f"{path} is damaged ({error}); remove it and run the same command again") from error
+        raise Damaged(f"{path} is damaged ({error})") from error
 
 
 def write_record(path: Path, value: Mapping[str, Any]) -> None:
@@ -135,27 +149,24 @@ def read_record(path: Path, schema: type[BaseModel] | None = None) -> dict[str, 
         schema: what the values must be.
 
     Raises:
-        RobenchError: absent, damaged, changed since it was written, or of another shape.
+        Damaged: it was changed since it was written, or is of another shape.
+        RobenchError: it is absent, or no file.
     """
     from pydantic import ValidationError
 
     found = read_json(path)
     if not isinstance(found, dict):
-        raise RobenchError(f"{path} is damaged (no JSON object); remove it and run the same command again")
+        raise Damaged(f"{path} is damaged (no JSON object)")
     checksum = found.pop(CHECKSUM, None)
     if checksum is not None and checksum != _checksum(found):
-        raise RobenchError(
-            f"{path} was changed after it was written; restore it, or remove it and run the command again"
-        )
+        raise Damaged(f"{path} was changed after it was written")
     if schema is not None:
         try:
             schema.model_validate(found)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
-            raise RobenchError(
-                f"{path} is damaged: {field}: {first['msg']}; restore it, or remove it and run the command again"
-            ) from error
+            raise Damaged(f"{path} is damaged: {field}: {first['msg']}") from error
     return found
 
 
@@ -207,13 +218,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except FileNotFoundError as error:
         raise Absent(f"{path} does not exist") from error
     except SafetensorError as error:
-        raise Damaged(f"{path} is damaged ({error}); remove it and run the same command again") from error
+        raise Damaged(f"{path} is damaged ({error})") from error
     except OSError as error:
         raise _unreadable(path, error) from error
 
 
 #: The hash of what a file of tensors holds, from its tensors and metadata.
-Hashed = Callable[[Mapping[str, Tensor], Mapping[str, str]], str]
+Hashed = Callable[[Mapping[str, "Tensor"], Mapping[str, str]], str]
 
 
 def of_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -239,7 +250,7 @@ def read_hashed(path: Path, hashed: Hashed = of_tensors) -> tuple[dict[str, Tens
     """
     tensors, metadata = read_tensors(path)
     if metadata.get("hash") != hashed(tensors, metadata):
-        raise Damaged(f"{path} is damaged (it is not what was written); remove it and run the same command again")
+        raise Damaged(f"{path} is damaged (it is not what was written)")
     return tensors, metadata
 
 
@@ -277,7 +288,7 @@ def read_frame(path: Path, columns: Collection[str] = ()) -> pd.DataFrame:
                 return found
     except (ValueError, OSError):  # pyarrow's errors are both
         pass
-    raise Damaged(f"{path} is damaged (it is not what was written); remove it and run the same command again")
+    raise Damaged(f"{path} is damaged (it is not what was written)")
 
 
 def _check_file(path: Path) -> None:
@@ -297,6 +308,8 @@ def content_key(value: Any) -> str:
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     """The hash of named tensors by content, whatever file they are in."""
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()

@@ -10,8 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from robench.core.errors import RobenchError
-from robench.core.files import checked_name, content_key, read_record, write_record
+from robench.core.files import Damaged, checked_name, content_key, read_record, write_record
 
 #: Raise it when the meaning of rows changes; cells of the old version are not reused.
 ROWS_VERSION = 1
@@ -130,22 +129,23 @@ class Cell:
         """The cell of that key whose rows are in ``folder``.
 
         Raises:
-            RobenchError: its manifest is gone, was changed, is of another cell, or contradicts itself.
+            Damaged: its manifest is gone, was changed, is of another cell, or contradicts itself.
         """
+        again = f"restore it, or remove {folder} and evaluate again"
         path = folder / "cells" / f"{checked_name(key, 'cell')}.json"
         if not path.exists():
-            raise RobenchError(f"{path} is gone, so its rows mean nothing; remove {folder} and evaluate again")
+            raise Damaged(f"{path} is gone, so its rows mean nothing", again)
         found = read_record(path)
         try:
             cell = cls._of(_Manifest.model_validate(found))
         except ValidationError as error:
             field = ".".join(map(str, error.errors()[0]["loc"]))
-            raise RobenchError(f"{path} is damaged: {field}; remove {folder} and evaluate again") from error
+            raise Damaged(f"{path} is damaged: {field}", again) from error
         told = cell.manifest()
         wrong = [name for name in told if found.get(name) != told[name]]
         if cell.key != key or wrong:
             what = f"its {wrong[0]} is not its recipe's" if wrong else "its recipe is of another cell"
-            raise RobenchError(f"{path} was changed after it was written: {what}; remove {folder} and evaluate again")
+            raise Damaged(f"{path} was changed after it was written: {what}", again)
         return cell
 
     @classmethod

@@ -69,6 +69,12 @@ def check(outcomes: Outcomes, known: Outcomes | None = None) -> list[Finding]:
     return list(dict.fromkeys([*outcomes.checks, *(each for each in checks if each is not None)]))
 
 
+def doubts(outcomes: Outcomes) -> list[Finding]:
+    """What speaks against the numbers of rows that are kept: what `check` finds on each data set and does not pass."""
+    found = [each for part in outcomes.by_data().values() for each in check(part)]
+    return [each for each in dict.fromkeys(found) if each.status != "pass"]
+
+
 def impossible(outcomes: Outcomes) -> Finding:
     """Rows that no attack and no model can have made."""
     frame = outcomes.frame

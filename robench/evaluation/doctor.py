@@ -62,14 +62,16 @@ _USUAL: dict[int, dict[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
 }
 
 
-def diagnose(model: nn.Module, data: Data) -> list[Finding]:
+def diagnose(model: nn.Module | Sequence[nn.Module], data: Data) -> list[Finding]:
     """What would make a result on ``model`` false; nothing where it is well. A copy is examined: the model is left as
     it was, with whatever it keeps outside its modules.
 
     Args:
-        model: images float32 in [0, 1] (B,C,H,W) -> logits (B,K). Of an `Ensemble` every member is examined.
+        model: images float32 in [0, 1] (B,C,H,W) -> logits (B,K). Of an `Ensemble`, or a list of members, every member
+            is examined.
         data: what it is to be judged on; at most `SAMPLES` of its test images are looked at.
     """
+    model = model if isinstance(model, nn.Module) else Ensemble(model)
     try:
         model = copy.deepcopy(model)
     except Exception as error:  # whatever a user's module may raise

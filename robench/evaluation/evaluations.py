@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from robench.core.errors import RobenchError
-from robench.core.files import content_key, read_record, write_record
+from robench.core.files import Damaged, content_key, read_record, write_record
 
 #: Folder of the records, beside the rows.
 FOLDER = "evaluations"
@@ -67,5 +67,5 @@ class Evaluation:
         told = read_record(path, _Record)
         found = cls(**{**told, "cells": tuple(told["cells"]), "samples": tuple(told["samples"])})
         if found.key != path.stem:
-            raise RobenchError(f"{path} is of evaluation {found.key}; remove it and run the same robench eval again")
+            raise Damaged(f"{path} is of evaluation {found.key}", "remove it and run the same robench eval again")
         return found

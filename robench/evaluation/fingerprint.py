@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robench.core.ensemble import Ensemble
-from robench.core.errors import RobenchError
 from robench.core.fast import ROUNDING, disagreement
-from robench.core.files import content_key, read_tensors, write_tensors
+from robench.core.files import Damaged, content_key, read_tensors, write_tensors
 from robench.core.frozen import frozen
 from robench.core.rng import Stream
 from robench.evaluation.soundness import keyed_torch
@@ -104,5 +103,5 @@ def _read(run: Run) -> tuple[dict[str, Tensor], str]:
         return {}, run.identity
     tensors, metadata = read_tensors(run.folder / FILE)
     if "current" not in metadata:
-        raise RobenchError(f"{run.folder / FILE} is damaged; remove it and run the same command again")
+        raise Damaged(f"{run.folder / FILE} is damaged", "remove it and run the same command again")
     return (tensors, metadata["current"]) if metadata.get("run") == run.identity else ({}, run.identity)

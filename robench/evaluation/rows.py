@@ -110,6 +110,8 @@ class Rows:
             self._index.setdefault(str(cell), set()).update(map(int, samples))
 
 
+#: What was found while rows were made, beside them.
+CHECKS = "checks.json"
 #: Columns that rows of every version have; `FolderRows.refresh` fills in what joined later.
 _read = partial(read_frame, columns=("cell", "sample", "member", "correct"))
 
@@ -156,10 +158,10 @@ class FolderRows(Rows):
         super().remember(target, threat, checks)
         if self._checks != before:
             values = {key: {name: asdict(check) for name, check in own.items()} for key, own in self._checks.items()}
-            write_record(self.folder / "checks.json", values)
+            write_record(self.folder / CHECKS, values)
 
     def _read_checks(self) -> dict[str, dict[str, Finding]]:
-        path = self.folder / "checks.json"
+        path = self.folder / CHECKS
         if not path.exists():
             return {}
         try:
@@ -168,8 +170,7 @@ class FolderRows(Rows):
                 for key, own in read_record(path).items()
             }
         except (RobenchError, TypeError, AttributeError):
-            log.warning(f"{path} is damaged: what it says of these rows is lost; robench eval finds it again")
-            return {}
+            return {}  # `outcomes` tells of which rows nothing is known
 
     def refresh(self) -> None:
         """Reads the parts that are new."""
@@ -235,7 +236,18 @@ class FolderRows(Rows):
         if only is None:
             self._tell_others(identity, own)
         found = self.of(complete)
-        return found.with_checks(self.remembered(identity) if identity is not None else ())
+        if identity is None:
+            return found
+        # Of a result that was cut off before its last word too.
+        unknown = sorted({each.threat for each in complete if f"{identity}/{each.threat}" not in self._checks})
+        lost = Finding(
+            "checks kept",
+            "warn",
+            f"{self.folder / CHECKS} is gone or damaged: what was found while the rows under {', '.join(unknown)} were "
+            f"made is not known",
+            "the same robench eval finds it again",
+        )
+        return found.with_checks([*self.remembered(identity), *([lost] if unknown else [])])
 
     def _tell_others(self, identity: str | None, own: Sequence[Evaluation]) -> None:
         """Cells with rows that belong to no evaluation of this target."""

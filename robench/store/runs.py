@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
 from robench.core.ensemble import Ensemble
-from robench.core.errors import RobenchError, unknown
+from robench.core.errors import RobenchError
 from robench.core.files import (
+    Damaged,
     checked_name,
     content_key,
     read_record,
@@ -26,6 +27,7 @@ from robench.core.files import (
 from robench.core.models import ModelSpec, build
 from robench.core.rules import USUAL, Rule
 from robench.store.claims import Claims
+from robench.store.names import RunNames
 from robench.store.provenance import versions
 
 Role = Literal["target", "surrogate"]
@@ -150,59 +152,45 @@ class Run:
             **{name: str(value) for name, value in recipe.items()},
         }
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights by name; RobenchError where they are absent, damaged, or not those that the manifest names."""
+        tensors, _ = read_tensors(self.folder / "weights.safetensors")
+        if tensors_hash(tensors) != self.weights:
+            raise Damaged(
+                f"the weights of run {self.name!r} are not those that its manifest names",
+                f"restore them, or remove {self.folder} and train or import again",
+            )
+        return tensors
+
     def load(self) -> Ensemble:
         """The ensemble, in eval mode on the CPU.
 
         Raises:
             RobenchError: weights that are absent, damaged, or not those that the manifest names.
         """
-        tensors, _ = read_tensors(self.folder / "weights.safetensors")
-        if tensors_hash(tensors) != self.weights:
-            raise RobenchError(
-                f"the weights of run {self.name!r} are not those that its manifest names; "
-                f"remove {self.folder} and train or import again"
-            )
+        tensors = self.tensors()
         ensemble = Ensemble((build(spec, 0) for spec in self.specs), self.rule)
         load_state(ensemble, tensors, self.name)
         return ensemble.eval()
 
 
-class Runs:
+class Runs(RunNames):
     """The folder that holds all runs."""
-
-    def __init__(self, root: Path | str = "runs") -> None:
-        self.root = Path(root)
-
-    def folder(self, name: str) -> Path:
-        return self.root / checked_name(name)
 
     def claims(self) -> Claims:
         """Who trains and judges what, among all processes that work on these runs."""
         return Claims(self.root / ".claims")
 
-    def names(self) -> list[str]:
-        """Names of finished runs, sorted."""
-        if not self.root.is_dir():
-            return []
-        return sorted(path.parent.name for path in self.root.glob("*/manifest.json"))
-
     def get(self, name: str) -> Run:
         """A finished run; RobenchError where there is none of that name."""
-        if (path := Path(name)).parent != Path() and (path / "manifest.json").exists():
-            raise RobenchError(
-                f"expected the name of a run, got the path {name!r}; type {path.name} --runs {path.parent}"
-            )
-        path = self.folder(name) / "manifest.json"
-        if not path.exists():
-            hint = f"Runs are read from {self.root}; {self.elsewhere() or '--runs names another folder'}."
-            raise unknown("run", name, self.names(), hint)
+        path = self.manifest(name)
         manifest = read_record(path)
         if manifest.get("format") != FORMAT:
-            raise RobenchError(f"{path} is not a manifest of format {FORMAT}; train or import the run again")
+            raise Damaged(f"{path} is not a manifest of format {FORMAT}", "train or import the run again")
         required = {name for name, about in Manifest.model_fields.items() if about.is_required()}
         missing = sorted(required - manifest.keys())
         if missing:
-            raise RobenchError(f"{path} lacks {', '.join(missing)}; train or import the run again")
+            raise Damaged(f"{path} lacks {', '.join(missing)}", "train or import the run again")
         return Run(path.parent, read_record(path, Manifest))
 
     def ancestor(self, entry: Mapping[str, Any]) -> Run | None:
@@ -216,11 +204,6 @@ class Runs:
                     there.append(run)
         # A copy, such as an import, does not say how it was trained.
         return min(there, key=lambda run: (not run.manifest.get("recipe"), run.name != entry["run"]), default=None)
-
-    def elsewhere(self) -> str:
-        """What to type where this is the folder of a study or of a publication, whose runs are one below it."""
-        below = self.root / "runs"
-        return f"they are in --runs {below}" if not self.names() and Runs(below).names() else ""
 
     def unused(self, name: str) -> str:
         """``name``; RobenchError where a run has it."""

@@ -14,8 +14,10 @@ import pandas as pd
 from robench.core.errors import RobenchError
 from robench.core.models import build, is_imported, parameter_count
 from robench.evaluation import cost
+from robench.evaluation.checks import doubts
 from robench.evaluation.findings import Finding, failed
 from robench.evaluation.fingerprint import judged_identity
+from robench.evaluation.outcomes import Outcomes
 from robench.evaluation.rows import FolderRows
 from robench.reports import board
 from robench.store.provenance import versions
@@ -82,11 +84,16 @@ def _read(
         for finding in again(result, right) if right else ():
             found.append((next((run for run in right if finding.name.startswith(f"{run} ")), ""), finding))
     entries: list[_Keyed] = []
+    doubted: list[Finding] = []
     for run, rows in kept.items():
         # What is damaged was found above.
         with suppress(*UNREADABLE):
-            entries += _entries(name, result.store.get(run), result.store, rows, _standing(found, run))
-    return board.Judged(name, _standing(found), tuple(finding for _, finding in found)), entries
+            read = result.store.get(run)
+            outcomes = rows.outcomes(judged_identity(read)).called(run)
+            entries += _entries(name, read, result.store, outcomes, _standing(found, run))
+            # Of the numbers, and not of whether the files are those that were written.
+            doubted += [replace(each, name=f"{run}: {each.name}") for each in doubts(outcomes)]
+    return board.Judged(name, _standing(found), (*(finding for _, finding in found), *doubted)), entries
 
 
 def _standing(found: Sequence[tuple[str, Finding]], run: str | None = None) -> board.Standing:
@@ -106,12 +113,12 @@ def _judged_on(rows: FolderRows) -> set[str]:
     return set()
 
 
-def _entries(name: str, run: Run, store: Runs, rows: FolderRows, standing: board.Standing) -> Iterator[_Keyed]:
+def _entries(name: str, run: Run, store: Runs, measured: Outcomes, standing: board.Standing) -> Iterator[_Keyed]:
     """One for each data set that the run was judged on."""
     known = all(":" not in spec.name or is_imported(spec.name) for spec in run.specs)
     parameters = sum(parameter_count(build(spec, 0)) for spec in run.specs) if known else None
     identity = judged_identity(run)
-    for data, outcomes in rows.outcomes(identity).by_data().items():
+    for data, outcomes in measured.by_data().items():
         told = run.manifest["data"] or {}
         called = told["name"] if str(told.get("fingerprint", "")).startswith(data) else data
         entry = board.Entry((name,), called, outcomes.frame, standing, parameters, _training(run, store))

@@ -17,6 +17,7 @@ from robench.core.models import build, parameter_count
 from robench.defenses import DEFENSES
 from robench.evaluation import words
 from robench.evaluation.cells import Cell
+from robench.evaluation.checks import doubts
 from robench.evaluation.evaluations import Evaluation
 from robench.evaluation.fingerprint import FILE, judged_identity
 from robench.evaluation.outcomes import Outcomes
@@ -121,9 +122,9 @@ def card(
 ) -> str:
     """What the run is, as Markdown with the header that model hubs read."""
     surrogates, checks = list(surrogates), outcomes.checks
-    doubts = [f"* {each}" for each in checks if each.status != "pass"]
-    found = ["What speaks against these numbers:", "", *doubts]
-    if not doubts:
+    doubted = [f"* {each}" for each in doubts(outcomes)]
+    found = ["What speaks against these numbers:", "", *doubted]
+    if not doubted:
         found = [f"{len(checks)} checks found nothing that speaks against these numbers." if checks else "Not checked."]
     named = [f"Surrogates, in `runs/`: {', '.join(f'`{each.name}`' for each in surrogates)}.", ""] if surrogates else []
     lines = [

@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import TypeVar
 
 from robench.core.errors import RobenchError
-from robench.core.files import read_json, read_record, read_tensors, tensors_hash
+from robench.core.files import Damaged, read_json, read_record, read_tensors, tensors_hash
 from robench.evaluation.checks import impossible
 from robench.evaluation.evaluations import FOLDER, Evaluation
 from robench.evaluation.findings import Finding
 from robench.evaluation.fingerprint import judged_identity
 from robench.evaluation.outcomes import Outcomes
-from robench.evaluation.rows import FolderRows
+from robench.evaluation.rows import CHECKS, FolderRows
 from robench.session import OUTCOMES
 from robench.store.runs import Runs
 from robench.studies.state import DRAWN
 from robench.studies.summary import objects
 
+#: What to do about a result of others that is not what was written.
+OWNER = "ask whoever made it for the files as they were written"
 #: The numbers of a study's report.
 SUMMARY = "report/summary.json"
 #: What reading a damaged file of others may raise; `RobenchError` is a ValueError.
@@ -60,10 +62,22 @@ class ResultFolder:
         """
         kept = {name: FolderRows(self.store.folder(name) / OUTCOMES, repair=False) for name in self.names}
         if not any(len(each.parts()) or each.damaged for each in kept.values()):
+            lost = [name for name, each in kept.items() if any((each.folder / FOLDER).glob("*.json"))]
+            if lost:
+                raise RobenchError(
+                    f"{self.folder} holds no rows, and says that {', '.join(lost)} was evaluated: the files "
+                    f"outcomes/part-*.parquet are gone; {OWNER}"
+                )
             raise RobenchError(
                 f"{self.folder} holds no rows; name the folder of a study, of a run or of runs (--runs of robench eval)"
             )
         return kept
+
+    def nameless(self) -> list[str]:
+        """Folders with rows beside those of the runs, sorted: their manifests are gone."""
+        if (self.folder / "manifest.json").is_file():
+            return []
+        return sorted({path.parent.name for path in self.store.root.glob(f"*/{OUTCOMES}")} - set(self.names))
 
     def intact(self, kept: Mapping[str, FolderRows]) -> Iterator[tuple[str, Finding]]:
         """What a change to a file breaks, run by run.
@@ -74,9 +88,14 @@ class ResultFolder:
         Returns:
             Pairs of the run's name, empty for the study's report, and what was found.
         """
+        for name in self.nameless():
+            yield name, Finding(f"{name}: manifest", "warn", "is not here, so its rows count in no number", OWNER)
         for name, rows in kept.items():
-            for check in (_weights, _damaged, _cells, _rows, _evaluations):
-                if found := guarded(f"{name}: files", partial(check, self, name, rows)):
+            told: list[Finding] = []
+            for check in (_weights, _damaged, _cells, _rows, _evaluations, _checks):
+                found = guarded(f"{name}: files", partial(check, self, name, rows))
+                if found and found not in told:  # several of them read the manifest
+                    told.append(found)
                     yield name, found
         if (self.folder / SUMMARY).exists():
             yield "", guarded(SUMMARY, partial(summary, self.folder, kept))
@@ -86,16 +105,12 @@ def guarded(what: str, attempt: Callable[[], F]) -> F | Finding:
     """Files of others may hold anything."""
     try:
         return attempt()
+    except Damaged as error:
+        return Finding(what, "fail", error.seen, OWNER)
     except RobenchError as error:
         return Finding(what, "fail", str(error))
     except UNREADABLE as error:
         return Finding(what, "fail", f"a file of it is damaged ({error!r})")
-
-
-def damaged(result: Path, rows: FolderRows) -> Iterator[Finding]:
-    """Parts whose bytes are not those that were written."""
-    for path in rows.damaged:
-        yield Finding(str(path.relative_to(result)), "fail", "is not what was written: its name is not its hash")
 
 
 def _weights(result: ResultFolder, name: str, rows: FolderRows) -> Finding:
@@ -104,12 +119,15 @@ def _weights(result: ResultFolder, name: str, rows: FolderRows) -> Finding:
     if not path.exists():
         return Finding(f"{name}: weights", "warn", "are not here: nobody can make its images again")
     if tensors_hash(read_tensors(path)[0]) != run.weights:
-        return Finding(f"{name}: weights", "fail", "are not those that its manifest names")
+        return Finding(f"{name}: weights", "fail", "are not those that its manifest names", OWNER)
     return Finding(f"{name}: weights", "pass", f"SHA-256 {run.weights[:16]}…, as its manifest says")
 
 
 def _damaged(result: ResultFolder, name: str, rows: FolderRows) -> Finding | None:
-    return next(damaged(result.folder, rows), None)
+    if not rows.damaged:
+        return None
+    parts = ", ".join(str(path.relative_to(result.folder)) for path in rows.damaged)
+    return Finding(parts, "fail", "is not what was written: its name is not its hash", OWNER)
 
 
 def _cells(result: ResultFolder, name: str, rows: FolderRows) -> Finding | None:
@@ -129,7 +147,7 @@ def _rows(result: ResultFolder, name: str, rows: FolderRows) -> Finding | None:
     if parts.empty:
         return None
     if twice := int(parts.duplicated(_ROW).sum()):
-        return Finding(f"{name}: rows", "fail", f"{twice} of {len(parts)} are there twice, with different values")
+        return Finding(f"{name}: rows", "fail", f"{twice} of {len(parts)} rows are there twice, with different values")
     # A sample has one label in each data set.
     found = [impossible(each) for each in rows.everything().by_data().values()]
     told = max(found, key=lambda each: each.status == "fail")
@@ -137,16 +155,25 @@ def _rows(result: ResultFolder, name: str, rows: FolderRows) -> Finding | None:
 
 
 def _evaluations(result: ResultFolder, name: str, rows: FolderRows) -> Finding | None:
-    paths = sorted((rows.folder / FOLDER).glob("*.json"))
-    if not paths:
+    found = [Evaluation.read(path) for path in sorted((rows.folder / FOLDER).glob("*.json"))]
+    keys = set(rows.parts()["cell"].unique())
+    if lone := keys - {cell for each in found for cell in each.cells}:
+        evidence = f"{len(lone)} of {len(keys)} cells with rows belong to none of {len(found)}, and count in no number"
+        return Finding(f"{name}: evaluations", "warn", evidence, OWNER)
+    if not found:
         return None
-    found = [Evaluation.read(path) for path in paths]
     lacking = [each for each in found if not each.part and rows.missing(each)]
     if lacking:
         missing = sum(map(rows.missing, lacking))
         evidence = f"{len(lacking)} of {len(found)} lack {missing} verdicts: they were cut off, or rows are gone"
         return Finding(f"{name}: evaluations", "warn", evidence)
     return Finding(f"{name}: evaluations", "pass", f"{len(found)} are whole")
+
+
+def _checks(result: ResultFolder, name: str, rows: FolderRows) -> None:
+    """What was found while the rows were made can be read, where it is there."""
+    if (rows.folder / CHECKS).exists():
+        read_record(rows.folder / CHECKS)
 
 
 def summary(folder: Path, kept: Mapping[str, FolderRows]) -> Finding:

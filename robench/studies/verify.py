@@ -27,7 +27,7 @@ from robench.evaluation.settings import Settings
 from robench.evaluation.threats import BLACKBOX, Job, Threat
 from robench.session import OUTCOMES, Session
 from robench.store.runs import Run, Runs
-from robench.studies.intact import SUMMARY, UNREADABLE, ResultFolder, damaged, guarded, summary
+from robench.studies.intact import SUMMARY, UNREADABLE, ResultFolder, guarded, summary
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +88,8 @@ def verify(
     """
     found = ResultFolder.at(result)
     store, kept = found.store, found.rows()
-    for each in kept.values():
-        yield from damaged(found.folder, each)
+    told = [each for name, each in found.intact(kept) if name and each.status != "pass"] if only is None else []
+    yield from told
     rows = {name: each.parts() for name, each in kept.items()}
     chosen = [(name, str(cell)) for name in (rows if only is None else only) for cell in rows[name]["cell"].unique()]
     if not chosen:
@@ -108,10 +108,19 @@ def verify(
 
     for label in [] if dataset else _labels(store, {name for name, _ in possible}):
         sessions[label] = _session(store, label, data_dir, device)
+    # What is wrong with a run is told once, and not of each of its cells.
+    broken = {name: guarded(f"{name} files", partial(_readable, store, name)) for name, _ in possible}
+    yield from (each for each in broken.values() if each and each.evidence not in {one.evidence for one in told})
     for name, cell in possible:
-        yield guarded(f"{name} {cell}", partial(tried, name, cell))
+        if broken[name] is None:
+            yield guarded(f"{name} {cell}", partial(tried, name, cell))
     if only is None and (result / SUMMARY).exists():
         yield guarded(SUMMARY, lambda: summary(result, kept))
+
+
+def _readable(store: Runs, name: str) -> None:
+    """Refuses, as `Run.load` does and without its code, a run whose manifest or weights are not what was written."""
+    store.get(name).tensors()
 
 
 def _labels(store: Runs, names: Collection[str]) -> list[str]:

@@ -91,6 +91,7 @@ def test_a_sound_model_has_no_finding_and_stays_as_it_was(images: Data) -> None:
     state = torch.random.get_rng_state()
     assert diagnose(model, images) == []
     assert diagnose(Ensemble([model, sound()]).eval(), images) == []
+    assert diagnose([model, sound()], images) == []
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(parameter.requires_grad for parameter in model.parameters())

@@ -14,6 +14,7 @@ import pytest
 
 from robench.cli import run
 from robench.core.files import read_frame, write_frame
+from robench.evaluation.rows import CHECKS
 from robench.evaluation.worst import worst
 from robench.reports import board as page_of
 from robench.reports import html
@@ -245,11 +246,54 @@ def test_files_that_were_changed_are_found_without_data(
 
 def test_what_is_missing_is_told_and_no_refusal(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folders / "alice/runs/base/weights.safetensors").unlink()
-    rows(folders / "alice", lambda frame: frame.iloc[:-1])
+    one = ["cell", "sample"]  # a cell of transfer has a row of every member
+    rows(folders / "alice", lambda frame: frame[(frame[one] != frame[one].iloc[-1]).any(axis=1)])
     assert run(["check", "result", "alice", "--files"]) == 0
     said = capsys.readouterr().out
     assert "warn  base: weights: are not here" in said
     assert "lack 1 verdicts" in said
+    assert said.splitlines()[-1] == "the files agree: 3 of 5"  # what warns was counted too
+
+
+def test_a_damaged_manifest_is_told_once_and_a_reader_is_not_told_to_remove_it(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`check result` said it of every file and cell that needs the manifest, with advice for its owner."""
+    spoil_manifest(folders / "alice")
+    for options in (["--files"], ["--dataset", "npz:noise.npz", "--device", "cpu"]):
+        assert run(["check", "result", "alice", *options]) == 1
+        said = [line for line in capsys.readouterr().out.splitlines() if "manifest.json" in line]
+        assert len(said) == 1
+        assert "ask whoever made it" in said[0]
+        assert "remove" not in said[0]
+
+
+def test_what_was_found_of_rows_cannot_be_removed_unnoticed(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folders / "alice/runs/base" / OUTCOMES / CHECKS
+    path.write_text(path.read_text().replace('"pass"', '"warn"', 1))
+    assert run(["check", "result", "alice", "--files"]) == 1
+    assert f"{CHECKS} was changed" in capsys.readouterr().out
+    path.unlink()
+    assert run(["show", "base", "--runs", "alice/runs"]) == 0
+    assert "warn  checks kept: " in capsys.readouterr().out
+
+
+def test_rows_that_count_nowhere_are_told(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A result without the record of its strongest attack, or without a manifest, passed in silence."""
+    shutil.rmtree(folders / "alice/runs/base" / OUTCOMES / "evaluations")
+    assert run(["check", "result", "alice", "--files"]) == 0
+    assert "warn  base: evaluations: " in capsys.readouterr().out
+    (folders / "alice/runs/base/manifest.json").rename(folders / "manifest.json")
+    shutil.copytree(folders / "bob/runs/base", folders / "alice/runs/other")
+    assert run(["check", "result", "alice", "--files"]) == 0
+    assert "warn  base: manifest: is not here" in capsys.readouterr().out
+
+
+def test_files_of_rows_that_are_gone_are_told(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (folders / "alice/runs/base" / OUTCOMES).glob("part-*.parquet"):
+        path.unlink()
+    assert run(["check", "result", "alice", "--files"]) == 2
+    assert "says that base was evaluated: the files outcomes/part-*.parquet are gone" in capsys.readouterr().err
 
 
 def test_outcomes_of_nobody_are_an_error(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:

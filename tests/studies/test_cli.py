@@ -253,6 +253,24 @@ def test_help_needs_neither_torch_nor_time(work: Path) -> None:
     assert finished.stdout.splitlines()[-1] == "False False"
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["show", "nobody"], ["report", "nobody"], ["publish", "nobody"], ["board", "nobody"],
+        ["eval", "nobody", "--threat", "whitebox"],
+    ],
+)  # fmt: skip
+def test_a_typo_is_answered_before_anything_slow_is_imported(work: Path, command: list[str]) -> None:
+    """They imported torch and matplotlib first, which takes seconds."""
+    code = (
+        f"import sys, robench.cli; code = robench.cli.run({command!r}); "
+        f"print(code, *(name in sys.modules for name in ('torch', 'pandas', 'matplotlib')))"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert finished.stdout == "2 False False False\n"
+    assert "nobody" in finished.stderr
+
+
 #: An evaluation that takes a second or two, so that it can be cut off or shared.
 LONG = [
     "eval",

@@ -13,6 +13,10 @@ from PIL import Image
 
 from robench.cli import run
 from robench.core.data import Data, at_hand, load
+from robench.core.files import read_frame, write_frame
+from robench.evaluation.findings import Finding
+from robench.evaluation.fingerprint import judged_identity
+from robench.evaluation.rows import FolderRows
 from robench.evaluation.words import attacks
 from robench.reports import published
 from robench.session import OUTCOMES, Session, stored
@@ -94,6 +98,31 @@ def test_show_in_the_terminal(place: Path, capsys: pytest.CaptureFixture[str]) -
     bare = said(capsys, "show", "sub")
     assert "nothing was measured; robench eval sub" in bare
     assert "epochs" not in bare
+
+
+def test_compare_and_board_say_what_show_says_against_numbers(
+    place: Path, judged: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """compare said which run is better on rows whose checks had failed, and show looked at no row itself."""
+    base = judged.store.get("base")
+    rows = FolderRows(base.folder / OUTCOMES)
+    chance = Finding("surrogate sub", "fail", "it knows no more of the data than chance")
+    rows.remember(judged_identity(base), "blackbox", [chance])
+    for path in rows.folder.glob("part-*.parquet"):
+        frame = read_frame(path)
+        path.unlink()
+        write_frame(rows.folder, frame.assign(linf=frame["linf"] + 1))
+    shutil.copytree(base.folder, base.folder.with_name("other"))
+    shown = [line for line in said(capsys, "show", "base").splitlines() if line.startswith("fail")]
+    assert str(chance) in shown
+    assert any(line.startswith("fail  rows possible: ") for line in shown)
+    compared = said(capsys, "compare", "base", "other", "--threat", "blackbox")
+    assert compared.count("knows no more of the data than chance") == 2
+    assert said(capsys, "board", "runs") == "board.html\n"
+    page = (place / "board.html").read_text()
+    for line in shown:
+        assert line.replace("fail  ", "fail  base: ") in compared
+        assert f"base: {line.removeprefix('fail  ').split(': ')[0]}" in page
 
 
 def test_show_writes_a_sheet(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
