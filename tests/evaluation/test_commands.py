@@ -32,6 +32,8 @@ from tests import forged
 from tests.core import chores
 from tests.small import SPEC, ensemble
 
+pytestmark = pytest.mark.slow
+
 ON = ["--dataset", "npz:noise.npz", "--samples", "24", "--steps", "3", "--restarts", "2"]
 EVAL = [*ON, "--device", "cpu"]
 
