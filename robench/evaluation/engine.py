@@ -179,9 +179,10 @@ class Evaluator:
         if threat.clean:
             rows = self._rows.of(target, threat.name)
             # Reports count what other evaluations judged of these cells too.
-            everything = sorted(set[int]().union(*map(rows.samples, evaluation.cells)))
-            said.append(stands_for(self.data, torch.tensor(evaluation.samples)))
-            kept.append(stands_for(self.data, torch.tensor(everything)))
+            everything = tuple(sorted(set[int]().union(*map(rows.samples, evaluation.cells))))
+            of_samples = {each: stands_for(self.data, torch.tensor(each)) for each in {evaluation.samples, everything}}
+            said.append(of_samples[evaluation.samples])
+            kept.append(of_samples[everything])
         self._rows.of(target).remember(target.identity, threat.name, kept)
         return own.with_checks(said)
 

@@ -109,7 +109,8 @@ def verify(
     for label in [] if dataset else _labels(store, {name for name, _ in possible}):
         sessions[label] = _session(store, label, data_dir, device)
     # What is wrong with a run is told once, and not of each of its cells.
-    broken = {name: guarded(f"{name} files", partial(_readable, store, name)) for name, _ in possible}
+    names = dict.fromkeys(name for name, _ in possible)
+    broken = {name: guarded(f"{name} files", partial(_readable, store, name)) for name in names}
     yield from (each for each in broken.values() if each and each.evidence not in {one.evidence for one in told})
     for name, cell in possible:
         if broken[name] is None:
